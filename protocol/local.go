@@ -1,0 +1,101 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Local frames run between processes of one machine and one user: a node and its worker processes
+// (pipes), a client and its node (the control socket, after the upgrade). Each is, little-endian,
+//
+//	u32 length of what follows · u8 type · u64 id · header and raw bytes of that type
+//
+// docs/protocol.md has the table of types with their headers; Go and Python test the same vectors.
+
+// LocalType is the type of a local frame.
+type LocalType byte
+
+// Node → worker process: 0x01–0x1f; worker process → node: 0x81–0x9f.
+const (
+	// WorkerLoad loads a program; id is its handle. Body: JSON.
+	WorkerLoad LocalType = 0x01
+	// WorkerRun runs an item; id is the item. Body: u64 handle, u32 index, raw input.
+	WorkerRun LocalType = 0x02
+	// WorkerUnload forgets a program; id is its handle. No body.
+	WorkerUnload LocalType = 0x03
+
+	// WorkerLoaded says that program id is ready. Body: JSON.
+	WorkerLoaded LocalType = 0x81
+	// WorkerLoadFailed says why it is not. Body: JSON.
+	WorkerLoadFailed LocalType = 0x82
+	// WorkerDone brings the outcome of item id. Body: u8 status, i32 exit code, u64 run time in µs,
+	// u32 length of output, u32 length of log, u32 length of error, then these three.
+	WorkerDone LocalType = 0x83
+)
+
+// Client → node: 0x20–0x3f; node → client: 0xa0–0xbf.
+const (
+	// ControlOpen opens a job; id is the request. Body: JSON.
+	ControlOpen LocalType = 0x20
+	// ControlAdd adds tasks to a job. Body: 16 bytes job, u32 first index, u32 count, then for each
+	// task u32 length and its input.
+	ControlAdd LocalType = 0x21
+	// ControlClose says how many tasks the job has; answered when all are accepted (of a detached job:
+	// and synced). Body: 16 bytes job, u32 count.
+	ControlClose LocalType = 0x22
+	// ControlWatch asks for results from a cursor on, and those to come. Body: 16 bytes job, u64 cursor.
+	ControlWatch LocalType = 0x23
+	// ControlCancel cancels a job or a task. Body: 16 bytes job, u32 index or 0xffffffff.
+	ControlCancel LocalType = 0x24
+
+	// ControlOK answers request id. No body.
+	ControlOK LocalType = 0xa0
+	// ControlError answers request id. Body: JSON {"code","message","fix"}.
+	ControlError LocalType = 0xa1
+	// ControlResults brings results for watch id; see docs/protocol.md for their layout.
+	ControlResults LocalType = 0xa2
+	// ControlEnd ends watch id: the job has ended and all its results were sent. Body: JSON.
+	ControlEnd LocalType = 0xa3
+)
+
+// MaxLocal is the largest local frame: a task's whole output (16 MiB) and log (1 MiB) and some room.
+const MaxLocal = 18 << 20
+
+const localHeader = 1 + 8
+
+// AppendLocal appends a frame to b. The body is given in parts, so that callers need not join them.
+func AppendLocal(b []byte, t LocalType, id uint64, parts ...[]byte) []byte {
+	n := localHeader
+	for _, p := range parts {
+		n += len(p)
+	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(n))
+	b = append(b, byte(t))
+	b = binary.LittleEndian.AppendUint64(b, id)
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
+
+// ReadLocal reads one frame of at most max bytes (as the length field counts them). The body is the
+// caller's to keep. io.EOF means an end between frames; errors of the bytes themselves wrap ErrProtocol.
+func ReadLocal(r io.Reader, max int) (t LocalType, id uint64, body []byte, err error) {
+	var h [4 + localHeader]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, 0, nil, err // io.EOF or ErrUnexpectedEOF
+	}
+	n := binary.LittleEndian.Uint32(h[:])
+	if n < localHeader || uint64(n) > uint64(max) {
+		return 0, 0, nil, fmt.Errorf("%w: local frame of %d bytes, want %d to %d", ErrProtocol, n, localHeader, max)
+	}
+	body = make([]byte, n-localHeader)
+	if _, err := io.ReadFull(r, body); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, 0, nil, err
+	}
+	return LocalType(h[4]), binary.LittleEndian.Uint64(h[5:]), body, nil
+}

@@ -1,0 +1,116 @@
+package tasks
+
+import "meshnode/protocol"
+
+// Event is something that happened to the node: the input of Scheduler.Step. The scheduler keeps
+// what an event points to; the caller must not change it afterwards.
+type Event interface{ event() }
+
+// Submit opens a job, adds tasks to it, or closes it; one Submit may do all three. It may be repeated:
+// what the job has already is passed over. Errors: ErrNoJob, ErrGap, ErrTooMany, ErrClosed.
+type Submit struct {
+	Job    protocol.JobID
+	Spec   *protocol.Job // opens the job; nil: it is open
+	First  uint32        // index of Inputs[0]; at most the number of tasks the job has
+	Inputs []Input
+	Close  bool   // the job has Count tasks, and no more will come
+	Count  uint32 // if Close
+	Client bool   // somebody watches: an attached job may be cancelled once its client is gone
+}
+
+// Input is what one task gets: up to protocol.MaxInline bytes, or a blob that is on the origin's disk.
+type Input struct {
+	Data []byte
+	Blob *protocol.Blob
+}
+
+// Cancel ends a job, or one task of it if Task is not nil. Unknown jobs: ErrNoJob. What has ended stays.
+type Cancel struct {
+	Job    protocol.JobID
+	Task   *uint32
+	Reason string
+}
+
+// Forget drops an ended job and its results. ErrNoJob, ErrRunning.
+type Forget struct{ Job protocol.JobID }
+
+// PeerUp says that a stream to a peer is open and its Hello was read. A stream that replaces another of
+// the same peer may come up before the PeerDown of the old one; that PeerDown is then ignored.
+type PeerUp struct {
+	Peer    protocol.NodeID
+	Session uint64 // of the stream: unique in this process, rising
+	Hello   *protocol.Hello
+	// Allowed are the runtimes (without versions: "wasm", "python") that the peer may use here and that we
+	// may use there, by certificates and the owners' policies.
+	MayUseHere, MayUseThere []string
+}
+
+// PeerDown says that a stream is gone. Clean: a Bye was read.
+type PeerDown struct {
+	Peer    protocol.NodeID
+	Session uint64
+	Clean   bool
+	Reason  string
+}
+
+// Receive is a message from a peer's stream, in order within the stream.
+type Receive struct {
+	Peer    protocol.NodeID
+	Session uint64
+	Message protocol.Message
+}
+
+// Prepared answers a Prepare: the program is here, compiled, and its tasks can start; or not.
+type Prepared struct {
+	Origin protocol.NodeID
+	Job    protocol.JobID
+	// Invalid: no node can run the program; its tasks fail with this sentence.
+	Invalid string
+	// Unable: this node cannot, now; its tasks go back with this sentence.
+	Unable string
+}
+
+// Finished is what a slot says of the items of its Start, once or in parts.
+type Finished struct {
+	Slot     int
+	Outcomes []*protocol.Outcome
+	// Returned were not run, or stopped by a Stop, and have no outcome.
+	Returned []protocol.Attempt
+	// Idle: the slot has nothing any more and takes the next Start.
+	Idle bool
+}
+
+// Fetched answers a Fetch: the bytes are on this disk and verified, or cannot be had from that peer (Err).
+type Fetched struct {
+	Attempt protocol.Attempt
+	Peer    protocol.NodeID
+	Err     string
+}
+
+// SetSlots changes how many tasks run here at once, from now on. What runs in a slot that is taken away ends first.
+type SetSlots struct{ Slots int }
+
+// SetPaused stops taking and starting work ("" goes on). Running tasks end; queued ones go back.
+type SetPaused struct{ Reason string }
+
+// Shutdown is the first half of a clean stop: queued and running attempts of others go back to their
+// origins, nothing is granted or started any more. The node sends the Ready that follows, then Bye.
+type Shutdown struct{ Reason string }
+
+// Tick says that time has passed. The node sends it when Ready.Wake has come and all waiting events were
+// handed in: an expiring lease must not overtake the heartbeat that renews it.
+type Tick struct{}
+
+func (Submit) event()    {}
+func (Cancel) event()    {}
+func (Forget) event()    {}
+func (PeerUp) event()    {}
+func (PeerDown) event()  {}
+func (Receive) event()   {}
+func (Prepared) event()  {}
+func (Finished) event()  {}
+func (Fetched) event()   {}
+func (SetSlots) event()  {}
+func (SetPaused) event() {}
+func (Shutdown) event()  {}
+func (Tick) event()      {}

@@ -1,0 +1,191 @@
+package tasks
+
+import "meshnode/protocol"
+
+// Ready is what the scheduler wants done, since the last Ready. The order is the order of the fields:
+//
+//  1. Records are written, as one atomic batch. A failed write ends the node: nothing below is done then.
+//  2. What is not marked Durable is carried out; the write need not be synced.
+//  3. What is marked Durable is carried out after the write was synced. Sync says that there is some; without
+//     it the write is synced with a later one, within 100 ms.
+//
+// The slices are the caller's.
+type Ready struct {
+	Records  []Record
+	Sync     bool
+	Messages []Outgoing
+	Stop     []Stop
+	Prepare  []Prepare
+	Start    []Start
+	Fetch    []Fetch
+	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome or job that held it
+	Notices  []Notice
+	// Wake is when the next Tick is due, in the time of Step; 0: not before another event.
+	Wake int64
+}
+
+// Empty reports that there is nothing to do but wait.
+func (r *Ready) Empty() bool {
+	return len(r.Records) == 0 && !r.Sync && len(r.Messages) == 0 && len(r.Stop) == 0 && len(r.Prepare) == 0 &&
+		len(r.Start) == 0 && len(r.Fetch) == 0 && len(r.Unpin) == 0 && len(r.Notices) == 0
+}
+
+// Outgoing is a message for the stream Session of a peer; if that stream is gone, the message is dropped.
+type Outgoing struct {
+	Peer    protocol.NodeID
+	Session uint64
+	Message protocol.Message
+	Durable bool
+}
+
+// Start runs Items in Slot, one after the other, until Finished says Idle. All are of one job.
+type Start struct {
+	Slot   int
+	Origin protocol.NodeID // who submitted the job; may be this node
+	Job    protocol.JobID
+	Items  []Item
+}
+
+// Item is one attempt to run.
+type Item struct {
+	Attempt protocol.Attempt
+	Input   Input
+}
+
+// Stop ends the named attempts of a slot: one that runs is killed, one that waits in it is left out. The
+// slot answers with Finished, Returned or an outcome that was already there.
+type Stop struct {
+	Slot     int
+	Attempts []protocol.Attempt
+}
+
+// Prepare fetches and compiles a program, as soon as its job is announced and before its tasks start.
+// Drop instead ends the node's use of it.
+type Prepare struct {
+	Origin protocol.NodeID
+	Info   *protocol.JobInfo
+	Drop   bool
+}
+
+// Fetch brings the blobs of an outcome to this disk, verified, and pins them: the task is not done before.
+type Fetch struct {
+	Attempt protocol.Attempt
+	Peer    protocol.NodeID
+	Blobs   []*protocol.Blob
+}
+
+// Notice tells the watchers of a job what happened.
+type Notice struct {
+	Kind    NoticeKind
+	Job     protocol.JobID
+	Count   uint32            // Accepted: tasks the job has now
+	Done    *Done             // TaskDone
+	State   JobState          // JobEnded
+	Durable bool              // only after the sync
+	Peer    protocol.NodeID   // Moved
+	Attempt protocol.Attempt  // Moved
+	Reason  string
+}
+
+// NoticeKind says which fields of a Notice count.
+type NoticeKind byte
+
+// The kinds of notices.
+const (
+	Accepted NoticeKind = iota + 1
+	TaskDone
+	JobEnded
+)
+
+// Done is a terminal task: its result in the order in which the job's tasks ended.
+type Done struct {
+	Seq      uint32 // counts the job's terminal tasks from 0: the cursor of its results
+	Outcome  *protocol.Outcome
+	Worker   protocol.NodeID // empty if cancelled before it was granted
+	Attempts uint32          // that were granted, this one included
+}
+
+// JobState is what a job is doing.
+type JobState byte
+
+// The states of a job. In: Submit, Restore. Out: Done, Failed and Cancelled are for ever; a crash of the
+// origin leaves the others Waiting or Running.
+const (
+	JobWaiting   JobState = iota + 1 // no task of it runs
+	JobRunning                       // an attempt is granted
+	JobDone                          // closed, and all tasks ended well
+	JobFailed                        // closed, all tasks ended, one or more badly
+	JobCancelled                     // cancelled
+)
+
+func (s JobState) String() string {
+	return [...]string{"", "waiting", "running", "done", "failed", "cancelled"}[s]
+}
+
+// Record is something that must survive a crash. The journal writes them in order and hands them back to
+// Restore in any order in which those of one job stay in theirs.
+type Record interface{ record() }
+
+// EpochRecord is the origin's epoch from now on. It is synced before anything is sent in that epoch.
+type EpochRecord struct{ Epoch uint64 }
+
+// JobRecord is an opened job.
+type JobRecord struct{ Spec *protocol.Job }
+
+// TasksRecord are accepted tasks.
+type TasksRecord struct {
+	Job    protocol.JobID
+	First  uint32
+	Inputs []Input
+}
+
+// ClosedRecord says that a job has Count tasks.
+type ClosedRecord struct {
+	Job   protocol.JobID
+	Count uint32
+}
+
+// GrantedRecord says that Worker may hold attempts of Job: written once for the pair. After a restart
+// they are granted again only when Worker says that it does not hold them, or after a time.
+type GrantedRecord struct {
+	Job    protocol.JobID
+	Worker protocol.NodeID
+}
+
+// DoneRecord is a terminal task.
+type DoneRecord struct {
+	Job  protocol.JobID
+	Done *Done
+}
+
+// CancelRecord says that a job was cancelled: each of its tasks that has no DoneRecord is cancelled.
+type CancelRecord struct {
+	Job    protocol.JobID
+	Reason string
+}
+
+// ForgetRecord deletes a job, its tasks and results.
+type ForgetRecord struct{ Job protocol.JobID }
+
+// HeldRecord is an outcome that this node, as a worker, keeps for Origin until it is answered.
+type HeldRecord struct {
+	Origin  protocol.NodeID
+	Outcome *protocol.Outcome
+}
+
+// AnsweredRecord deletes a HeldRecord.
+type AnsweredRecord struct {
+	Origin  protocol.NodeID
+	Attempt protocol.Attempt
+}
+
+func (EpochRecord) record()    {}
+func (JobRecord) record()      {}
+func (TasksRecord) record()    {}
+func (ClosedRecord) record()   {}
+func (GrantedRecord) record()  {}
+func (DoneRecord) record()     {}
+func (CancelRecord) record()   {}
+func (ForgetRecord) record()   {}
+func (HeldRecord) record()     {}
+func (AnsweredRecord) record() {}
