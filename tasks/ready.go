@@ -78,12 +78,12 @@ type Fetch struct {
 type Notice struct {
 	Kind    NoticeKind
 	Job     protocol.JobID
-	Count   uint32            // Accepted: tasks the job has now
-	Done    *Done             // TaskDone
-	State   JobState          // JobEnded
-	Durable bool              // only after the sync
-	Peer    protocol.NodeID   // Moved
-	Attempt protocol.Attempt  // Moved
+	Count   uint32           // Accepted: tasks the job has now
+	Done    *Done            // TaskDone
+	State   JobState         // JobEnded
+	Durable bool             // only after the sync
+	Peer    protocol.NodeID  // Moved
+	Attempt protocol.Attempt // Moved
 	Reason  string
 }
 

@@ -1,0 +1,185 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+// What the local interface asks of a Node and shows of it. node/control declares the interface that
+// names the methods it uses; these are their types. All methods of Node may be called concurrently.
+
+// Error is an error for a person: what was wrong, and what to do next. Code is for programs and stays.
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Fix     string `json:"fix,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Codes of Error.
+const (
+	CodeNoJob       = "no_job"      // no such job
+	CodeBadRequest  = "bad_request" // the request cannot be understood or breaks a limit
+	CodeBadProgram  = "bad_program" // no node could run the program
+	CodeRefused     = "refused"     // understood, and not done: the message says why
+	CodeStopping    = "stopping"    // the node is going down
+	CodeUnavailable = "unavailable" // a needed thing (disk space, peer, port) is not there
+)
+
+// ErrWatchLost ends a Watch whose reader was too slow or whose node stops: watch again from the cursor.
+var ErrWatchLost = errors.New("watch lost")
+
+// Status is the node at a glance (`status --json`).
+type Status struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Mesh    string    `json:"mesh"`
+	Addrs   []string  `json:"addrs"`
+	Slots   int       `json:"slots"`
+	Running int       `json:"running"`
+	Queued  int       `json:"queued"`
+	Peers   int       `json:"peers"` // connected, this node not counted
+	Paused  *string   `json:"paused"`
+	Started time.Time `json:"started"`
+	UI      string    `json:"ui"` // always "off" in this version
+	DataDir string    `json:"data_dir"`
+	PID     int       `json:"pid"`
+}
+
+// Peer is a member of the mesh as this node sees it (`peers --json`); this node is one of them, "self".
+type Peer struct {
+	ID       string   `json:"id"`
+	Name     string   `json:"name"`
+	State    string   `json:"state"` // self, connected, suspect, gone
+	Slots    int      `json:"slots"`
+	Running  int      `json:"running"`
+	Queued   int      `json:"queued"`
+	RTT      float64  `json:"rtt_ms"`
+	Path     string   `json:"path"` // direct, or relay
+	Runtimes []string `json:"runtimes"`
+	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm" as long as that is the only runtime
+	Version  string   `json:"version"`
+	Reason   string   `json:"reason"` // why it is not connected, and when the next try is
+	Addrs    []string `json:"addrs"`
+	Owner    string   `json:"owner"` // "mine" or a short form of the other owner's key
+}
+
+// Job is a job of this node (`jobs --json`).
+type Job struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	State     string    `json:"state"` // running, done, failed, cancelled, waiting
+	Tasks     uint32    `json:"tasks"`
+	Done      uint32    `json:"done"`    // ended well
+	Failed    uint32    `json:"failed"`  // ended badly, cancelled ones included
+	Running   uint32    `json:"running"` // granted and not ended, wherever they are
+	Pending   uint32    `json:"pending"`
+	Submitted time.Time `json:"submitted"`
+	Reason    string    `json:"reason"` // why it waits or how it ended, if there is something to say
+	Detached  bool      `json:"detached"`
+	ElapsedMS float64   `json:"elapsed_ms"` // from acceptance to the end, or to now
+
+	Attempts uint32     `json:"attempts"` // granted in all
+	Stolen   uint32     `json:"stolen"`   // tasks granted to other nodes
+	Reissued uint32     `json:"reissued"` // grants after a first one that was lost or given back
+	Spares   uint32     `json:"spares"`   // second copies of stragglers
+	Peers    []JobShare `json:"peers"`    // who did what, the busiest first
+}
+
+// JobShare is what one node did for a job.
+type JobShare struct {
+	Peer   string  `json:"peer"`
+	Name   string  `json:"name"`
+	Tasks  uint32  `json:"tasks"`
+	BusyMS float64 `json:"busy_ms"`
+}
+
+// TaskResult is a terminal task. Output and Log are whole: large ones were read back from the blob store.
+type TaskResult struct {
+	Seq      uint32 // of the job's results, in the order in which the tasks ended: the cursor
+	Index    uint32
+	Status   protocol.Status
+	ExitCode int32
+	Error    string
+	Output   []byte
+	Log      []byte
+	Worker   protocol.NodeID
+	Name     string // of the worker
+	Attempts uint32
+	Queued   time.Duration // at the worker
+	Run      time.Duration
+}
+
+// JobSpec is a submission.
+type JobSpec struct {
+	ID          protocol.JobID
+	Name        string
+	Runtime     string          // "wasm"
+	Code        protocol.BlobID // put before with PutBlob
+	Args        []string
+	ClockReal   bool
+	Timeout     time.Duration // per task, 0: none
+	Memory      uint64        // bytes per task, 0: the node's default
+	MaxParallel uint32
+	Detached    bool
+}
+
+// InviteOptions are what a ticket gives.
+type InviteOptions struct {
+	Mine     bool          // a machine of the same owner
+	Expires  time.Duration // 0: 24 h
+	Uses     int           // 0: 1
+	Runtimes []string      // nil: by kind of ticket
+}
+
+// The methods of Node that serve clients, as an interface here only to have one list of them with their
+// contracts; *Node satisfies it.
+type clientAPI interface {
+	Status(ctx context.Context) (Status, error)
+	// Peers lists this node first, then the others by name.
+	Peers(ctx context.Context) ([]Peer, error)
+
+	// OpenJob creates a job, or does nothing if there is one with that ID and the same program. The
+	// program is checked first: a *Error with CodeBadProgram says what is wrong with it.
+	OpenJob(ctx context.Context, spec JobSpec) error
+	// AddTasks adds tasks from index first on; what the job has already is passed over. It waits while
+	// the node has too much unwritten. Inputs over protocol.MaxInline become blobs.
+	AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error
+	// CloseJob says that the job has count tasks. When it returns nil the job is accepted: of a detached
+	// job, everything is synced.
+	CloseJob(ctx context.Context, job protocol.JobID, count uint32) error
+	// Watch calls deliver with the results of a job from cursor on, in order, each once, in batches, and
+	// returns the ended job after the last; deliver may block (the client is slow), the node keeps no more than
+	// 1 MiB for it meanwhile and reads on from its disk. deliver's slice is its own. An attached job whose
+	// last watcher left is cancelled after 10 s.
+	Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]TaskResult) error) (Job, error)
+	// Jobs lists the jobs of this node, newest first.
+	Jobs(ctx context.Context) ([]Job, error)
+	Job(ctx context.Context, job protocol.JobID) (Job, error)
+	// Input is the input of a task.
+	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
+	Result(ctx context.Context, job protocol.JobID, index uint32) (TaskResult, bool, error)
+	// Cancel ends a job, or the task index of it.
+	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
+
+	// PutBlob stores bytes (a program) and returns their name; put twice they are stored once.
+	PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error)
+
+	Invite(ctx context.Context, o InviteOptions) (ticket string, err error)
+	Join(ctx context.Context, ticket string) (mesh string, err error)
+	Leave(ctx context.Context) error
+	SetSlots(ctx context.Context, n int) error
+	// Pause stops taking and starting work, for d (0: until Resume).
+	Pause(ctx context.Context, d time.Duration) error
+	Resume(ctx context.Context) error
+	// Shutdown begins a clean stop and returns at once; Run then returns.
+	Shutdown()
+}
+
+var _ = tasks.JobDone
