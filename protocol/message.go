@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"io"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // PeerProtocol is the libp2p protocol ID of the stream that carries this file's frames. An
@@ -38,6 +40,14 @@ const (
 	MaxName = 256
 	// MaxTasks bounds a job.
 	MaxTasks = 10_000_000
+)
+
+// maxParts bounds the messages and words nested in one frame. Batches full of the smallest attempts or outcomes hold
+// about 40,000; but an empty one is two bytes on the wire and some 200 in memory, so that without this bound
+// a frame of 1 MiB would take more than 100 MiB when decoded.
+const (
+	maxParts = 1 << 16
+	minPart  = 2 // bytes of a part: its tag and its length
 )
 
 // Message is one of the pointer types of peer.proto that kindOf lists.
@@ -137,8 +147,8 @@ func newMessage(k Kind) Message {
 // ErrProtocol is wrapped by every error that a peer's bytes, not the connection, cause.
 var ErrProtocol = errors.New("protocol violated")
 
-// AppendMessage appends the frame of m to b. It fails if m is no message between nodes or over its limit;
-// the sender has to split it.
+// AppendMessage appends the frame of m to b. It fails if m is no message between nodes, over its limit (the
+// sender has to split it), or has a string that is not UTF-8; it then returns b as it was.
 func AppendMessage(b []byte, m Message) ([]byte, error) {
 	k := kindOf(m)
 	if k == 0 {
@@ -149,9 +159,13 @@ func AppendMessage(b []byte, m Message) ([]byte, error) {
 	if n > maxBody[k] {
 		return b, fmt.Errorf("%T of %d bytes: at most %d", m, n, maxBody[k])
 	}
-	b = append(b, byte(k))
-	b = binary.AppendUvarint(b, uint64(n))
-	return opts.MarshalAppend(b, m)
+	framed := append(b, byte(k))
+	framed = binary.AppendUvarint(framed, uint64(n))
+	framed, err := opts.MarshalAppend(framed, m)
+	if err != nil {
+		return b, fmt.Errorf("%T: %w", m, err)
+	}
+	return framed, nil
 }
 
 // Reader is what ReadMessage needs of a stream; *bufio.Reader is one.
@@ -160,26 +174,21 @@ type Reader interface {
 	io.ByteReader
 }
 
-// ReadMessage reads one frame. It allocates no more than the limit of the frame's kind, and only after
-// the header was read. Errors that the peer's bytes cause wrap ErrProtocol; io.EOF means a stream that
-// ended between frames.
+// ReadMessage reads one frame. It reads no body over the limit of the frame's kind, and takes at most
+// 32 MiB while it decodes a batch, 4 MiB for other kinds. What the message holds is the caller's; fields
+// that this version does not know are dropped. Errors that the peer's bytes cause wrap ErrProtocol;
+// io.EOF means a stream that ended between frames.
 func ReadMessage(r Reader) (Message, error) {
 	kb, err := r.ReadByte()
 	if err != nil {
 		return nil, err
 	}
-	n, err := binary.ReadUvarint(r)
-	if err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, fmt.Errorf("length of a frame of kind %d: %w", kb, err)
-	}
 	if int(kb) >= len(maxBody) || maxBody[kb] == 0 {
 		return nil, fmt.Errorf("%w: unknown kind %d", ErrProtocol, kb)
 	}
-	if n > uint64(maxBody[kb]) {
-		return nil, fmt.Errorf("%w: kind %d of %d bytes, at most %d", ErrProtocol, kb, n, maxBody[kb])
+	n, err := readLength(r, maxBody[kb])
+	if err != nil {
+		return nil, fmt.Errorf("length of a frame of kind %d: %w", kb, err)
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {
@@ -191,15 +200,74 @@ func ReadMessage(r Reader) (Message, error) {
 	return decodeBody(Kind(kb), body)
 }
 
+// readLength reads a varint of at most limit. Unlike binary.ReadUvarint it stops at the first byte that goes
+// over it, and tells a length that is wrong from a stream that broke.
+func readLength(r io.ByteReader, limit int) (int, error) {
+	n := 0
+	for shift := 0; ; shift += 7 {
+		c, err := r.ReadByte()
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return 0, err
+		}
+		n |= int(c&0x7f) << shift
+		if n > limit || shift == 28 {
+			return 0, fmt.Errorf("%w: more than %d", ErrProtocol, limit)
+		}
+		if c < 0x80 {
+			return n, nil
+		}
+	}
+}
+
 func decodeBody(k Kind, body []byte) (Message, error) {
 	m := newMessage(k)
-	if err := proto.Unmarshal(body, m); err != nil {
+	if len(body) > minPart*maxParts { // else it cannot have more
+		if n, err := countParts(body, m.ProtoReflect().Descriptor(), maxParts); err != nil {
+			return nil, fmt.Errorf("%w: kind %d: %v", ErrProtocol, k, err)
+		} else if n > maxParts {
+			return nil, fmt.Errorf("%w: kind %d: more than %d parts", ErrProtocol, k, maxParts)
+		}
+	}
+	// Unknown fields are dropped so that nobody can have us keep a megabyte of them in each outcome.
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, m); err != nil {
 		return nil, fmt.Errorf("%w: kind %d: %v", ErrProtocol, k, err)
 	}
 	if err := check(m); err != nil {
 		return nil, fmt.Errorf("%w: %T: %v", ErrProtocol, m, err)
 	}
 	return m, nil
+}
+
+// countParts counts the messages and listed strings nested in body, a message of type d, and stops above limit.
+func countParts(body []byte, d protoreflect.MessageDescriptor, limit int) (int, error) {
+	n := 0
+	for len(body) > 0 && n <= limit {
+		num, typ, tag := protowire.ConsumeTag(body)
+		if tag < 0 {
+			return n, protowire.ParseError(tag)
+		}
+		size := protowire.ConsumeFieldValue(num, typ, body[tag:])
+		if size < 0 {
+			return n, protowire.ParseError(size)
+		}
+		if f := d.Fields().ByNumber(num); typ != protowire.BytesType || f == nil {
+			// a number, or unknown and dropped
+		} else if f.Message() != nil {
+			part, _ := protowire.ConsumeBytes(body[tag:])
+			inner, err := countParts(part, f.Message(), limit-n-1)
+			if err != nil {
+				return n, err
+			}
+			n += 1 + inner
+		} else if f.Kind() == protoreflect.StringKind && f.IsList() {
+			n++
+		}
+		body = body[tag+size:]
+	}
+	return n, nil
 }
 
 // check refuses what the types cannot: after it, IDs have their lengths, parallel lists match, payloads
@@ -215,18 +283,21 @@ func check(m Message) error {
 				return errors.New("too long a runtime name")
 			}
 		}
-		return checkAttempts(m.Held)
+		return errors.Join(checkAttempts(m.Held), checkAttempts(m.Unanswered))
 	case *Beat:
 		if len(m.Paused) > MaxName {
 			return errors.New("too long a reason")
 		}
-		return errors.Join(checkAttempts(m.Held), checkAttempts(m.RunningOfYours))
+		return errors.Join(checkAttempts(m.Held), checkAttempts(m.Unanswered), checkAttempts(m.RunningOfYours))
 	case *JobInfo:
 		if err := checkJob(m.Job); err != nil {
 			return err
 		}
-		if len(m.Name) > MaxName || m.Program == nil || m.Program.Code == nil {
-			return errors.New("no program, or too long a name")
+		if m.Program == nil || m.Program.Code == nil {
+			return errors.New("no program")
+		}
+		if len(m.Name) > MaxName || len(m.Program.Runtime) > MaxName {
+			return errors.New("too long a name")
 		}
 		_, err := BlobIDFrom(m.Program.Code.Id)
 		return err
@@ -248,6 +319,9 @@ func check(m Message) error {
 		if len(m.Reason) > 1024 {
 			return errors.New("too long a reason")
 		}
+		if m.Why < Refusal_NONE || m.Why > Refusal_NO_SLOT {
+			return fmt.Errorf("refusal %v", m.Why)
+		}
 		return checkAttempts(m.Attempts)
 	case *Result:
 		for _, o := range m.Outcomes {
@@ -257,7 +331,7 @@ func check(m Message) error {
 			if len(o.Output) > MaxInline || len(o.Log) > MaxInline || len(o.Error) > MaxInline || len(o.Mac) > 32 || o.Index >= MaxTasks {
 				return errors.New("output, log, error, MAC or index over its limit")
 			}
-			if o.Status == Status_UNKNOWN || o.Status == Status_CANCELLED {
+			if o.Status < Status_OK || o.Status > Status_INVALID || o.Status == Status_CANCELLED {
 				return fmt.Errorf("status %v", o.Status)
 			}
 			if err := errors.Join(checkBlob(o.OutputBlob), checkBlob(o.LogBlob)); err != nil {

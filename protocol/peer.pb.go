@@ -1,6 +1,6 @@
 // What two nodes say to each other on the one stream of their pair (PeerProtocol).
 //
-// A frame is one byte of kind, a varint length, and one of the messages below; protocol/frame.go
+// A frame is one byte of kind, a varint length, and one of the messages below; protocol/message.go
 // has the kinds and the largest size of each, checked before a byte of the body is read.
 // docs/protocol.md says who may send what, and when.
 //
@@ -85,13 +85,14 @@ type Hello struct {
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                          // of the sender as an origin
 	Incarnation   uint64                 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`             // random, of the sender's process
 	SeenEpoch     uint64                 `protobuf:"varint,4,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"` // the highest epoch of the receiver that the sender ever saw
-	Held          []*Attempts            `protobuf:"bytes,5,rep,name=held,proto3" json:"held,omitempty"`                             // what the sender holds of the receiver: queued, running, unanswered
+	Held          []*Attempts            `protobuf:"bytes,5,rep,name=held,proto3" json:"held,omitempty"`                             // what the sender holds of the receiver: queued and running
 	Slots         uint32                 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
 	Runtimes      []string               `protobuf:"bytes,7,rep,name=runtimes,proto3" json:"runtimes,omitempty"` // what the sender runs, for the receiver: "wasm", "python3.11", …
 	Name          string                 `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
 	NodeVersion   string                 `protobuf:"bytes,9,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
 	Os            string                 `protobuf:"bytes,10,opt,name=os,proto3" json:"os,omitempty"`
 	Arch          string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
+	Unanswered    []*Attempts            `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"` // outcomes of the receiver's tasks that it has not answered; they follow as Result
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -203,14 +204,21 @@ func (x *Hello) GetArch() string {
 	return ""
 }
 
+func (x *Hello) GetUnanswered() []*Attempts {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
+}
+
 // Beat says that its sender lives, what it holds of the receiver and how much of what the
 // receiver granted on this stream it has read. It alone renews leases.
 type Beat struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Epoch          uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	GrantsRead     uint64                 `protobuf:"varint,2,opt,name=grants_read,json=grantsRead,proto3" json:"grants_read,omitempty"`   // number of the last Grant read on this stream
-	Held           []*Attempts            `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`                                  // only if same_held is false
-	SameHeld       bool                   `protobuf:"varint,4,opt,name=same_held,json=sameHeld,proto3" json:"same_held,omitempty"`         // held is the same as in the last Beat or Hello of this stream that had it
+	Held           []*Attempts            `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`                                  // queued and running; only if same_held is false
+	SameHeld       bool                   `protobuf:"varint,4,opt,name=same_held,json=sameHeld,proto3" json:"same_held,omitempty"`         // held and unanswered are as in the last Beat or Hello of this stream that had them
 	HeardAgeMs     uint32                 `protobuf:"varint,5,opt,name=heard_age_ms,json=heardAgeMs,proto3" json:"heard_age_ms,omitempty"` // since the sender last read a frame of the receiver
 	StepAgeMs      uint32                 `protobuf:"varint,6,opt,name=step_age_ms,json=stepAgeMs,proto3" json:"step_age_ms,omitempty"`    // since the sender's scheduler last made a step
 	Slots          uint32                 `protobuf:"varint,7,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -221,7 +229,9 @@ type Beat struct {
 	Pong           uint64                 `protobuf:"varint,12,opt,name=pong,proto3" json:"pong,omitempty"`                                            // the highest ping read, 0: none
 	PongDelayUs    uint32                 `protobuf:"varint,13,opt,name=pong_delay_us,json=pongDelayUs,proto3" json:"pong_delay_us,omitempty"`         // between reading that ping and sending this Beat
 	RunningOfYours []*Attempts            `protobuf:"bytes,14,rep,name=running_of_yours,json=runningOfYours,proto3" json:"running_of_yours,omitempty"` // the part of held that is running now
-	Reply          bool                   `protobuf:"varint,15,opt,name=reply,proto3" json:"reply,omitempty"`                                          // please answer with a Beat at once
+	Challenge      uint64                 `protobuf:"varint,15,opt,name=challenge,proto3" json:"challenge,omitempty"`                                  // counts the sender's own pauses: answered at once by a Beat that brings it back as answer
+	Answer         uint64                 `protobuf:"varint,16,opt,name=answer,proto3" json:"answer,omitempty"`                                        // the last challenge read on this stream
+	Unanswered     []*Attempts            `protobuf:"bytes,17,rep,name=unanswered,proto3" json:"unanswered,omitempty"`                                 // outcomes that the receiver has not answered; only if same_held is false
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -354,11 +364,25 @@ func (x *Beat) GetRunningOfYours() []*Attempts {
 	return nil
 }
 
-func (x *Beat) GetReply() bool {
+func (x *Beat) GetChallenge() uint64 {
 	if x != nil {
-		return x.Reply
+		return x.Challenge
 	}
-	return false
+	return 0
+}
+
+func (x *Beat) GetAnswer() uint64 {
+	if x != nil {
+		return x.Answer
+	}
+	return 0
+}
+
+func (x *Beat) GetUnanswered() []*Attempts {
+	if x != nil {
+		return x.Unanswered
+	}
+	return nil
 }
 
 // Load says how many tasks the sender, as an origin, has to grant. A JobInfo of each job that it
@@ -512,10 +536,11 @@ func (x *JobInfo) GetTasks() uint64 {
 // StealRequest asks an origin for tasks: an idle worker steals.
 type StealRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the receiver, as the sender knows it
-	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`       // of the request, echoed in the Grant
-	Want          uint32                 `protobuf:"varint,3,opt,name=want,proto3" json:"want,omitempty"`   // tasks
-	Free          uint32                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`   // of the sender's slots now
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`                 // of the receiver, as the sender knows it
+	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`                       // of the request, echoed in the Grant
+	Want          uint32                 `protobuf:"varint,3,opt,name=want,proto3" json:"want,omitempty"`                   // tasks
+	Free          uint32                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`                   // of the sender's slots now
+	WaitUs        uint64                 `protobuf:"varint,5,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"` // smoothed time from its StealRequests to their Grants, 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -574,6 +599,13 @@ func (x *StealRequest) GetWant() uint32 {
 func (x *StealRequest) GetFree() uint32 {
 	if x != nil {
 		return x.Free
+	}
+	return 0
+}
+
+func (x *StealRequest) GetWaitUs() uint64 {
+	if x != nil {
+		return x.WaitUs
 	}
 	return 0
 }
@@ -1192,7 +1224,7 @@ var File_peer_proto protoreflect.FileDescriptor
 const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xad\x02\n" +
+	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xe1\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -1206,7 +1238,10 @@ const file_peer_proto_rawDesc = "" +
 	"\fnode_version\x18\t \x01(\tR\vnodeVersion\x12\x0e\n" +
 	"\x02os\x18\n" +
 	" \x01(\tR\x02os\x12\x12\n" +
-	"\x04arch\x18\v \x01(\tR\x04arch\"\xc4\x03\n" +
+	"\x04arch\x18\v \x01(\tR\x04arch\x122\n" +
+	"\n" +
+	"unanswered\x18\f \x03(\v2\x12.meshnode.AttemptsR\n" +
+	"unanswered\"\x98\x04\n" +
 	"\x04Beat\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1f\n" +
 	"\vgrants_read\x18\x02 \x01(\x04R\n" +
@@ -1224,8 +1259,12 @@ const file_peer_proto_rawDesc = "" +
 	"\x04ping\x18\v \x01(\x04R\x04ping\x12\x12\n" +
 	"\x04pong\x18\f \x01(\x04R\x04pong\x12\"\n" +
 	"\rpong_delay_us\x18\r \x01(\rR\vpongDelayUs\x12<\n" +
-	"\x10running_of_yours\x18\x0e \x03(\v2\x12.meshnode.AttemptsR\x0erunningOfYours\x12\x14\n" +
-	"\x05reply\x18\x0f \x01(\bR\x05reply\"6\n" +
+	"\x10running_of_yours\x18\x0e \x03(\v2\x12.meshnode.AttemptsR\x0erunningOfYours\x12\x1c\n" +
+	"\tchallenge\x18\x0f \x01(\x04R\tchallenge\x12\x16\n" +
+	"\x06answer\x18\x10 \x01(\x04R\x06answer\x122\n" +
+	"\n" +
+	"unanswered\x18\x11 \x03(\v2\x12.meshnode.AttemptsR\n" +
+	"unanswered\"6\n" +
 	"\x04Load\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\apending\x18\x02 \x01(\x04R\apending\"\xc9\x01\n" +
@@ -1236,12 +1275,13 @@ const file_peer_proto_rawDesc = "" +
 	"\aprogram\x18\x04 \x01(\v2\x11.meshnode.ProgramR\aprogram\x12(\n" +
 	"\x06limits\x18\x05 \x01(\v2\x10.meshnode.LimitsR\x06limits\x12\x15\n" +
 	"\x06run_us\x18\x06 \x01(\x04R\x05runUs\x12\x14\n" +
-	"\x05tasks\x18\a \x01(\x04R\x05tasks\"\\\n" +
+	"\x05tasks\x18\a \x01(\x04R\x05tasks\"u\n" +
 	"\fStealRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04want\x18\x03 \x01(\rR\x04want\x12\x12\n" +
-	"\x04free\x18\x04 \x01(\rR\x04free\"\x8b\x01\n" +
+	"\x04free\x18\x04 \x01(\rR\x04free\x12\x17\n" +
+	"\await_us\x18\x05 \x01(\x04R\x06waitUs\"\x8b\x01\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x18\n" +
@@ -1331,25 +1371,27 @@ var file_peer_proto_goTypes = []any{
 }
 var file_peer_proto_depIdxs = []int32{
 	16, // 0: meshnode.Hello.held:type_name -> meshnode.Attempts
-	16, // 1: meshnode.Beat.held:type_name -> meshnode.Attempts
-	16, // 2: meshnode.Beat.running_of_yours:type_name -> meshnode.Attempts
-	17, // 3: meshnode.JobInfo.program:type_name -> meshnode.Program
-	18, // 4: meshnode.JobInfo.limits:type_name -> meshnode.Limits
-	7,  // 5: meshnode.Grant.jobs:type_name -> meshnode.JobGrant
-	8,  // 6: meshnode.JobGrant.tasks:type_name -> meshnode.Assignment
-	19, // 7: meshnode.Assignment.input_blob:type_name -> meshnode.Blob
-	16, // 8: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
-	0,  // 9: meshnode.GiveBack.why:type_name -> meshnode.Refusal
-	20, // 10: meshnode.Result.outcomes:type_name -> meshnode.Outcome
-	16, // 11: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
-	16, // 12: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
-	16, // 13: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
-	16, // 14: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	16, // 1: meshnode.Hello.unanswered:type_name -> meshnode.Attempts
+	16, // 2: meshnode.Beat.held:type_name -> meshnode.Attempts
+	16, // 3: meshnode.Beat.running_of_yours:type_name -> meshnode.Attempts
+	16, // 4: meshnode.Beat.unanswered:type_name -> meshnode.Attempts
+	17, // 5: meshnode.JobInfo.program:type_name -> meshnode.Program
+	18, // 6: meshnode.JobInfo.limits:type_name -> meshnode.Limits
+	7,  // 7: meshnode.Grant.jobs:type_name -> meshnode.JobGrant
+	8,  // 8: meshnode.JobGrant.tasks:type_name -> meshnode.Assignment
+	19, // 9: meshnode.Assignment.input_blob:type_name -> meshnode.Blob
+	16, // 10: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
+	0,  // 11: meshnode.GiveBack.why:type_name -> meshnode.Refusal
+	20, // 12: meshnode.Result.outcomes:type_name -> meshnode.Outcome
+	16, // 13: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
+	16, // 14: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
+	16, // 15: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
+	16, // 16: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
