@@ -113,7 +113,7 @@ func BlobIDFrom(b []byte) (BlobID, error) {
 }
 
 // AttemptOf is the attempt that o is the outcome of. Its job is zero if o's job field is malformed;
-// a decoded Outcome has been checked (see DecodeMessage).
+// an Outcome that ReadMessage returned has been checked.
 func (o *Outcome) AttemptOf() Attempt {
 	j, _ := JobIDFrom(o.Job)
 	return Attempt{Job: j, Index: o.Index, N: o.N, Epoch: o.Epoch}
@@ -135,7 +135,7 @@ func GroupAttempts(as []Attempt) []*Attempts {
 	return out
 }
 
-// UngroupAttempts is the inverse of GroupAttempts. A malformed group (which DecodeMessage refuses) is left out.
+// UngroupAttempts is the inverse of GroupAttempts. A malformed group (which ReadMessage refuses) is left out.
 func UngroupAttempts(gs []*Attempts) []Attempt {
 	var out []Attempt
 	for _, g := range gs {
