@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# tools/test.sh [STAGE...]: the stages of `make test`, all or those named. A stage runs though an earlier one
+# failed; each ends as one line of the summary, and any failure makes the exit code 1. A stage that cannot
+# run here says why and counts as skipped.
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+export CGO_ENABLED=0
+
+everything="packages format vet staticcheck generated imports unit simulation processes wasm cross"
+
+# skip WHY: ends the stage that calls it. Stages run in subshells.
+skip() {
+  echo "skipped: $*"
+  exit 77
+}
+
+stage_packages() { # what the other stages can use and a Go toolchain does not bring
+  local want="clang lld wasi-libc libclang-rt-dev-wasm32" missing="" p
+  command -v apt-get >/dev/null || skip "no apt-get here; for the stage wasm install clang with wasi-libc"
+  for p in $want; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
+  done
+  [ -z "$missing" ] && return
+  [ "$(id -u)" = 0 ] || skip "not root; for the stage wasm run: sudo apt-get install$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  # shellcheck disable=SC2086 # words
+  apt-get install -y -q --no-install-recommends $missing ||
+    { apt-get update -q && apt-get install -y -q --no-install-recommends $missing; }
+}
+
+stage_format() {
+  local bad
+  bad=$(gofmt -l .) || return
+  [ -z "$bad" ] || { echo "gofmt would change:" $bad; return 1; }
+}
+
+stage_vet() { go vet ./... && go -C tools vet ./...; }
+
+stage_staticcheck() { go tool -modfile=tools/go.mod staticcheck ./...; }
+
+stage_generated() { # make proto would change nothing
+  dir=$(mktemp -d) || return # not local: the trap of the stage's subshell reads it
+  trap 'rm -rf "$dir"' EXIT
+  cp protocol/*.proto "$dir" && go -C tools run ./protogen "$dir" || return
+  for f in "$dir"/*.pb.go protocol/*.pb.go; do
+    f=$(basename "$f")
+    diff -u "protocol/$f" "$dir/$f" || { echo "protocol/$f is not what its .proto makes: run make proto"; return 1; }
+  done
+}
+
+stage_imports() { go test -count=1 -run '^TestArchitecture' ./testnet; }
+
+# Packages below testnet start meshes; they have stages of their own.
+units() { go list ./... | grep -v '^meshnode/testnet'; }
+
+stage_unit() {
+  # shellcheck disable=SC2046 # words
+  if command -v "$(go env CC)" >/dev/null; then
+    CGO_ENABLED=1 go test -race -timeout 15m $(units)
+  else
+    echo "no C compiler: without the race detector"
+    go test -timeout 15m $(units)
+  fi
+}
+
+stage_quick() { # shellcheck disable=SC2046
+  go test -short -timeout 5m $(units)
+}
+
+stage_simulation() {
+  [ -d testnet/sim ] || skip "there is no testnet/sim"
+  go test -timeout 10m ./testnet/sim/...
+}
+
+# Nodes as processes of their own; -count=1 because the test cache does not see the binary that they start.
+stage_processes() { go test -count=1 -timeout 15m ./testnet; }
+
+stage_wasm() { skip "there are no examples"; }
+
+stage_cross() { # the product alone: five more targets of everything take ten minutes when cold
+  local target failed=0
+  for target in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do
+    echo "$target"
+    GOOS=${target%/*} GOARCH=${target#*/} go build -o /dev/null ./cmd/meshnode || failed=1
+  done
+  return $failed
+}
+
+failed=0 summary="" begun=$SECONDS
+stages=${*:-$everything}
+for name in $stages; do
+  if ! declare -F "stage_$name" >/dev/null; then
+    echo "tools/test.sh: no stage $name; there are: $everything quick" >&2
+    exit 2
+  fi
+done
+for name in $stages; do
+  printf '\n=== %s\n' "$name"
+  start=$SECONDS
+  ("stage_$name") </dev/null
+  case $? in
+    0) how=ok ;;
+    77) how=skipped ;;
+    *) how=FAILED failed=1 ;;
+  esac
+  summary+=$(printf '%-8s %5d s  %s' "$how" $((SECONDS - start)) "$name")$'\n'
+done
+printf '\n=== summary\n%s' "$summary"
+if [ $failed = 0 ]; then
+  echo "passed in $((SECONDS - begun)) s"
+else
+  echo "FAILED after $((SECONDS - begun)) s"
+  exit 1
+fi
