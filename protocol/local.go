@@ -34,29 +34,51 @@ const (
 	WorkerDone LocalType = 0x83
 )
 
-// Client → node: 0x20–0x3f; node → client: 0xa0–0xbf.
+// Client → node: 0x20–0x3f; node → client: 0xa0–0xbf. They follow `POST /v1/stream` with `Upgrade:
+// meshnode/1` on the control socket. The client chooses the ids; each frame of it but ControlWatch is
+// answered by one ControlOK or ControlError with its id, in the order of the frames, and a client need
+// not wait for an answer before it sends more. A frame that breaks its layout closes the connection.
 const (
-	// ControlOpen opens a job; id is the request. Body: JSON.
+	// ControlOpen opens a job; id is the request. Opening a job again changes nothing. Body: JSON
+	// {"job": 32 hex digits, "name", "runtime", "code": 64 hex digits (a blob put before), "args": [words],
+	// "clock_real": bool, "timeout_us", "memory": bytes, "max_parallel", "detached": bool}.
 	ControlOpen LocalType = 0x20
-	// ControlAdd adds tasks to a job. Body: 16 bytes job, u32 first index, u32 count, then for each
-	// task u32 length and its input.
+	// ControlAdd adds tasks to a job; those that the job has already are passed over, so it may be repeated.
+	// Body: 16 bytes job, u32 first index, u32 count, then for each task u32 length and its input.
 	ControlAdd LocalType = 0x21
 	// ControlClose says how many tasks the job has; answered when all are accepted (of a detached job:
 	// and synced). Body: 16 bytes job, u32 count.
 	ControlClose LocalType = 0x22
-	// ControlWatch asks for results from a cursor on, and those to come. Body: 16 bytes job, u64 cursor.
+	// ControlWatch asks for results from a cursor on, and those to come: ControlResults with the watch's id,
+	// then one ControlEnd or ControlError. Body: 16 bytes job, u64 cursor, u8 flags (WatchInputs, WatchNow).
 	ControlWatch LocalType = 0x23
 	// ControlCancel cancels a job or a task. Body: 16 bytes job, u32 index or 0xffffffff.
 	ControlCancel LocalType = 0x24
 
 	// ControlOK answers request id. No body.
 	ControlOK LocalType = 0xa0
-	// ControlError answers request id. Body: JSON {"code","message","fix"}.
+	// ControlError answers request id; 0: the client broke the protocol and is disconnected. Body: JSON
+	// {"code","message","fix"}.
 	ControlError LocalType = 0xa1
-	// ControlResults brings results for watch id; see docs/protocol.md for their layout.
+	// ControlResults brings results for watch id, in the order in which the tasks ended. Body: u32 count,
+	// u16 number of workers, for each worker u16 length and its id, u16 length and its name; then for
+	// each result
+	//
+	//	u32 seq · u32 index · u8 status (of job.proto) · u8 flags (bit 0: the input is left out, it is over
+	//	64 KiB) · u16 worker (position in the list above, 0xffff: none) · i32 exit code · u32 attempts ·
+	//	u64 queued µs · u64 run µs · u32 lengths of error, output, log, input · these four
+	//
+	// Watch again from seq + 1 of the last one read. Inputs are empty without WatchInputs.
 	ControlResults LocalType = 0xa2
-	// ControlEnd ends watch id: the job has ended and all its results were sent. Body: JSON.
+	// ControlEnd ends watch id: the job has ended and all its results were sent. Body: JSON, the job as
+	// GET /v1/jobs/{id} has it.
 	ControlEnd LocalType = 0xa3
+)
+
+// Flags of ControlWatch.
+const (
+	WatchInputs = 1 << 0 // each result with the input of its task
+	WatchNow    = 1 << 1 // end after the results that are there now, though the job goes on
 )
 
 // MaxLocal is the largest local frame: a task's whole output (16 MiB) and log (1 MiB) and some room.

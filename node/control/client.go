@@ -1,0 +1,409 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"meshnode/node"
+	"meshnode/protocol"
+)
+
+// ErrNoNode says that no node runs in a data directory.
+var ErrNoNode = errors.New("no node runs here")
+
+// Client talks to the node of one data directory. All methods may be called concurrently. An error that
+// the node answered with is a *node.Error; one because there is no node (any more) wraps ErrNoNode.
+type Client struct {
+	dataDir string
+	http    http.Client
+
+	// Lost is called by Submit when the connection is lost and it waits for the node to come back, and
+	// with nil when it is back. Nil: nobody is told. Set it before the first call.
+	Lost func(err error)
+	// Patience is how long Submit waits for a lost node. 0: 30 s.
+	Patience time.Duration
+
+	mu   sync.Mutex // guards info
+	info Info
+}
+
+// Dial finds the node of a data directory and tries its socket once. Errors: ErrNoNode.
+func Dial(dataDir string) (*Client, error) {
+	dataDir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{dataDir: dataDir}
+	c.http.Transport = &http.Transport{
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		DisableCompression: true,
+		MaxIdleConns:       2,
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn.Close()
+	return c, nil
+}
+
+// Close closes connections that are kept open between calls. Running calls go on.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// dial reads control.json each time: a node that was started again may listen elsewhere.
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	info, err := readInfo(c.dataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no %s", ErrNoNode, c.dataDir, infoFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.info = info
+	c.mu.Unlock()
+	var d net.Dialer
+	var conn net.Conn
+	if info.Socket != "" {
+		conn, err = d.DialContext(ctx, "unix", info.Socket)
+	} else {
+		conn, err = d.DialContext(ctx, "tcp", info.Address)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("connect to the node in %s: %w", c.dataDir, err)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoNode, err)
+	}
+	return conn, nil
+}
+
+// Info is where the node was found by the last connection.
+func (c *Client) Info() Info {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.info
+}
+
+// newRequest fills in what the server's guard wants. Host and token are those of control.json now.
+func (c *Client) newRequest(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
+	info, err := readInfo(c.dataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no %s", ErrNoNode, c.dataDir, infoFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	host := info.Address
+	if host == "" {
+		host = "meshnode"
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, body)
+	if err != nil {
+		return nil, err
+	}
+	if info.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+info.Token)
+	}
+	return req, nil
+}
+
+// call makes one request. In and out are JSON, and may be nil; an io.Reader is sent as it is.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	switch in := in.(type) {
+	case nil:
+	case io.Reader:
+		body = in
+	default:
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := c.newRequest(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if e := (*url.Error)(nil); errors.As(err, &e) {
+			err = e.Err // without the made-up URL
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("%w: it went away during the request", ErrNoNode)
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return readError(resp)
+	}
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	} else {
+		err = json.NewDecoder(resp.Body).Decode(out)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("read the node's answer: %w", err)
+	}
+	return nil
+}
+
+func readError(resp *http.Response) error {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxJSON))
+	var e errorBody
+	if json.Unmarshal(b, &e) != nil || e.Error == nil {
+		return fmt.Errorf("the node answered %s", resp.Status)
+	}
+	return e.Error
+}
+
+// Status is the node at a glance.
+func (c *Client) Status(ctx context.Context) (node.Status, error) {
+	var s node.Status
+	return s, c.call(ctx, "GET", "/v1/status", nil, &s)
+}
+
+// Peers lists this node first, then the other members.
+func (c *Client) Peers(ctx context.Context) ([]node.Peer, error) {
+	var p []node.Peer
+	return p, c.call(ctx, "GET", "/v1/peers", nil, &p)
+}
+
+// Jobs lists the node's jobs, newest first.
+func (c *Client) Jobs(ctx context.Context) ([]node.Job, error) {
+	var j []node.Job
+	return j, c.call(ctx, "GET", "/v1/jobs", nil, &j)
+}
+
+func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
+
+// Job is the job that name names: an id, its first digits, or @last. An ambiguous name is a *node.Error
+// that lists candidates.
+func (c *Client) Job(ctx context.Context, name string) (node.Job, error) {
+	var j node.Job
+	return j, c.call(ctx, "GET", jobPath(name), nil, &j)
+}
+
+// Wait returns the job when it has ended.
+func (c *Client) Wait(ctx context.Context, name string) (node.Job, error) {
+	var j node.Job
+	return j, c.call(ctx, "GET", jobPath(name)+"?wait=1", nil, &j)
+}
+
+// Cancel ends a job, or the one task of it with that index.
+func (c *Client) Cancel(ctx context.Context, name string, index *uint32) (node.Job, error) {
+	path := jobPath(name) + "/cancel"
+	if index != nil {
+		path += "?task=" + strconv.Itoa(int(*index))
+	}
+	var j node.Job
+	return j, c.call(ctx, "POST", path, nil, &j)
+}
+
+// Result is how a task ended. A *node.Error with the code "not_ended" says that it has not yet.
+func (c *Client) Result(ctx context.Context, name string, index uint32) (node.TaskResult, error) {
+	var r resultJSON
+	err := c.call(ctx, "GET", jobPath(name)+"/tasks/"+strconv.Itoa(int(index)), nil, &r)
+	return r.result(), err
+}
+
+// Input is the input of a task.
+func (c *Client) Input(ctx context.Context, name string, index uint32) ([]byte, error) {
+	var in [][]byte
+	if err := c.call(ctx, "GET", jobPath(name)+"/inputs?n=1&first="+strconv.Itoa(int(index)), nil, &in); err != nil {
+		return nil, err
+	}
+	if len(in) == 0 {
+		return nil, &node.Error{Code: "no_task", Message: fmt.Sprintf("job %s has no task %d", name, index)}
+	}
+	return in[0], nil
+}
+
+// PutProgram stores a program of up to MaxProgram bytes at the node and returns its name.
+func (c *Client) PutProgram(ctx context.Context, r io.Reader) (protocol.BlobID, error) {
+	var a blobAnswer
+	if err := c.call(ctx, "PUT", "/v1/blobs", r, &a); err != nil {
+		return protocol.BlobID{}, err
+	}
+	return protocol.ParseBlobID(a.ID)
+}
+
+// Invite makes a ticket.
+func (c *Client) Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error) {
+	var a inviteAnswer
+	err = c.call(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
+	return a.Ticket, err
+}
+
+// Join makes the node a member of the ticket's mesh, and returns the mesh's name.
+func (c *Client) Join(ctx context.Context, ticket string) (mesh string, err error) {
+	var a joinAnswer
+	err = c.call(ctx, "POST", "/v1/join", joinBody{ticket}, &a)
+	return a.Mesh, err
+}
+
+// Leave takes the node out of its mesh.
+func (c *Client) Leave(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/leave", nil, nil)
+}
+
+// SetSlots changes how many tasks run at once, until the node ends.
+func (c *Client) SetSlots(ctx context.Context, n int) error {
+	return c.call(ctx, "POST", "/v1/slots", slotsBody{&n}, nil)
+}
+
+// Pause stops taking and starting work, for d (0: until Resume).
+func (c *Client) Pause(ctx context.Context, d time.Duration) error {
+	return c.call(ctx, "POST", "/v1/pause", pauseBody{d.Milliseconds()}, nil)
+}
+
+// Resume ends a pause.
+func (c *Client) Resume(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/resume", nil, nil)
+}
+
+// Shutdown begins a clean stop of the node and returns at once.
+func (c *Client) Shutdown(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/shutdown", nil, nil)
+}
+
+// openStream returns a connection that speaks local frames, and a reader with what was read of it.
+func (c *Client) openStream(ctx context.Context) (net.Conn, *bufio.Reader, error) {
+	req, err := c.newRequest(ctx, "POST", "/v1/stream", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", streamProtocol)
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	fail := func(err error) (net.Conn, *bufio.Reader, error) {
+		conn.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, nil, err
+	}
+	if err := req.Write(conn); err != nil {
+		return fail(fmt.Errorf("%w: %w", ErrNoNode, err))
+	}
+	br := bufio.NewReaderSize(conn, 256<<10)
+	resp, err := http.ReadResponse(br, req)
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", ErrNoNode, err))
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		err := readError(resp)
+		return fail(err)
+	}
+	return conn, br, nil
+}
+
+// Watching is what a Watch asks for.
+type Watching struct {
+	Cursor uint32 // seq of the first result wanted
+	Inputs bool   // with inputs
+	Now    bool   // no more than what is there now
+}
+
+// Watch calls deliver with the results of a job in the order in which its tasks ended, and returns the job
+// after the last: as it ended, or as it is if w.Now. The slice is valid during the call only. The job needs
+// its whole id.
+func (c *Client) Watch(ctx context.Context, job protocol.JobID, w Watching, deliver func([]Result) error) (node.Job, error) {
+	conn, br, err := c.openStream(ctx)
+	if err != nil {
+		return node.Job{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var flags byte
+	if w.Inputs {
+		flags |= protocol.WatchInputs
+	}
+	if w.Now {
+		flags |= protocol.WatchNow
+	}
+	if _, err := conn.Write(protocol.AppendLocal(nil, protocol.ControlWatch, 1, encodeWatch(job, w.Cursor, flags))); err != nil {
+		return node.Job{}, lost(ctx, err)
+	}
+	var rs []Result
+	for {
+		t, _, body, err := protocol.ReadLocal(br, protocol.MaxLocal)
+		if err != nil {
+			return node.Job{}, lost(ctx, err)
+		}
+		switch t {
+		case protocol.ControlResults:
+			if rs, err = decodeResults(rs[:0], body); err != nil {
+				return node.Job{}, err
+			}
+			for i := range rs {
+				if rs[i].InputLeftOut {
+					if rs[i].Input, err = c.Input(ctx, job.String(), rs[i].Index); err != nil {
+						return node.Job{}, err
+					}
+				}
+			}
+			if err := deliver(rs); err != nil {
+				return node.Job{}, err
+			}
+		case protocol.ControlEnd:
+			var j node.Job
+			return j, json.Unmarshal(body, &j)
+		case protocol.ControlError:
+			return node.Job{}, decodeError(body)
+		default:
+			return node.Job{}, fmt.Errorf("%w: frame of type %#x from the node", protocol.ErrProtocol, byte(t))
+		}
+	}
+}
+
+func decodeError(body []byte) error {
+	e := new(node.Error)
+	if err := json.Unmarshal(body, e); err != nil {
+		return fmt.Errorf("%w: error frame: %v", protocol.ErrProtocol, err)
+	}
+	return e
+}
+
+// lost turns the end of a connection into an error for the caller.
+func lost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, protocol.ErrProtocol) {
+		return err
+	}
+	return fmt.Errorf("%w: the connection to it was lost: %w", ErrNoNode, err)
+}
