@@ -1,0 +1,247 @@
+package members
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/sec"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"google.golang.org/protobuf/proto"
+
+	"meshnode/protocol"
+)
+
+// Refused is the error of a connection that the other side did not admit. Reason is its sentence, made safe to print.
+type Refused struct {
+	Peer   peer.ID
+	Denial protocol.Denial
+	Reason string
+}
+
+func (r *Refused) Error() string { return r.Reason }
+
+// Rejected is the error of a connection whose other side is no member by this node's judgement. It wraps ErrExpired,
+// ErrOtherMesh or ErrCertificate.
+type Rejected struct {
+	Peer peer.ID
+	Err  error
+}
+
+func (r *Rejected) Error() string { return fmt.Sprintf("the other side is no member: %v", r.Err) }
+
+// Unwrap makes errors.Is find the cause.
+func (r *Rejected) Unwrap() error { return r.Err }
+
+// The exchange, inside the encrypted channel that has proven both keys:
+//
+//	dialer → listener   Admission: a chain, or a JoinRequest
+//	listener → dialer   AdmissionReply: its chain, or a denial with a sentence
+//	dialer → listener   AdmissionDone
+//
+// A connection is handed up by the listener only after the third, by the dialer after the second, so that neither
+// ever shows libp2p a peer that the other side refuses. Each message is a varint length and a protobuf.
+
+// admitOut is the dialing side. It returns the member's certificate.
+func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
+	if err := writeMsg(c, &protocol.Admission{Chain: m.Own().chain, Probe: probe}); err != nil {
+		return nil, err
+	}
+	reply, err := readReply(c)
+	if err != nil {
+		return nil, fmt.Errorf("read the answer to this node's certificate: %w", err)
+	}
+	if reply.Denial == protocol.Denial_EXPIRED && reply.Issued != nil {
+		if err := m.TakeRenewal(reply.Issued); err == nil {
+			return nil, errRenewed
+		}
+	}
+	if reply.Denial != protocol.Denial_ADMITTED {
+		return nil, refusedBy(c.RemotePeer(), reply)
+	}
+	cert, _, err := m.judge(reply.Chain, c.RemotePeer())
+	if err != nil {
+		sayDone(c, err.Error())
+		return nil, &Rejected{c.RemotePeer(), err}
+	}
+	if err := writeMsg(c, &protocol.AdmissionDone{}); err != nil {
+		return nil, err
+	}
+	return cert, m.learn(cert)
+}
+
+// admitIn is the listening side.
+func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
+	a := &protocol.Admission{}
+	if err := readMsg(c, a, protocol.MaxAdmission); err != nil {
+		return nil, fmt.Errorf("read its certificate: %w", err)
+	}
+	if a.Join != nil {
+		reply := m.redeem(a.Join, c.RemotePeer(), source(addrOf(c.RemoteAddr())).String())
+		if err := writeMsg(c, reply); err != nil {
+			return nil, err
+		}
+		awaitDone(c)
+		if reply.Denial != protocol.Denial_ADMITTED {
+			return nil, fmt.Errorf("join refused: %s", reply.Reason)
+		}
+		if _, err := m.Add(reply.Issued); err != nil {
+			return nil, err
+		}
+		m.log.Info("gave a certificate to a new member", "peer", c.RemotePeer(), "name", cleanName(a.Join.Name))
+		return nil, errJoined
+	}
+	cert, denial, err := m.judge(a.Chain, c.RemotePeer())
+	if err != nil {
+		reply := &protocol.AdmissionReply{Denial: denial, Reason: "not admitted: " + err.Error()}
+		if denial == protocol.Denial_EXPIRED {
+			reply.Issued = m.Renew(cert)
+		}
+		if err := writeMsg(c, reply); err == nil {
+			awaitDone(c)
+		}
+		return nil, err
+	}
+	if err := writeMsg(c, &protocol.AdmissionReply{Chain: m.Own().chain}); err != nil {
+		return nil, err
+	}
+	done := &protocol.AdmissionDone{}
+	if err := readMsg(c, done, protocol.MaxAdmission); err != nil {
+		return nil, fmt.Errorf("read whether it takes this node's certificate: %w", err)
+	}
+	if done.Refused != "" {
+		return nil, fmt.Errorf("it refuses this node's certificate: %s", plain(done.Refused))
+	}
+	if a.Probe {
+		return nil, errProbe
+	}
+	return cert, m.learn(cert)
+}
+
+// judge verifies the chain that a peer showed, whose connection has proven its key.
+func (m *Membership) judge(chain *protocol.Chain, remote peer.ID) (*Cert, protocol.Denial, error) {
+	m.mu.RLock()
+	cert, err := verify(chain, MeshID(m.st.Mesh), m.now())
+	m.mu.RUnlock()
+	if cert != nil && cert.Peer != remote {
+		err = fmt.Errorf("%w: it is another key's", ErrCertificate)
+	}
+	switch {
+	case err == nil:
+		return cert, protocol.Denial_ADMITTED, nil
+	case errors.Is(err, ErrExpired):
+		return cert, protocol.Denial_EXPIRED, err
+	case errors.Is(err, ErrOtherMesh):
+		return nil, protocol.Denial_OTHER_MESH, err
+	}
+	return nil, protocol.Denial_BAD_CERTIFICATE, err
+}
+
+// learn keeps the certificate of a member that was met. A mesh that was left meanwhile is not an error of the peer's.
+func (m *Membership) learn(c *Cert) error {
+	_, err := m.Add(c.chain)
+	return err
+}
+
+func refusedBy(p peer.ID, r *protocol.AdmissionReply) *Refused {
+	reason := plain(r.Reason)
+	if reason == "" {
+		reason = "not admitted: " + r.Denial.String()
+	}
+	return &Refused{Peer: p, Denial: r.Denial, Reason: reason}
+}
+
+// plain makes a peer's sentence safe to print: one line, at most 300 bytes.
+func plain(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), 300)])
+	return strings.TrimSpace(s)
+}
+
+// sayDone ends an exchange that this side breaks off, and gives the other side the time to read why: closing at once
+// could reset the connection under it.
+func sayDone(c sec.SecureConn, reason string) {
+	if writeMsg(c, &protocol.AdmissionDone{Refused: reason}) == nil {
+		awaitDone(c)
+	}
+}
+
+// awaitDone waits for the other side to end the exchange, within the deadline that the connection has.
+func awaitDone(c io.Reader) {
+	readMsg(c, &protocol.AdmissionDone{}, protocol.MaxAdmission)
+}
+
+func writeMsg(w io.Writer, m proto.Message) error {
+	body, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.AppendUvarint(nil, uint64(len(body))), body...))
+	return err
+}
+
+// readMsg reads one message of at most limit bytes and not one byte more: what follows belongs to libp2p.
+func readMsg(r io.Reader, m proto.Message, limit int) error {
+	n, err := binary.ReadUvarint(byteReader{r})
+	if err != nil {
+		return err
+	}
+	if n > uint64(limit) {
+		return fmt.Errorf("%w: %d bytes, at most %d", protocol.ErrProtocol, n, limit)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(body, m); err != nil {
+		return fmt.Errorf("%w: %v", protocol.ErrProtocol, err)
+	}
+	return nil
+}
+
+func readReply(r io.Reader) (*protocol.AdmissionReply, error) {
+	reply := &protocol.AdmissionReply{}
+	return reply, readMsg(r, reply, protocol.MaxAdmissionReply)
+}
+
+type byteReader struct{ io.Reader }
+
+func (r byteReader) ReadByte() (byte, error) {
+	var b [1]byte
+	_, err := io.ReadFull(r, b[:])
+	return b[0], err
+}
+
+// limitTime sets the deadline of an exchange: ctx's, and admissionTimeout at the latest.
+func limitTime(ctx context.Context, c net.Conn) {
+	end := time.Now().Add(admissionTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(end) {
+		end = d
+	}
+	c.SetDeadline(end)
+}
+
+// logRefused logs a connection that came to nothing, once a minute for each source and reason: the one form of all that
+// strangers do. peer is empty if the connection did not get as far as proving it.
+func (m *Membership) logRefused(p peer.ID, addr ma.Multiaddr, err error) {
+	ip := "?"
+	if i, e := manet.ToIP(addr); e == nil {
+		ip = i.String()
+	}
+	reason := err.Error()
+	if m.refused.ok(ip + " " + reason[:min(len(reason), 40)]) {
+		m.log.Warn("connection refused", "peer", p.String(), "addr", addr.String(), "protocol", protocol.AdmissionProtocol, "err", reason)
+	}
+}

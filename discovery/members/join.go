@@ -1,0 +1,241 @@
+package members
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/sec"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	mss "github.com/multiformats/go-multistream"
+
+	"meshnode/protocol"
+)
+
+// Errors of Join that a caller can act on; a ticket that its inviter refuses is a *Refused.
+var (
+	ErrLeaveFirst  = errors.New("this node is in a mesh with other members already: leave first (meshnode leave)")
+	ErrOwnTicket   = errors.New("this ticket was made by this node: use it on the other machine")
+	ErrUnreachable = errors.New("the node that made the ticket cannot be reached")
+)
+
+// JoinOptions of Join. The zero value works.
+type JoinOptions struct {
+	// Find is asked when no address of the ticket answers. Default: not asked.
+	Find LANFinder
+}
+
+// Join makes this node a member of the ticket's mesh, in place of the one that it made for itself on its first start. It
+// works whether or not the node is running: it makes a connection of its own to the inviter. Calling it again with the
+// same ticket fetches the certificate again. Subscribers hear of the change.
+//
+// The secret stays here: the inviter's key is proven by TLS and named in the ticket, and it gets a proof that is good for
+// these two keys only.
+func (m *Membership) Join(ctx context.Context, ticket string, o JoinOptions) error {
+	t, err := parseTicket(ticket)
+	if err != nil {
+		return err
+	}
+	inviterID, err := peerOf(t.Inviter)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrTicket, err)
+	}
+	if inviterID == m.self {
+		return ErrOwnTicket
+	}
+	m.mu.RLock()
+	free := MeshID(m.st.Mesh) == MeshID(t.Mesh) || m.alone()
+	m.mu.RUnlock()
+	if !free {
+		return ErrLeaveFirst
+	}
+	var addrs []ma.Multiaddr
+	for _, b := range t.Addresses {
+		if a, err := ma.NewMultiaddrBytes(b); err == nil && dialable(a) {
+			addrs = append(addrs, a)
+		}
+	}
+	reply, addr, err := m.askInviter(ctx, t, inviterID, addrs)
+	if errors.Is(err, ErrUnreachable) && o.Find != nil {
+		if found := o.Find(ctx, MeshID(t.Mesh), inviterID); len(found) > 0 {
+			addrs = append(found, addrs...)
+			reply, addr, err = m.askInviter(ctx, t, inviterID, found)
+		}
+	}
+	if err != nil {
+		if errors.Is(err, ErrUnreachable) && m.wall().Unix() > t.ExpiresUnixS {
+			err = fmt.Errorf("%w; and by this machine's clock the ticket expired on %s", err, time.Unix(t.ExpiresUnixS, 0).UTC().Format("2006-01-02 15:04 MST"))
+		}
+		return err
+	}
+	return m.enter(t, reply, inviterID, append([]ma.Multiaddr{addr}, addrs...))
+}
+
+// enter puts the certificate that the inviter gave in place of what was.
+func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, inviterID peer.ID, addrs []ma.Multiaddr) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	mesh := MeshID(t.Mesh)
+	if mesh != MeshID(m.st.Mesh) && !m.alone() { // somebody joined this node meanwhile
+		return ErrLeaveFirst
+	}
+	by, err := verify(reply.Chain, mesh, m.now())
+	if err != nil || by.Peer != inviterID {
+		return fmt.Errorf("%w: the inviter's own (%v)", ErrCertificate, err)
+	}
+	old, oldOwn, oldMet := m.st, m.own, m.met
+	if mesh != MeshID(m.st.Mesh) {
+		m.st = state{Mesh: t.Mesh, Newest: old.Newest}
+		m.met = map[peer.ID]*Cert{}
+	}
+	m.st.Inviter = &inviter{Peer: inviterID.String()}
+	for _, a := range addrs {
+		if s := a.String(); len(m.st.Inviter.Addrs) < protocol.MaxMemberAddresses && (len(m.st.Inviter.Addrs) == 0 || m.st.Inviter.Addrs[0] != s) {
+			m.st.Inviter.Addrs = append(m.st.Inviter.Addrs, s)
+		}
+	}
+	if err := m.setOwn(reply.Issued); err != nil {
+		m.st, m.own, m.met = old, oldOwn, oldMet
+		return err
+	}
+	m.add(by)
+	m.changed()
+	return m.saveMet()
+}
+
+// askInviter tries all addresses at once and has the first connection that proves to be the inviter ask.
+func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviterID peer.ID, addrs []ma.Multiaddr) (*protocol.AdmissionReply, ma.Multiaddr, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*admissionTimeout)
+	defer cancel()
+	own, err := keyOf(m.self)
+	if err != nil {
+		return nil, nil, err
+	}
+	request := &protocol.Admission{Join: &protocol.JoinRequest{
+		Mesh: t.Mesh, Ticket: ticketID(t.Secret), Proof: joinProof(t.Secret, t.Mesh, t.Inviter, own), Name: m.name,
+	}}
+	type answer struct {
+		reply *protocol.AdmissionReply
+		addr  ma.Multiaddr
+		err   error
+	}
+	answers := make(chan answer, len(addrs))
+	var asking sync.Mutex // one exchange at a time: the others are spares
+	for _, a := range addrs {
+		go func() {
+			r, err := func() (*protocol.AdmissionReply, error) {
+				c, err := m.dial(ctx, a, inviterID)
+				if err != nil {
+					return nil, err
+				}
+				defer c.Close()
+				asking.Lock()
+				defer asking.Unlock()
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				limitTime(ctx, c)
+				if err := writeMsg(c, request); err != nil {
+					return nil, err
+				}
+				reply, err := readReply(c)
+				if err == nil {
+					writeMsg(c, &protocol.AdmissionDone{})
+				}
+				return reply, err
+			}()
+			answers <- answer{r, a, err}
+		}()
+	}
+	var errs []string
+	for range addrs {
+		a := <-answers
+		if a.err == nil {
+			if a.reply.Denial != protocol.Denial_ADMITTED {
+				return nil, nil, refusedBy(inviterID, a.reply)
+			}
+			return a.reply, a.addr, nil
+		}
+		errs = append(errs, fmt.Sprintf("%s: %v", a.addr, a.err))
+	}
+	if len(errs) == 0 {
+		errs = []string{"the ticket holds no address"}
+	}
+	return nil, nil, fmt.Errorf("%w: %s. Is it running, and on a network that this machine can reach? (%s)", ErrUnreachable, inviterID, strings.Join(errs, "; "))
+}
+
+// Probe learns who listens at addr (an address without /p2p/, or host:port as ParseDial has it): it proves this node's
+// membership and asks for the other's, then closes. expect is the peer that must be there, or empty. The
+// certificate is kept; the address returned is the one that answered.
+func (m *Membership) Probe(ctx context.Context, network, hostPort string, expect peer.ID) (*Cert, ma.Multiaddr, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*admissionTimeout)
+	defer cancel()
+	c, err := m.dialHost(ctx, network, hostPort, expect)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	limitTime(ctx, c)
+	cert, err := m.admitOut(c, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	addr, err := manet.FromNetAddr(c.RemoteAddr())
+	return cert, addr, err
+}
+
+// dial opens an encrypted channel to p, without libp2p's host. The exchange is the caller's.
+func (m *Membership) dial(ctx context.Context, a ma.Multiaddr, p peer.ID) (sec.SecureConn, error) {
+	network, host, err := manet.DialArgs(a)
+	if err != nil {
+		return nil, err
+	}
+	return m.dialHost(ctx, network, host, p)
+}
+
+func (m *Membership) dialHost(ctx context.Context, network, host string, p peer.ID) (sec.SecureConn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, network, host)
+	if err != nil {
+		return nil, err
+	}
+	limitTime(ctx, c)
+	if err := mss.SelectProtoOrFail(protocol.AdmissionProtocol, c); err != nil {
+		c.Close()
+		if errors.Is(err, mss.ErrNotSupported[string]{}) {
+			err = errors.New("it is no meshnode of this version")
+		}
+		return nil, fmt.Errorf("start the admission protocol: %w", err)
+	}
+	tls, err := libp2ptls.New(protocol.AdmissionProtocol, m.key, nil)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	sc, err := tls.SecureOutbound(ctx, c, p)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return sc, nil
+}
+
+// dialable reports whether a is an address that this node's transport can dial: an IP address or DNS name with a TCP
+// port, and nothing else.
+func dialable(a ma.Multiaddr) bool {
+	if len(a) != 2 || len(a.Bytes()) > 300 || a[1].Protocol().Code != ma.P_TCP {
+		return false
+	}
+	switch a[0].Protocol().Code {
+	case ma.P_IP4, ma.P_IP6, ma.P_DNS, ma.P_DNS4, ma.P_DNS6:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,687 @@
+package members
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"google.golang.org/protobuf/proto"
+
+	"meshnode/protocol"
+)
+
+// Options of Open. The zero value works.
+type Options struct {
+	// Name is this node's label, put into the certificate of a mesh made here and asked for when joining.
+	// Default: the host name.
+	Name string
+	// Logger gets refused strangers and the like. Default: none.
+	Logger *slog.Logger
+	// Machine replaces the machine's own id, and Now the wall clock, in tests.
+	Machine func() string
+	Now     func() time.Time
+}
+
+// Opened is what Open did that a person should hear of. Each field may be empty.
+type Opened struct {
+	// RecoveryCode is set when Open made a mesh: whoever has it can take the mesh over (see Recover). It is
+	// returned this once; only the root key itself stays on disk.
+	RecoveryCode string
+	// Copied says that the data directory came from another machine, so that the node has a new identity:
+	// what else the directory holds in the name of the old one (its jobs) is not this node's.
+	Copied bool
+	// Notices are sentences for the person who starts the node.
+	Notices []string
+}
+
+// Membership is one node's membership in one mesh at a time. It may be used concurrently.
+type Membership struct {
+	dir     string // the node's data directory
+	name    string
+	log     *slog.Logger
+	wall    func() time.Time
+	key     crypto.PrivKey
+	rawKey  ed25519.PrivateKey
+	self    peer.ID
+	opened  Opened
+	gate    *gate
+	tries   *tries
+	refused *onceIn
+
+	mu   sync.RWMutex // guards what follows, and the files in membership/
+	st   state
+	own  *Cert // may have expired
+	met  map[peer.ID]*Cert
+	subs map[chan struct{}]bool
+}
+
+// state is membership/state.json.
+type state struct {
+	Mesh    []byte    `json:"mesh"`
+	Root    []byte    `json:"root_seed,omitempty"` // only where the mesh was made, or recovered
+	Chain   []byte    `json:"chain"`               // protocol.Chain
+	Newest  int64     `json:"newest_signed_unix_s"`
+	Inviter *inviter  `json:"inviter,omitempty"`
+	Tickets []*ticket `json:"tickets,omitempty"`
+}
+
+// inviter is who let this node in: the first member to look for.
+type inviter struct {
+	Peer  string   `json:"peer"`
+	Addrs []string `json:"addresses"`
+}
+
+// The files. The key has a place of its own because it is the node's, not the mesh's.
+const (
+	keyFile     = "key"
+	folder      = "membership"
+	stateFile   = "state.json"
+	metFile     = "members.json"
+	machineFile = "machine"
+)
+
+// Open loads the membership below the data directory dir, which is made if it is not there (0700). On the
+// first start it makes a key and a mesh of the node's own, with this node as its admin. The caller holds the
+// lock of the data directory: two Memberships of one directory would overwrite each other's files.
+//
+// The directory is bound to the machine. If it was copied from another one, the identity in it is moved to
+// the folder old-identity-N in dir and a new one made; should the other machine be gone for good, moving those
+// files back (with the node stopped, over the new ones) gives the old identity a new home.
+func Open(dir string, o Options) (*Membership, error) {
+	if o.Name == "" {
+		o.Name, _ = os.Hostname()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Machine == nil {
+		o.Machine = machineID
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	m := &Membership{
+		dir: dir, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
+		tries: newTries(), refused: newOnceIn(time.Minute), met: map[peer.ID]*Cert{}, subs: map[chan struct{}]bool{},
+	}
+	m.gate = newGate(m)
+	if m.name == "" {
+		m.name = "node"
+	}
+	if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
+		return nil, fmt.Errorf("make the membership folder: %w", err)
+	}
+	if err := m.bindMachine(o.Machine()); err != nil {
+		return nil, err
+	}
+	if err := m.loadKey(); err != nil {
+		return nil, err
+	}
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Opened says what Open did that a person should hear of.
+func (m *Membership) Opened() Opened { return m.opened }
+
+// Key is the node's private key, for libp2p.Identity.
+func (m *Membership) Key() crypto.PrivKey { return m.key }
+
+// Self is this node.
+func (m *Membership) Self() peer.ID { return m.self }
+
+// Name is this node's label: what Options say, not what its certificate does.
+func (m *Membership) Name() string { return m.name }
+
+// Mesh is the mesh that this node is in now. It changes with Join, Leave and Recover; see Subscribe.
+func (m *Membership) Mesh() MeshID {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return MeshID(m.st.Mesh)
+}
+
+// Own is this node's own certificate. It may have expired; then nobody lets this node in until it has
+// been renewed (which any admin it can reach does) or has joined again.
+func (m *Membership) Own() *Cert {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.own
+}
+
+// Certificate is the certificate that this node holds of a member of its mesh, itself included; false if it
+// holds none that is good now.
+func (m *Membership) Certificate(p peer.ID) (*Cert, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	c := m.met[p]
+	if p == m.self {
+		c = m.own
+	}
+	if c == nil || m.now().After(c.NotAfter) {
+		return nil, false
+	}
+	return c, true
+}
+
+// Members are the certificates of the other members that this node knows, by peer ID. Some may have expired;
+// they stay for 90 days more, so that an admin can renew them. The slice is the caller's.
+func (m *Membership) Members() []*Cert {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := make([]*Cert, 0, len(m.met))
+	for _, c := range m.met {
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *Cert) int { return strings.Compare(string(a.Peer), string(b.Peer)) })
+	return out
+}
+
+// MayUseHere lists the runtimes (without versions) that the member p may use on this node: none if p may not
+// submit; all if p's owner is this node's owner; else wasm, if p's certificate has it. More for other owners
+// needs the word of this machine's owner.
+func (m *Membership) MayUseHere(p peer.ID) []string {
+	c, ok := m.Certificate(p)
+	if !ok {
+		return nil
+	}
+	return mayUse(c, m.Own())
+}
+
+// MayUseThere lists the runtimes that this node may use on the member p and by default does: the mirror of
+// MayUseHere, and none if p does no work for others. Python and commands carry their submitter's data, so they
+// go to machines of the same owner only.
+func (m *Membership) MayUseThere(p peer.ID) []string {
+	c, ok := m.Certificate(p)
+	if !ok {
+		return nil
+	}
+	own, ok := m.Certificate(m.self)
+	if !ok {
+		return nil
+	}
+	return mayUse(own, c)
+}
+
+// mayUse lists what submitter may use on worker.
+func mayUse(submitter, worker *Cert) []string {
+	if submitter == nil || worker == nil || !submitter.Can(protocol.Capability_SUBMIT) || !worker.Can(protocol.Capability_WORK) {
+		return nil
+	}
+	if submitter.Owner == worker.Owner {
+		return slices.Clone(allRuntimes)
+	}
+	if slices.Contains(submitter.Runtimes, Wasm) {
+		return []string{Wasm}
+	}
+	return nil
+}
+
+// Inviter is the member whose ticket let this node in, with the addresses that the ticket had or that
+// answered; its ID is empty if this node made the mesh. These addresses are hints.
+func (m *Membership) Inviter() peer.AddrInfo {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var info peer.AddrInfo
+	if m.st.Inviter == nil {
+		return info
+	}
+	info.ID, _ = peer.Decode(m.st.Inviter.Peer)
+	for _, s := range m.st.Inviter.Addrs {
+		if a, err := ma.NewMultiaddr(s); err == nil {
+			info.Addrs = append(info.Addrs, a)
+		}
+	}
+	return info
+}
+
+// Subscribe returns a channel that gets a value after the node's mesh or its own certificate changed (at most one
+// waits in it), until stop is called.
+func (m *Membership) Subscribe() (changes <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.subs[ch] = true
+	return ch, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.subs, ch)
+	}
+}
+
+// changed tells the subscribers. The caller holds mu.
+func (m *Membership) changed() {
+	for ch := range m.subs {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Add takes up certificates that a member told of (or showed, or that were read from disk). It returns those that
+// are new: of a member not known before, or renewed. One that is not good is left out; err is the first such. Those of
+// another mesh are ErrOtherMesh.
+func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, ch := range chains {
+		c, e := verify(ch, MeshID(m.st.Mesh), m.now())
+		if e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		if m.add(c) {
+			fresh = append(fresh, c)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil, err
+	}
+	return fresh, errors.Join(err, m.saveMet())
+}
+
+// maxMembers bounds the certificates kept: far above the 300 members that a mesh can have, so that only an
+// admin gone mad meets it.
+const maxMembers = 2000
+
+// add puts a verified certificate into met if it says something new. The caller holds mu.
+func (m *Membership) add(c *Cert) bool {
+	m.see(c)
+	if c.Peer == m.self {
+		return false
+	}
+	old := m.met[c.Peer]
+	if old == nil && len(m.met) >= maxMembers {
+		return false
+	}
+	if old != nil && !c.NotAfter.After(old.NotAfter) && !c.NotBefore.After(old.NotBefore) {
+		return false
+	}
+	m.met[c.Peer] = c
+	return true
+}
+
+// Forget drops what is known of a member. If it comes back with its certificate it is known again.
+func (m *Membership) Forget(p peer.ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.met[p]; !ok {
+		return nil
+	}
+	delete(m.met, p)
+	return m.saveMet()
+}
+
+// Alone reports whether the node is in a mesh that it made itself and that nobody joined: one that can be left
+// without a thought.
+func (m *Membership) Alone() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.alone()
+}
+
+func (m *Membership) alone() bool {
+	if len(m.st.Root) == 0 || len(m.met) > 0 {
+		return false
+	}
+	for _, t := range m.st.Tickets {
+		if len(t.Bound) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Leave ends this node's membership and makes a mesh of its own, as on the first start. The other members keep this
+// node's certificate until it ends. If this node holds the mesh's root key, only the recovery code brings that back.
+func (m *Membership) Leave() (recoveryCode string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old, oldOwn, oldMet := m.st, m.own, m.met
+	m.met = map[peer.ID]*Cert{}
+	code, err := m.makeMesh()
+	if err != nil {
+		m.st, m.own, m.met = old, oldOwn, oldMet
+		return "", err
+	}
+	m.changed()
+	return code, m.saveMet()
+}
+
+// Recover makes this node the holder of the root key of the mesh that the recovery code is of, and an admin in it.
+// It leaves any other mesh.
+func (m *Membership) Recover(code string) error {
+	seed, err := parseRecoveryCode(code)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old, oldOwn, oldMet := m.st, m.own, m.met
+	root := ed25519.NewKeyFromSeed(seed)
+	if mesh := meshOf(root.Public().(ed25519.PublicKey)); mesh != MeshID(m.st.Mesh) {
+		m.met = map[peer.ID]*Cert{}
+		m.st = state{Mesh: mesh[:], Newest: old.Newest}
+	}
+	m.st.Root = seed
+	if err := m.certifySelf(); err != nil {
+		m.st, m.own, m.met = old, oldOwn, oldMet
+		return err
+	}
+	m.changed()
+	return m.saveMet()
+}
+
+// Maintain renews this node's own certificate where it holds the root key, and drops certificates and tickets that
+// ended long ago. Call it about once an hour.
+func (m *Membership) Maintain() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.now()
+	var errs []error
+	for p, c := range m.met {
+		if now.Sub(c.NotAfter) > lifetime {
+			delete(m.met, p)
+			errs = append(errs, m.saveMet())
+		}
+	}
+	m.st.Tickets = slices.DeleteFunc(m.st.Tickets, func(t *ticket) bool { return now.Unix()-t.Expires > int64(ticketMemory/time.Second) })
+	if len(m.st.Root) > 0 && m.own.NotAfter.Sub(now) < renewBefore {
+		errs = append(errs, m.certifySelf())
+		m.changed()
+	}
+	return errors.Join(errs...)
+}
+
+// now is the wall clock, unless that is behind a time that a member signed: such a clock is wrong, and judging by it
+// would let expired certificates in. The caller holds mu, for reading at least.
+func (m *Membership) now() time.Time {
+	now := m.wall()
+	if newest := time.Unix(m.st.Newest, 0); now.Before(newest) {
+		return newest
+	}
+	return now
+}
+
+// see remembers the newest signed time. One more than a certificate's lifetime ahead of all that is known is not
+// believed: an admin whose clock says 2099 must not end everybody else's certificates. The caller holds mu.
+func (m *Membership) see(c *Cert) {
+	t := c.NotBefore.Unix()
+	if t > m.st.Newest && t <= m.now().Add(lifetime).Unix() {
+		m.st.Newest = t
+	}
+}
+
+// makeMesh makes a new mesh with this node as its only member. The caller holds mu, or is Open.
+func (m *Membership) makeMesh() (code string, err error) {
+	seed := make([]byte, ed25519.SeedSize)
+	rand.Read(seed)
+	mesh := meshOf(ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
+	m.st = state{Mesh: mesh[:], Root: seed, Newest: m.st.Newest}
+	if err := m.certifySelf(); err != nil {
+		return "", err
+	}
+	return recoveryCode(seed), nil
+}
+
+// certifySelf signs this node's own certificate with the root key and saves it. The caller holds mu, or is Open.
+func (m *Membership) certifySelf() error {
+	root := ed25519.NewKeyFromSeed(m.st.Root)
+	now := m.now()
+	chain, err := issue(root, MeshID(m.st.Mesh), &protocol.CertificateBody{
+		Key: m.rawKey.Public().(ed25519.PublicKey), Name: m.name, Owner: root.Public().(ed25519.PublicKey),
+		Capabilities: []protocol.Capability{
+			protocol.Capability_SUBMIT, protocol.Capability_WORK, protocol.Capability_RELAY, protocol.Capability_ADMIN,
+		},
+		Runtimes: allRuntimes, NotBeforeUnixS: now.Unix(), NotAfterUnixS: now.Add(lifetime).Unix(),
+	}, nil)
+	if err != nil {
+		return err
+	}
+	return m.setOwn(chain)
+}
+
+// setOwn verifies and saves this node's own chain. The caller holds mu, or is Open.
+func (m *Membership) setOwn(chain *protocol.Chain) error {
+	c, err := verify(chain, MeshID(m.st.Mesh), m.now())
+	if err != nil {
+		return fmt.Errorf("this node's own certificate: %w", err)
+	}
+	if c.Peer != m.self {
+		return fmt.Errorf("%w: it is for %s, not for this node", ErrCertificate, c.Peer)
+	}
+	raw, err := proto.Marshal(chain)
+	if err != nil {
+		return err
+	}
+	old := m.st
+	m.see(c)
+	m.st.Chain = raw
+	if err := m.saveState(); err != nil {
+		m.st = old
+		return err
+	}
+	m.own = c
+	return nil
+}
+
+// ---- disk
+
+func (m *Membership) path(name string) string { return filepath.Join(m.dir, folder, name) }
+
+func (m *Membership) loadKey() error {
+	path := filepath.Join(m.dir, keyFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(m.path(stateFile)); err == nil {
+			return fmt.Errorf("the key of this node is missing: put %s back, or remove %s to start as a new node", path, filepath.Join(m.dir, folder))
+		}
+		_, m.rawKey, err = ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return err
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(m.rawKey)
+		if err != nil {
+			return err
+		}
+		b = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+		if err := writeFile(path, b); err != nil {
+			return fmt.Errorf("write the node's key: %w", err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("read the node's key: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return fmt.Errorf("%s is no key: put the right file back, or remove it and %s to start as a new node", path, filepath.Join(m.dir, folder))
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("%s is no key: %w", path, err)
+	}
+	var ok bool
+	if m.rawKey, ok = k.(ed25519.PrivateKey); !ok {
+		return fmt.Errorf("%s is a %T: want an Ed25519 key", path, k)
+	}
+	if m.key, err = crypto.UnmarshalEd25519PrivateKey(m.rawKey); err != nil {
+		return err
+	}
+	m.self, err = peer.IDFromPrivateKey(m.key)
+	return err
+}
+
+func (m *Membership) load() error {
+	b, err := os.ReadFile(m.path(stateFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		m.opened.RecoveryCode, err = m.makeMesh()
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("read the membership: %w", err)
+	}
+	chain := &protocol.Chain{}
+	if err := json.Unmarshal(b, &m.st); err != nil {
+		return fmt.Errorf("%s is damaged (%v): restore it, or remove %s to start with a mesh of its own", m.path(stateFile), err, filepath.Join(m.dir, folder))
+	}
+	if len(m.st.Mesh) != 32 || (len(m.st.Root) != 0 && len(m.st.Root) != ed25519.SeedSize) || proto.Unmarshal(m.st.Chain, chain) != nil {
+		return fmt.Errorf("%s is damaged: restore it, or remove %s to start with a mesh of its own", m.path(stateFile), filepath.Join(m.dir, folder))
+	}
+	if wall := m.wall(); wall.Add(24 * time.Hour).Before(time.Unix(m.st.Newest, 0)) {
+		m.opened.Notices = append(m.opened.Notices, fmt.Sprintf("the clock of this machine says %s, but a member signed something on %s: set the clock right",
+			wall.UTC().Format(time.DateOnly), time.Unix(m.st.Newest, 0).UTC().Format(time.DateOnly)))
+	}
+	c, err := verify(chain, MeshID(m.st.Mesh), m.now())
+	switch {
+	case err == nil, errors.Is(err, ErrExpired):
+		m.own = c
+	default:
+		return fmt.Errorf("%s: %w", m.path(stateFile), err)
+	}
+	if c.Peer != m.self {
+		return fmt.Errorf("%s belongs to the key of %s, not to %s: put the right key back, or remove %s to start with a mesh of its own",
+			m.path(stateFile), c.Peer, filepath.Join(m.dir, keyFile), filepath.Join(m.dir, folder))
+	}
+	if len(m.st.Root) > 0 && (err != nil || m.own.NotAfter.Sub(m.now()) < renewBefore) {
+		if err := m.certifySelf(); err != nil {
+			return err
+		}
+	} else if err != nil {
+		m.opened.Notices = append(m.opened.Notices, fmt.Sprintf("this node's certificate ended on %s: it is renewed when the node reaches an admin of the mesh; else join again with a new ticket",
+			m.own.NotAfter.UTC().Format(time.DateOnly)))
+	}
+	return m.loadMet()
+}
+
+// loadMet reads the certificates of members met. The file is a cache: what is damaged in it is left out, and members
+// are met again.
+func (m *Membership) loadMet() error {
+	b, err := os.ReadFile(m.path(metFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the certificates of members: %w", err)
+	}
+	var chains [][]byte
+	if err := json.Unmarshal(b, &chains); err != nil {
+		m.log.Warn("the certificates of members met are unreadable and forgotten", "file", m.path(metFile), "err", err)
+		return nil
+	}
+	for _, raw := range chains {
+		chain := &protocol.Chain{}
+		if proto.Unmarshal(raw, chain) != nil {
+			continue
+		}
+		if c, err := verify(chain, MeshID(m.st.Mesh), m.now()); err == nil || errors.Is(err, ErrExpired) {
+			m.add(c)
+		}
+	}
+	return nil
+}
+
+func (m *Membership) saveState() error {
+	b, err := json.MarshalIndent(&m.st, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(m.path(stateFile), b); err != nil {
+		return fmt.Errorf("write the membership: %w", err)
+	}
+	return nil
+}
+
+func (m *Membership) saveMet() error {
+	chains := make([][]byte, 0, len(m.met))
+	for _, c := range m.met {
+		raw, err := proto.Marshal(c.chain)
+		if err != nil {
+			return err
+		}
+		chains = append(chains, raw)
+	}
+	b, err := json.Marshal(chains)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(m.path(metFile), b); err != nil {
+		return fmt.Errorf("write the certificates of members: %w", err)
+	}
+	return nil
+}
+
+// writeFile replaces a file as a whole, so that a crash leaves the old one or the new one; it is on the disk when
+// writeFile returns. Mode 0600.
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes a rename last. Windows cannot sync a directory, and needs not.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return nil
+}
+
+// recoveryCode is the root seed for people: base32 in groups of five, with a checksum.
+func recoveryCode(seed []byte) string {
+	sum := sha256.Sum256(append([]byte("meshnode recovery code 1\x00"), seed...))
+	return inFives(b32.EncodeToString(append(slices.Clone(seed), sum[:3]...)))
+}
+
+func parseRecoveryCode(code string) ([]byte, error) {
+	s := strings.ToLower(strings.Map(func(r rune) rune {
+		if r == '-' || r == ' ' || r == '\n' || r == '\r' || r == '\t' {
+			return -1
+		}
+		return r
+	}, code))
+	b, err := b32.DecodeString(s)
+	if err != nil || len(b) != ed25519.SeedSize+3 || recoveryCode(b[:ed25519.SeedSize]) != inFives(s) {
+		return nil, errors.New("this is no recovery code, or it has a typing error: want 56 letters and digits in groups of five")
+	}
+	return b[:ed25519.SeedSize], nil
+}
+
+func inFives(s string) string {
+	var groups []string
+	for i := 0; i < len(s); i += 5 {
+		groups = append(groups, s[i:min(i+5, len(s))])
+	}
+	return strings.Join(groups, "-")
+}

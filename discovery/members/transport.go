@@ -1,0 +1,100 @@
+package members
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	tptu "github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"go.uber.org/fx"
+
+	"meshnode/protocol"
+)
+
+// TransportOptions makes a libp2p host that only members of m's mesh can connect to, and that connects to nobody
+// else. It sets the transports (TCP alone), the security protocol (TLS 1.3, then the exchange of certificates) and the
+// muxer (yamux, with libp2p's window of 16 MiB); give no other of these to libp2p.New, and m.Key() as its identity.
+//
+// QUIC, WebSocket, WebTransport and WebRTC are left out: the last two do not pass the security protocol at all, so a
+// stranger would come in through them.
+//
+// When m changes its mesh, connections that are open stay; the caller closes them.
+func TransportOptions(m *Membership) libp2p.Option {
+	return libp2p.ChainOptions(
+		libp2p.Security(protocol.AdmissionProtocol, func(id libp2pproto.ID, key crypto.PrivKey, muxers []tptu.StreamMuxer) (*secured, error) {
+			t, err := libp2ptls.New(id, key, muxers)
+			return &secured{Transport: t, m: m}, err
+		}),
+		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) (*tcp.TcpTransport, error) {
+			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil)
+		}),
+		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
+		// libp2p.New has no option for the upgrader's; its constructor takes them from here. The default holds a
+		// silent connection for 15 s.
+		libp2p.WithFxOption(fx.Provide(func() []tptu.Option {
+			return []tptu.Option{tptu.WithAcceptTimeout(admissionTimeout)}
+		})),
+	)
+}
+
+// secured is TLS as libp2p has it, and then the exchange of certificates.
+type secured struct {
+	*libp2ptls.Transport
+	m *Membership
+}
+
+// SecureInbound implements sec.SecureTransport.
+func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	pending, _ := insecure.(*pendingConn)
+	if pending != nil {
+		pending.reached.Store(true)
+	}
+	refuse := func(p peer.ID, err error) error {
+		if !errors.Is(err, errProbe) && !errors.Is(err, errJoined) {
+			addr, _ := manet.FromNetAddr(insecure.RemoteAddr())
+			s.m.logRefused(p, addr, err)
+		}
+		return err
+	}
+	c, err := s.Transport.SecureInbound(ctx, insecure, p)
+	if err != nil {
+		return nil, refuse(p, err)
+	}
+	limitTime(ctx, c)
+	if _, err := s.m.admitIn(c); err != nil {
+		c.Close()
+		return nil, refuse(c.RemotePeer(), err)
+	}
+	c.SetDeadline(time.Time{})
+	if pending != nil {
+		pending.admit()
+	}
+	return c, nil
+}
+
+// SecureOutbound implements sec.SecureTransport.
+func (s *secured) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.ID) (sec.SecureConn, error) {
+	c, err := s.Transport.SecureOutbound(ctx, insecure, p)
+	if err != nil {
+		return nil, err
+	}
+	limitTime(ctx, c)
+	if _, err := s.m.admitOut(c, false); err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.SetDeadline(time.Time{})
+	return c, nil
+}
