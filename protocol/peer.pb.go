@@ -80,21 +80,22 @@ func (Refusal) EnumDescriptor() ([]byte, []int) {
 
 // Hello is the first frame of a stream, from both sides.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                      // minor version of the protocol; the major one is in the protocol ID
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                          // of the sender as an origin
-	Incarnation   uint64                 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`             // random, of the sender's process
-	SeenEpoch     uint64                 `protobuf:"varint,4,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"` // the highest epoch of the receiver that the sender ever saw
-	Held          []*Attempts            `protobuf:"bytes,5,rep,name=held,proto3" json:"held,omitempty"`                             // what the sender holds of the receiver: queued and running
-	Slots         uint32                 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
-	Runtimes      []string               `protobuf:"bytes,7,rep,name=runtimes,proto3" json:"runtimes,omitempty"` // what the sender runs, for the receiver: "wasm", "python3.11", …
-	Name          string                 `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
-	NodeVersion   string                 `protobuf:"bytes,9,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
-	Os            string                 `protobuf:"bytes,10,opt,name=os,proto3" json:"os,omitempty"`
-	Arch          string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
-	Unanswered    []*Attempts            `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"` // outcomes of the receiver's tasks that it has not answered; they follow as Result
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Version         uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                                          // minor version of the protocol; the major one is in the protocol ID
+	Epoch           uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                                              // of the sender as an origin
+	Incarnation     uint64                 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                                 // random, of the sender's process
+	SeenEpoch       uint64                 `protobuf:"varint,4,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"`                     // the highest epoch of the receiver that the sender ever saw
+	SeenIncarnation uint64                 `protobuf:"fixed64,13,opt,name=seen_incarnation,json=seenIncarnation,proto3" json:"seen_incarnation,omitempty"` // of the receiver's process that had it
+	Held            []*Attempts            `protobuf:"bytes,5,rep,name=held,proto3" json:"held,omitempty"`                                                 // what the sender holds of the receiver: queued and running
+	Slots           uint32                 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
+	Runtimes        []string               `protobuf:"bytes,7,rep,name=runtimes,proto3" json:"runtimes,omitempty"` // what the sender runs, for the receiver: "wasm", "python3.11", …
+	Name            string                 `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	NodeVersion     string                 `protobuf:"bytes,9,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
+	Os              string                 `protobuf:"bytes,10,opt,name=os,proto3" json:"os,omitempty"`
+	Arch            string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
+	Unanswered      []*Attempts            `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"` // outcomes of the receiver's tasks that it has not answered; they follow as Result
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -151,6 +152,13 @@ func (x *Hello) GetIncarnation() uint64 {
 func (x *Hello) GetSeenEpoch() uint64 {
 	if x != nil {
 		return x.SeenEpoch
+	}
+	return 0
+}
+
+func (x *Hello) GetSeenIncarnation() uint64 {
+	if x != nil {
+		return x.SeenIncarnation
 	}
 	return 0
 }
@@ -1224,13 +1232,14 @@ var File_peer_proto protoreflect.FileDescriptor
 const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xe1\x02\n" +
+	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\x8c\x03\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x06R\vincarnation\x12\x1d\n" +
 	"\n" +
-	"seen_epoch\x18\x04 \x01(\x04R\tseenEpoch\x12&\n" +
+	"seen_epoch\x18\x04 \x01(\x04R\tseenEpoch\x12)\n" +
+	"\x10seen_incarnation\x18\r \x01(\x06R\x0fseenIncarnation\x12&\n" +
 	"\x04held\x18\x05 \x03(\v2\x12.meshnode.AttemptsR\x04held\x12\x14\n" +
 	"\x05slots\x18\x06 \x01(\rR\x05slots\x12\x1a\n" +
 	"\bruntimes\x18\a \x03(\tR\bruntimes\x12\x12\n" +

@@ -80,10 +80,12 @@ type Finished struct {
 	Idle bool
 }
 
-// Fetched answers a Fetch: the bytes are on this disk and verified, or cannot be had from that peer (Err).
+// Fetched answers a Fetch: the Blobs are on this disk, verified and pinned, or cannot be had from that peer (Err;
+// nothing is pinned then).
 type Fetched struct {
 	Attempt protocol.Attempt
 	Peer    protocol.NodeID
+	Blobs   []protocol.BlobID
 	Err     string
 }
 

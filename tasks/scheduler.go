@@ -2,9 +2,18 @@
 // jobs and as a worker for others (and for itself).
 //
 // It is a pure state machine. Events go in with the time at which they happened, Ready comes out: what to
-// write, send, start and tell, in that order. It has no goroutine, clock, file, socket or random source of its own
-// but the one in Config, so equal events at equal times give equal bytes: whole meshes of it run in a simulator.
-// Package node drives the real one.
+// write, send, start and tell, in that order. It has no goroutine, clock, file, socket or random source of
+// its own but the one in Config, so equal events at equal times give equal bytes: whole meshes of it run in
+// a simulator. Package node drives the real one.
+//
+// The way of a task through it, from top to bottom:
+//
+//	submit.go   Submit: a job and its pending tasks                        (origin)
+//	grant.go    who gets how many of them: leases                          (origin)
+//	worker.go   queued, running in a slot, outcome kept until answered     (worker)
+//	steal.go    asking for more, giving back                               (worker)
+//	result.go   the first valid terminal outcome wins, all are answered    (origin)
+//	peer.go     streams, beats, expiring leases: when a worker is lost     (both)
 //
 // Time is int64 nanoseconds since an arbitrary start, from a monotonic clock. A Scheduler is not safe for
 // concurrent use.
@@ -12,7 +21,9 @@ package tasks
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"meshnode/protocol"
 )
@@ -27,7 +38,14 @@ var (
 	ErrStopped = errors.New("the node is stopping")
 )
 
-// Config is what a Scheduler starts with. Self, Epoch, Incarnation, Key and Rand are required.
+// Units of Scheduler time.
+const (
+	microsecond = int64(1000)
+	millisecond = 1000 * microsecond
+	second      = 1000 * millisecond
+)
+
+// Config is what a Scheduler starts with. Self, Epoch, Key and Rand are required.
 type Config struct {
 	Self        protocol.NodeID
 	Epoch       uint64     // higher than in any earlier life of this data directory, and already on disk
@@ -36,4 +54,252 @@ type Config struct {
 	Rand        *rand.Rand // jitter only
 	Slots       int        // ≥ 0
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
+}
+
+// Scheduler is the state machine. What must always hold of it is listed at Check.
+type Scheduler struct {
+	cfg      Config
+	now      int64 // of the current or last Step
+	stepped  bool  // now is set
+	epoch    uint64
+	mac      macKey
+	stopping string // reason, once Shutdown came
+	paused   string // reason, while no work is taken
+
+	peers map[protocol.NodeID]*peer // this node too: it is a worker of its own jobs, by the same messages
+	order []protocol.NodeID         // of peers, sorted: iteration that can be seen from outside
+
+	jobs     map[protocol.JobID]*job
+	jobOrder []*job // that have not ended, in the order of their opening
+	nextJob  int    // the job that the next grant looks at first
+
+	slots  []slot
+	wanted int // slots to have; slots above it only finish
+
+	challenge uint64 // counts own pauses
+
+	loop []loopback // messages between this node's two sides, in order
+	out  Ready
+}
+
+// loopback is a message of this node to itself. It does not pass through the codec; both sides
+// treat messages as values that nobody changes.
+type loopback struct{ message protocol.Message }
+
+// New returns the scheduler of a node with nothing in it. Feed it the journal with Restore, then call Restored.
+func New(cfg Config) (*Scheduler, error) {
+	switch {
+	case cfg.Self == "":
+		return nil, errors.New("tasks: Config.Self is empty")
+	case cfg.Epoch == 0:
+		return nil, errors.New("tasks: Config.Epoch is 0")
+	case cfg.Rand == nil:
+		return nil, errors.New("tasks: Config.Rand is nil")
+	case cfg.Slots < 0:
+		return nil, fmt.Errorf("tasks: %d slots", cfg.Slots)
+	}
+	s := &Scheduler{
+		cfg:   cfg,
+		mac:   newMACKey(cfg.Key),
+		peers: map[protocol.NodeID]*peer{},
+		jobs:  map[protocol.JobID]*job{},
+	}
+	self := s.peer(cfg.Self)
+	self.self, self.up = true, true
+	self.incarnation = cfg.Incarnation
+	self.runtimes, self.mayUseHere, self.mayUseThere = cfg.Runtimes, cfg.Runtimes, cfg.Runtimes
+	s.setEpoch(cfg.Epoch)
+	s.setSlots(cfg.Slots)
+	return s, nil
+}
+
+func (s *Scheduler) setEpoch(e uint64) {
+	s.epoch = e
+	s.peers[s.cfg.Self].seenEpoch(e)
+}
+
+// Step takes one event that happened at now (never before the last one). An error means that a client's event
+// was refused and changed nothing; events of peers are never refused, only ignored.
+func (s *Scheduler) Step(now int64, ev Event) error {
+	s.advance(now)
+	err := s.handle(ev)
+	s.drainLoop()
+	return err
+}
+
+// advance moves the clock. If this process itself stood still, no lease may expire for it: every deadline
+// moves by the gap. And nothing queued for another node starts before that node has answered us, for it may
+// long have given the task to somebody else.
+func (s *Scheduler) advance(now int64) {
+	if !s.stepped {
+		s.stepped, s.now = true, now
+		return
+	}
+	gap := now - s.now
+	s.now = max(now, s.now)
+	if gap <= ownPause {
+		return
+	}
+	s.challenge++
+	for _, id := range s.order {
+		s.peers[id].shift(gap)
+	}
+	for _, j := range s.jobOrder {
+		if j.limboUntil != 0 {
+			j.limboUntil += gap
+		}
+	}
+}
+
+// ownPause is the time between two Steps from which on this node counts as having stood still. A node with
+// leases ticks twice a second.
+const ownPause = second
+
+func (s *Scheduler) handle(ev Event) error {
+	switch ev := ev.(type) {
+	case Submit:
+		return s.submit(ev)
+	case Cancel:
+		return s.cancel(ev)
+	case Forget:
+		return s.forget(ev)
+	case PeerUp:
+		s.peerUp(ev)
+	case PeerDown:
+		s.peerDown(ev)
+	case Receive:
+		if p := s.peers[ev.Peer]; p != nil && p.up && p.session == ev.Session && !p.self {
+			p.heard = s.now
+			s.receive(p, ev.Message)
+		}
+	case Prepared:
+		s.prepared(ev)
+	case Finished:
+		s.finished(ev)
+	case Fetched:
+		s.fetched(ev)
+	case SetSlots:
+		s.setSlots(ev.Slots)
+	case SetPaused:
+		s.setPaused(ev.Reason)
+	case Shutdown:
+		s.shutdown(ev.Reason)
+	case Tick:
+		s.tick()
+	default:
+		return fmt.Errorf("tasks: unknown event %T", ev)
+	}
+	return nil
+}
+
+// receive handles a message of p, which may be this node itself.
+func (s *Scheduler) receive(p *peer, m protocol.Message) {
+	switch m := m.(type) {
+	// As an origin.
+	case *protocol.StealRequest:
+		s.stealRequest(p, m)
+	case *protocol.GiveBack:
+		s.givenBack(p, m)
+	case *protocol.Result:
+		for _, o := range m.Outcomes {
+			s.result(p, o)
+		}
+	// As a worker.
+	case *protocol.JobInfo:
+		s.jobInfo(p, m)
+	case *protocol.Load:
+		s.load(p, m)
+	case *protocol.Grant:
+		s.granted(p, m)
+	case *protocol.Recall:
+		s.recalled(p, m)
+	case *protocol.ResultAnswer:
+		s.answered(p, m)
+	case *protocol.Revoke:
+		s.revoked(p, m)
+	case *protocol.Cancel:
+		s.jobCancelled(p, m)
+	// Both.
+	case *protocol.Beat:
+		s.beat(p, m)
+	}
+}
+
+// drainLoop handles what this node said to itself, until it is silent.
+func (s *Scheduler) drainLoop() {
+	self := s.peers[s.cfg.Self]
+	for len(s.loop) > 0 {
+		l := s.loop
+		s.loop = nil
+		for _, m := range l {
+			s.receive(self, m.message)
+		}
+	}
+}
+
+// send hands a message to p's stream, or to this node's other side. A message to a peer that is not there
+// is dropped: its next Hello reconciles.
+func (s *Scheduler) send(p *peer, m protocol.Message) { s.sendAs(p, m, false) }
+
+// sendDurable is send, after what was recorded so far has been synced.
+func (s *Scheduler) sendDurable(p *peer, m protocol.Message) { s.sendAs(p, m, true) }
+
+func (s *Scheduler) sendAs(p *peer, m protocol.Message, durable bool) {
+	switch {
+	case p.self:
+		s.loop = append(s.loop, loopback{m})
+	case p.up:
+		s.out.Messages = append(s.out.Messages, Outgoing{Peer: p.id, Session: p.session, Message: m, Durable: durable})
+	}
+}
+
+func (s *Scheduler) record(r Record) { s.out.Records = append(s.out.Records, r) }
+func (s *Scheduler) notice(n Notice) { s.out.Notices = append(s.out.Notices, n) }
+func (s *Scheduler) sortedJobs() []*job {
+	js := make([]*job, 0, len(s.jobs))
+	for _, j := range s.jobs {
+		js = append(js, j)
+	}
+	slices.SortFunc(js, func(a, b *job) int { return a.id.Compare(b.id) })
+	return js
+}
+
+// Ready decides what there is to decide after the events since the last Ready, and returns all that is to be
+// done. See Ready for the order in which to do it.
+func (s *Scheduler) Ready() Ready {
+	if s.stepped {
+		for {
+			s.startTasks()
+			s.askForTasks()
+			s.grantEagerly()
+			if len(s.loop) == 0 {
+				break
+			}
+			s.drainLoop()
+		}
+		s.flushResults()
+		s.flushAnswers()
+		s.drainLoop()
+	}
+	r := s.out
+	s.out = Ready{}
+	r.Wake = s.wake()
+	return r
+}
+
+// wake is when something is due that no event brings.
+func (s *Scheduler) wake() int64 {
+	w := int64(0)
+	at := func(t int64) {
+		if t > 0 && (w == 0 || t < w) {
+			w = t
+		}
+	}
+	for _, id := range s.order {
+		s.peers[id].wake(s, at)
+	}
+	for _, j := range s.jobOrder {
+		at(j.limboUntil)
+	}
+	return w
 }

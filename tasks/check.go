@@ -1,0 +1,116 @@
+package tasks
+
+import (
+	"fmt"
+
+	"meshnode/protocol"
+)
+
+// Check says which invariant of the books is broken, if any. It is for tests and simulations: it reads everything.
+// What needs more than one node's books, or its past, is checked by testnet/sim (I1, I3, I4, I5, I6, I10):
+//
+//   - I2: a task has no live attempt but on the books of its job and of its worker, and two only where one was adopted;
+//   - I7: pending + leased + terminal = accepted, and each count is what its tasks say;
+//   - a terminal task has no live attempt, a leased one has one, a pending one has none;
+//   - each pending task can be taken: it is not yet reached by next, or in returned;
+//   - a worker's attempt is queued, running or unanswered, once, and is counted so.
+func (s *Scheduler) Check() error {
+	for _, j := range s.sortedJobs() {
+		if err := s.checkJob(j); err != nil {
+			return fmt.Errorf("job %s: %w", j.id.Short(), err)
+		}
+	}
+	leases := 0
+	for _, id := range s.order {
+		p := s.peers[id]
+		for a, l := range p.leases {
+			leases++
+			if l.attempt != a || l.to != p || s.jobs[a.Job] != l.job {
+				return fmt.Errorf("lease %v on the books of %s", l, id.Short())
+			}
+		}
+		if err := s.checkHeld(p); err != nil {
+			return fmt.Errorf("held of %s: %w", id.Short(), err)
+		}
+	}
+	for _, j := range s.jobs {
+		for _, ls := range j.leases {
+			leases -= len(ls)
+		}
+	}
+	if leases != 0 {
+		return fmt.Errorf("%d leases more on the books of workers than of jobs", leases)
+	}
+	return nil
+}
+
+func (s *Scheduler) checkJob(j *job) error {
+	if j.cancelled != "" {
+		if len(j.leases) > 0 {
+			return fmt.Errorf("cancelled, with %d live tasks", len(j.leases))
+		}
+		return nil
+	}
+	takeable := map[uint32]bool{}
+	for _, i := range j.returned {
+		takeable[i] = true
+	}
+	var n [3]int
+	for i := range j.tasks {
+		t := &j.tasks[i]
+		n[t.state]++
+		live := len(j.leases[uint32(i)])
+		switch {
+		case t.state == leased && live == 0, t.state != leased && live > 0, live > 2:
+			return fmt.Errorf("task %d in state %d with %d live attempts", i, t.state, live)
+		case t.state == pending && uint32(i) < j.next && !takeable[uint32(i)]:
+			return fmt.Errorf("task %d is pending and nobody can take it", i)
+		}
+		for _, l := range j.leases[uint32(i)] {
+			if l.to.leases[l.attempt] != l || l.attempt.Epoch == s.epoch && l.attempt.N > t.n {
+				return fmt.Errorf("task %d: lease %v is not its worker's, or has a number of the future", i, l)
+			}
+		}
+	}
+	if n[pending] != j.pending || n[leased] != j.leased || n[terminal] != int(j.ended) {
+		return fmt.Errorf("%d pending, %d leased, %d ended in the books; %v by its tasks", j.pending, j.leased, j.ended, n)
+	}
+	if j.closed && j.ended == j.count && j.state < JobDone {
+		return fmt.Errorf("all %d tasks ended, and it is %v", j.count, j.state)
+	}
+	return nil
+}
+
+func (s *Scheduler) checkHeld(p *peer) error {
+	queued, running, bytes := map[protocol.Attempt]bool{}, 0, int64(0)
+	for _, j := range p.jobs {
+		for _, h := range j.queue {
+			if queued[h.attempt] || p.held[h.attempt] != h || h.running || h.outcome != nil {
+				return fmt.Errorf("%v queued twice, or not held, or running, or ended", h.attempt)
+			}
+			queued[h.attempt] = true
+		}
+	}
+	for i := range s.slots {
+		for a, h := range s.slots[i].items {
+			if h.from == p {
+				running++
+				if p.held[a] != h || !h.running || h.outcome != nil {
+					return fmt.Errorf("%v runs in slot %d and is not held so", a, i)
+				}
+			}
+		}
+	}
+	for a, h := range p.held {
+		switch {
+		case h.outcome != nil:
+			bytes += outcomeSize(h.outcome)
+		case !h.running && !queued[a]:
+			return fmt.Errorf("%v neither queued, running nor ended", a)
+		}
+	}
+	if len(queued) != p.queuedHere || running != p.runningHere || bytes != p.unansweredBytes {
+		return fmt.Errorf("%d queued, %d running, %d bytes in the books; %d, %d, %d in truth", p.queuedHere, p.runningHere, p.unansweredBytes, len(queued), running, bytes)
+	}
+	return nil
+}

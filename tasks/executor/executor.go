@@ -1,0 +1,262 @@
+// Package executor runs tasks on this machine: it keeps a worker process for each slot, hands it programs
+// and items, enforces limits, and says how each item ended. It decides nothing about who runs what; the
+// scheduler in package tasks does, and the node carries the events between the two.
+//
+// User code never runs in the node's process. A worker process is a child with the lowest priority, in a
+// process group (or job object) of its own that is killed as a whole: when an item's time is up, when an
+// item is stopped, when the executor is closed, and by the system when the node dies. What runs inside is
+// a Runtime's affair; the frames between are those of package protocol (worker.go there).
+//
+// All methods of Executor return at once and may be called concurrently; answers come through Config.Emit.
+package executor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+// Runtime is a kind of program: WebAssembly, Python, commands. Its methods may be called concurrently.
+type Runtime interface {
+	// Name is what Program.runtime says: "wasm".
+	Name() string
+	// Check looks at a program's file when it is submitted, without running or compiling any of it. Its error
+	// is one line for the person who submits: what is wrong, and what to do about it.
+	Check(path string) error
+	// Command is the worker process: its argv (argv[0] is a path), and variables that it gets beside those
+	// few that every worker has.
+	Command() (argv, env []string)
+}
+
+// Blobs is where payloads over protocol.MaxInline live. Its methods are called from several goroutines.
+type Blobs interface {
+	// PutBlob stores what r has and pins it, for the outcome that will name it.
+	PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, error)
+	// OpenBlob gives the path of a blob that a task of origin has as its input; it is on this disk. The file
+	// stays until release is called.
+	OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (path string, release func(), err error)
+}
+
+// Config is what an Executor needs.
+type Config struct {
+	Runtimes []Runtime
+	// Emit takes tasks.Prepared and tasks.Finished, from goroutines of the executor, those of one slot in order.
+	// It must not wait for the goroutine that calls Close. Nothing is emitted after Close has returned.
+	Emit  func(tasks.Event)
+	Blobs Blobs
+	// Logger; nil logs nothing.
+	Logger *slog.Logger
+	// Memory is the limit of one task's memory in bytes where its job sets none. Default: 512 MiB.
+	Memory uint64
+	// IdleEnd is how long a worker process without work lives. Default: 60 s (a process costs 10 ms to start and
+	// 23 MB to keep).
+	IdleEnd time.Duration
+}
+
+// Defaults of Config.
+const (
+	defaultMemory  = 512 << 20
+	defaultIdleEnd = 60 * time.Second
+)
+
+func (c *Config) validate() error {
+	if c.Emit == nil {
+		return fmt.Errorf("executor: no Emit")
+	}
+	if c.Blobs == nil {
+		return fmt.Errorf("executor: no Blobs")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Memory == 0 {
+		c.Memory = defaultMemory
+	}
+	if c.IdleEnd == 0 {
+		c.IdleEnd = defaultIdleEnd
+	}
+	return nil
+}
+
+// Executor is the pool of worker processes. The zero value is not usable; see New.
+type Executor struct {
+	cfg      Config
+	runtimes map[string]Runtime
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	starter  *starter
+	closing  sync.Once
+	running  sync.WaitGroup // goroutines of slots and preparations
+	// preparing bounds the compilers that run at once: a compiler uses several cores already.
+	preparing chan struct{}
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	slots    map[int]*slot
+	programs map[programKey]*program
+	handles  uint64 // the last that was given out
+	spares   map[string]*spare
+}
+
+// programKey names a job here: two origins may announce the same job ID, by accident or by malice.
+type programKey struct {
+	origin protocol.NodeID
+	job    protocol.JobID
+}
+
+// program is a job's program as worker processes load it.
+type program struct {
+	handle  uint64
+	runtime Runtime
+	load    protocol.WorkerProgram
+	timeout time.Duration // of an item; 0: none
+	drop    context.CancelFunc
+}
+
+// New checks cfg and makes an executor without any process; Close ends it.
+func New(cfg Config) (*Executor, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	e := &Executor{
+		cfg:       cfg,
+		runtimes:  make(map[string]Runtime),
+		slots:     make(map[int]*slot),
+		programs:  make(map[programKey]*program),
+		spares:    make(map[string]*spare),
+		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),
+		starter:   newStarter(),
+	}
+	for _, r := range cfg.Runtimes {
+		e.runtimes[r.Name()] = r
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	return e, nil
+}
+
+// Prepare has a program compiled by a worker process, in the background. codePath is its file, which stays
+// as it is until Drop. The answer is a tasks.Prepared, unless Drop comes first. A second Prepare of the same
+// job of the same origin replaces the first.
+func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codePath string) {
+	job, err := protocol.JobIDFrom(info.Job)
+	if err != nil || info.Program == nil {
+		e.cfg.Logger.Warn("job without an ID or a program", "peer", origin, "err", err)
+		return
+	}
+	rt := e.runtimes[info.Program.Runtime]
+	ctx, drop := context.WithCancel(e.ctx)
+	limits := info.Limits
+	if limits == nil {
+		limits = &protocol.Limits{}
+	}
+	p := &program{
+		runtime: rt,
+		drop:    drop,
+		load: protocol.WorkerProgram{
+			Path:        codePath,
+			Name:        info.Name,
+			Args:        info.Program.Args,
+			ClockReal:   info.Program.ClockReal,
+			MemoryBytes: orDefault(limits.MemoryBytes, e.cfg.Memory, 1<<50),
+			OutputBytes: orDefault(limits.OutputBytes, protocol.MaxOutput, protocol.MaxOutput),
+			LogBytes:    orDefault(limits.LogBytes, protocol.MaxLog, protocol.MaxLog),
+		},
+		timeout: time.Duration(min(limits.TimeoutUs, maxTimeoutUs)) * time.Microsecond,
+	}
+	key := programKey{origin, job}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		drop()
+		return
+	}
+	if old := e.programs[key]; old != nil {
+		old.drop()
+	}
+	e.handles++
+	p.handle = e.handles
+	e.programs[key] = p
+	e.running.Go(func() { e.prepare(ctx, key, p, info.Program.Runtime) })
+}
+
+// maxTimeoutUs is a century: more would overflow a time.Duration.
+const maxTimeoutUs = 100 * 365 * 24 * 3600 * 1_000_000
+
+func orDefault(v, standard, most uint64) uint64 {
+	if v == 0 {
+		v = standard
+	}
+	return min(v, most)
+}
+
+// Drop forgets a job's program. Items of it that run go on; no new ones are accepted.
+func (e *Executor) Drop(origin protocol.NodeID, job protocol.JobID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	key := programKey{origin, job}
+	if p := e.programs[key]; p != nil {
+		p.drop()
+		delete(e.programs, key)
+	}
+}
+
+// Start runs the items of s in its slot, one after the other. The answers are tasks.Finished, the last of
+// them with Idle; until then the slot takes no other Start. Any slot number will do: a slot begins to exist with its
+// first Start.
+func (e *Executor) Start(s tasks.Start) { e.send(s.Slot, s) }
+
+// Stop ends attempts of a slot; see tasks.Stop. What the slot does not have is passed over.
+func (e *Executor) Stop(s tasks.Stop) { e.send(s.Slot, s) }
+
+func (e *Executor) send(n int, v any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	s := e.slots[n]
+	if s == nil {
+		s = newSlot(e, n)
+		e.slots[n] = s
+		e.running.Go(s.run)
+	}
+	s.post(v)
+}
+
+// program finds what a Start refers to.
+func (e *Executor) program(origin protocol.NodeID, job protocol.JobID) *program {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.programs[programKey{origin, job}]
+}
+
+// emit hands ev to the node, unless Close has begun.
+func (e *Executor) emit(ev tasks.Event) {
+	if e.ctx.Err() == nil {
+		e.cfg.Emit(ev)
+	}
+}
+
+// Close kills all worker processes and returns when they and all goroutines are gone. It may be called again.
+func (e *Executor) Close() {
+	e.closing.Do(func() {
+		e.mu.Lock()
+		e.closed = true
+		spares := e.spares
+		e.spares = nil
+		e.mu.Unlock()
+		e.cancel()
+		for _, s := range spares {
+			s.end()
+		}
+		e.running.Wait()
+		e.starter.stop()
+	})
+}

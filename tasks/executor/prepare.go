@@ -1,0 +1,149 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+// prepare compiles a program in a worker process and says how that went, unless ctx ends first.
+func (e *Executor) prepare(ctx context.Context, key programKey, p *program, runtime string) {
+	answer := tasks.Prepared{Origin: key.origin, Job: key.job}
+	if p.runtime == nil {
+		answer.Unable = fmt.Sprintf("this node has no runtime %q", runtime)
+	} else {
+		select {
+		case e.preparing <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		f := e.compile(ctx, p)
+		<-e.preparing
+		answer.Invalid, answer.Unable = sentence(f.Invalid), sentence(f.Unable)
+	}
+	if ctx.Err() == nil {
+		e.emit(answer)
+	}
+}
+
+// compile loads p in a worker process, which then is the spare one: the next slot that needs a process gets it,
+// the program included.
+func (e *Executor) compile(ctx context.Context, p *program) protocol.WorkerFailure {
+	if err := p.runtime.Check(p.load.Path); err != nil {
+		if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+			return protocol.WorkerFailure{Unable: err.Error()}
+		}
+		return protocol.WorkerFailure{Invalid: err.Error()}
+	}
+	proc, err := e.obtain(p.runtime)
+	if err != nil {
+		return protocol.WorkerFailure{Unable: err.Error()}
+	}
+	load := proc.load(nil, p)
+	proc.write(load, len(load))
+	late := time.NewTimer(maxLoad)
+	defer late.Stop()
+	select {
+	case batch, ok := <-proc.replies:
+		switch {
+		case !ok:
+			proc.end()
+			return protocol.WorkerFailure{Unable: "the worker process that compiled it died: " + proc.dead}
+		case len(batch) == 1 && batch[0].kind == protocol.WorkerLoaded && batch[0].id == p.handle:
+			proc.loaded = append(proc.loaded, p.handle)
+			e.keep(proc)
+			return protocol.WorkerFailure{}
+		case len(batch) == 1 && batch[0].kind == protocol.WorkerLoadFailed && batch[0].id == p.handle:
+			e.keep(proc)
+			return parseFailure(batch[0].body)
+		}
+		proc.end()
+		return protocol.WorkerFailure{Unable: "the worker process answered something else"}
+	case <-late.C:
+		proc.end()
+		return protocol.WorkerFailure{Unable: fmt.Sprintf("not compiled after %v", maxLoad)}
+	case <-ctx.Done():
+		proc.end()
+		return protocol.WorkerFailure{Unable: "dropped"}
+	}
+}
+
+// has reports whether the process has loaded a program.
+func (p *process) has(handle uint64) bool { return slices.Contains(p.loaded, handle) }
+
+// load appends to b the frames that have the process load a program, and forget the one that it has had longest if there are
+// too many. The answer adds it to loaded.
+func (p *process) load(b []byte, prog *program) []byte {
+	if len(p.loaded) >= maxLoaded {
+		b = protocol.AppendLocal(b, protocol.WorkerUnload, p.loaded[0])
+		p.loaded = slices.Delete(p.loaded, 0, 1)
+	}
+	body, err := json.Marshal(prog.load)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, body)
+}
+
+// spare is a process that has compiled a program and waits for a slot, or for its end after Config.IdleEnd.
+type spare struct {
+	p     *process
+	timer *time.Timer
+}
+
+// obtain is a worker process of rt: the spare one or a new one.
+func (e *Executor) obtain(rt Runtime) (*process, error) {
+	e.mu.Lock()
+	sp := e.spares[rt.Name()]
+	delete(e.spares, rt.Name())
+	e.mu.Unlock()
+	if sp != nil {
+		sp.timer.Stop()
+		select {
+		case <-sp.p.replies: // it is dead, or says something unasked
+			sp.p.end()
+		default:
+			return sp.p, nil
+		}
+	}
+	return e.start(rt)
+}
+
+// keep makes p the spare process of its runtime, or ends it if there is one.
+func (e *Executor) keep(p *process) {
+	e.mu.Lock()
+	if e.closed || e.spares[p.runtime] != nil {
+		e.mu.Unlock()
+		p.end()
+		return
+	}
+	sp := &spare{p: p}
+	e.spares[p.runtime] = sp
+	sp.timer = time.AfterFunc(e.cfg.IdleEnd, func() {
+		e.mu.Lock()
+		mine := !e.closed && e.spares[p.runtime] == sp
+		if mine {
+			delete(e.spares, p.runtime)
+			e.running.Add(1) // under the lock, so before Close waits
+		}
+		e.mu.Unlock()
+		if mine {
+			p.end()
+			e.running.Done()
+		}
+	})
+	e.mu.Unlock()
+}
+
+// end kills a spare process; it was taken out of the map.
+func (sp *spare) end() {
+	sp.timer.Stop()
+	sp.p.end()
+}

@@ -1,0 +1,574 @@
+package tasks
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"meshnode/protocol"
+)
+
+// Bounds of grants.
+const (
+	// maxGrant tasks in one Grant, and maxGrantBytes of inputs, keep it below protocol.MaxBatch.
+	maxGrant      = 4096
+	maxGrantBytes = protocol.MaxBatch - protocol.MaxInline - maxGrant*64
+	// loadEvery is the least time between two Loads to one peer.
+	loadEvery = 10 * millisecond
+	// eagerPause is how long a peer that handed an unasked task back gets no other unasked one: what we know
+	// of its free slots is older than its next beat.
+	eagerPause = second
+	// cannotFirst and cannotMost bound how long a job is not offered again to a peer that could not run it.
+	cannotFirst, cannotMost = 5 * second, 60 * second
+	// maxMoves of one task by Recall: a task that moves for ever never runs.
+	maxMoves = 2
+)
+
+// lessee is a peer in its role as a worker for our jobs.
+type lessee struct {
+	leases   map[protocol.Attempt]*lease // live ones
+	listed   map[protocol.Attempt]bool   // what it said last that it holds of us
+	grants   uint64                      // Grants sent on this stream
+	informed map[protocol.JobID]bool     // jobs whose JobInfo went over this stream
+	renewed  int64                       // when its last beat that counts was read, or its first lease began
+
+	told      uint64 // pending tasks that it knows of, by our last Load or Grant
+	loadFrom  int64  // no Load before
+	eagerFrom int64  // no unasked Grant before
+	recalling uint64 // id of the Recall under way, 0: none
+	recalls   uint64
+	wait      int64 // its smoothed time from request to grant
+
+	cannot  map[protocol.JobID]cannot
+	answers map[answer][]protocol.Attempt // to be sent with this Ready
+}
+
+// cannot is why a peer does not run a job, and from when on it is asked again.
+type cannot struct {
+	reason string
+	from   int64
+	pause  int64
+}
+
+// lease is a live attempt: granted, neither answered nor lost.
+type lease struct {
+	attempt protocol.Attempt
+	job     *job
+	to      *peer
+	session uint64 // the stream of the grant; an adopted lease has the stream of its adoption
+	number  uint64 // of the Grant on that stream, 0: adopted
+	at      int64
+	running bool // said its last beat
+}
+
+func (p *peer) openLessee() {
+	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]bool{}, 0, 0, 0
+	p.recalling = 0
+	p.answers = nil
+}
+
+// canRun says whether p could run tasks of j, and why not.
+func (s *Scheduler) canRun(p *peer, j *job) (bool, string) {
+	r := j.spec.Program.GetRuntime()
+	switch c, refused := p.cannot[j.id]; {
+	case !slices.Contains(p.runtimes, r):
+		return false, "does not run " + r
+	case !slices.Contains(p.mayUseThere, r):
+		return false, "does not let this node use " + r
+	case refused && s.now < c.from:
+		return false, c.reason
+	}
+	return true, ""
+}
+
+// grantable is how many tasks of j could be granted now.
+func (s *Scheduler) grantable(j *job) int {
+	if j.limboUntil != 0 || j.state >= JobDone {
+		return 0
+	}
+	n := j.pending
+	if m := int(j.spec.MaxParallel); m > 0 {
+		n = min(n, m-j.leased)
+	}
+	return max(n, 0)
+}
+
+// pendingFor is how many tasks p could get now.
+func (s *Scheduler) pendingFor(p *peer) int {
+	n := 0
+	for _, j := range s.jobOrder {
+		if g := s.grantable(j); g > 0 {
+			if ok, _ := s.canRun(p, j); ok {
+				n += g
+			}
+		}
+	}
+	return n
+}
+
+// available says whether p may get work at all.
+func (s *Scheduler) available(p *peer) bool {
+	return s.stopping == "" && p.up && p.paused == "" && !s.suspect(p)
+}
+
+// weight is p's share of the work, in slots of mean speed times 1000.
+func (s *Scheduler) weight(p *peer, j *job) int64 {
+	w := int64(max(1, p.slotsHere(s))) * 1000
+	if sh := j.byWorker[p.id]; sh != nil && sh.run.n > 0 && j.run.n > 0 {
+		// Between a 16th and 16 times the mean: one odd task must not starve a peer or flood it.
+		w = max(w/16, min(w*16, w*j.run.ns/sh.run.ns))
+	}
+	return max(w, 1)
+}
+
+func (p *peer) slotsHere(s *Scheduler) int {
+	if p.self {
+		return s.wanted
+	}
+	return p.slots
+}
+
+// fairShare is the most that p may take of j's n remaining tasks in one grant: what its speed is of all speeds.
+// So the last tasks spread over all, and no one hoards them.
+func (s *Scheduler) fairShare(p *peer, j *job, n int) int {
+	all, mine := int64(0), s.weight(p, j)
+	for _, id := range s.order {
+		q := s.peers[id]
+		if ok, _ := s.canRun(q, j); ok && q.slotsHere(s) > 0 && (q == p || s.available(q)) {
+			all += s.weight(q, j)
+		}
+	}
+	if all <= mine {
+		return n
+	}
+	return int((int64(n)*mine + all - 1) / all)
+}
+
+// grant leases up to want tasks to p, of all jobs in turn, and sends them. It returns how many.
+func (s *Scheduler) grant(p *peer, want int, request uint64) int {
+	want = min(want, maxGrant)
+	g := &protocol.Grant{Epoch: s.epoch, Number: p.grants + 1, Request: request}
+	size, given := 0, 0
+	for turn := 0; turn < len(s.jobOrder) && given < want && size < maxGrantBytes; turn++ {
+		j := s.jobOrder[(s.nextJob+turn)%len(s.jobOrder)]
+		n := s.grantable(j)
+		if ok, _ := s.canRun(p, j); !ok || n == 0 {
+			continue
+		}
+		n = min(want-given, s.fairShare(p, j, n), n)
+		s.inform(p, j)
+		jg := &protocol.JobGrant{Job: j.id[:], RunUs: j.run.us()}
+		for len(jg.Tasks) < n && size < maxGrantBytes {
+			i, ok := j.take()
+			if !ok {
+				break
+			}
+			t := s.lease(p, j, i)
+			size += len(t.Input)
+			jg.Tasks = append(jg.Tasks, t)
+		}
+		given += len(jg.Tasks)
+		g.Jobs = append(g.Jobs, jg)
+		if len(g.Jobs) == 1 {
+			s.nextJob = (s.nextJob + turn + 1) % len(s.jobOrder)
+		}
+	}
+	if given == 0 && request == 0 {
+		return 0
+	}
+	p.grants++
+	g.Left = uint64(s.pendingFor(p))
+	p.told = g.Left
+	s.send(p, g)
+	p.beatSoon(s.now)
+	return given
+}
+
+// inform sends p what it must know of j, once per stream.
+func (s *Scheduler) inform(p *peer, j *job) {
+	if p.informed == nil {
+		p.informed = map[protocol.JobID]bool{}
+	}
+	if !p.informed[j.id] {
+		p.informed[j.id] = true
+		s.send(p, j.info(s.epoch))
+	}
+}
+
+// take returns a pending task: one that was given back first, else the next.
+func (j *job) take() (uint32, bool) {
+	for len(j.returned) > 0 {
+		i := j.returned[0]
+		j.returned = j.returned[1:]
+		if j.tasks[i].state == pending {
+			return i, true
+		}
+	}
+	for int(j.next) < len(j.tasks) {
+		i := j.next
+		j.next++
+		if j.tasks[i].state == pending {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// lease makes a pending task a new attempt of p.
+func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
+	t := &j.tasks[i]
+	t.n++
+	a := protocol.Attempt{Job: j.id, Index: i, N: t.n, Epoch: s.epoch}
+	if t.grants > 0 {
+		j.reissued++
+	}
+	j.attempts++
+	if !p.self {
+		j.stolen++
+	}
+	if len(p.leases) == 0 {
+		p.renewed = s.now
+	}
+	s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now})
+	if !p.self && !j.grantedTo[p.id] {
+		j.grantedTo[p.id] = true
+		s.record(GrantedRecord{j.id, p.id})
+	}
+	if t.grants < 1<<16-1 {
+		t.grants++
+	}
+	as := &protocol.Assignment{Index: i, N: t.n, Input: t.input.Data, InputBlob: t.input.Blob}
+	if !p.self {
+		as.Mac = s.mac.of(a, p.id)
+	}
+	return as
+}
+
+// addLease books a live attempt of a task that is not terminal.
+func (s *Scheduler) addLease(l *lease) {
+	j, t := l.job, &l.job.tasks[l.attempt.Index]
+	if t.state == pending {
+		t.state = leased
+		j.pending--
+		j.leased++
+	}
+	l.to.leases[l.attempt] = l
+	j.leases[l.attempt.Index] = append(j.leases[l.attempt.Index], l)
+	if j.state == JobWaiting {
+		j.state = JobRunning
+	}
+}
+
+// dropLease takes an attempt off the books. Its task is pending again if that was the last live one.
+func (s *Scheduler) dropLease(l *lease) {
+	j, i := l.job, l.attempt.Index
+	delete(l.to.leases, l.attempt)
+	ls := slices.DeleteFunc(j.leases[i], func(k *lease) bool { return k == l })
+	if len(ls) > 0 {
+		j.leases[i] = ls
+		return
+	}
+	delete(j.leases, i)
+	if t := &j.tasks[i]; t.state == leased {
+		t.state = pending
+		j.leased--
+		j.pending++
+		j.returned = append(j.returned, i)
+	}
+}
+
+// takeBack drops leases that are lost or were given back.
+func (s *Scheduler) takeBack(ls []*lease) {
+	slices.SortFunc(ls, func(a, b *lease) int { return a.attempt.Compare(b.attempt) })
+	for _, l := range ls {
+		s.dropLease(l)
+	}
+}
+
+// lose gives up every attempt that p holds; they are granted anew.
+func (s *Scheduler) lose(p *peer) {
+	if p.self {
+		return
+	}
+	s.takeBack(slices.Collect(maps.Values(p.leases)))
+	p.recalling = 0
+	p.listed = nil
+}
+
+// revoke tells p to drop attempts that it holds and that are not live any more.
+func (s *Scheduler) revoke(p *peer, as []protocol.Attempt) {
+	if len(as) == 0 {
+		return
+	}
+	slices.SortFunc(as, protocol.Attempt.Compare)
+	s.send(p, &protocol.Revoke{Epoch: s.epoch, Attempts: protocol.GroupAttempts(as)})
+}
+
+// adopt makes live again what p still holds from before its stream broke, or from before we were started anew,
+// if the task waits. Whether we granted it shows with the result's MAC; that we granted p something of the job, here.
+func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
+	for _, as := range [][]protocol.Attempt{queued, unanswered} {
+		for _, a := range as {
+			if l := p.leases[a]; l != nil {
+				l.session, l.number = p.session, 0
+				continue
+			}
+			j := s.jobs[a.Job]
+			if j == nil || j.state >= JobDone || a.Index >= uint32(len(j.tasks)) || !j.grantedTo[p.id] {
+				continue
+			}
+			if t := &j.tasks[a.Index]; t.state == pending && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
+				if len(p.leases) == 0 {
+					p.renewed = s.now
+				}
+				s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, at: s.now})
+			}
+		}
+	}
+}
+
+// stealRequest answers an idle worker: with tasks, or with none, and then with those of a busier peer, later.
+func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
+	p.wait = int64(min(m.WaitUs, uint64(1)<<40)) * microsecond
+	if m.Epoch == s.epoch && s.available(p) && s.grant(p, int(m.Want), m.Id) > 0 {
+		return
+	}
+	p.grants++
+	p.told = 0
+	s.send(p, &protocol.Grant{Epoch: s.epoch, Number: p.grants, Request: m.Id})
+	s.rebalance()
+}
+
+// free is how many slots p has that nothing here says are taken.
+func (s *Scheduler) free(p *peer) int {
+	if p.self {
+		return s.wanted - p.runningHere - p.queuedHere - s.othersRunning(p)
+	}
+	// Its last beat counts what it has of all origins; our own leases are newer.
+	return p.slots - max(p.running+p.queued, len(p.leases))
+}
+
+// othersRunning is how many of this node's slots run or await tasks of other origins.
+func (s *Scheduler) othersRunning(self *peer) int {
+	n := 0
+	for _, id := range s.order {
+		if q := s.peers[id]; q != self {
+			n += q.runningHere + q.queuedHere
+		}
+	}
+	return n
+}
+
+// grantEagerly sends new work to peers that are known to be idle without waiting for them to ask (this saves a
+// round trip): one task to each before a second to any. Then it tells the others that there is work.
+func (s *Scheduler) grantEagerly() {
+	if s.stopping != "" || len(s.jobOrder) == 0 {
+		return
+	}
+	any := false
+	for _, j := range s.jobOrder {
+		any = any || s.grantable(j) > 0
+	}
+	if !any {
+		return
+	}
+	type room struct {
+		p    *peer
+		free int
+		give int
+	}
+	var rooms []room
+	total := 0
+	for _, id := range s.order {
+		p := s.peers[id]
+		if s.available(p) && (p.self || s.now >= p.eagerFrom) {
+			n := s.pendingFor(p)
+			if f := min(s.free(p), n); f > 0 {
+				rooms = append(rooms, room{p: p, free: f})
+				total = max(total, n)
+			}
+		}
+	}
+	// This node first: it needs no message. Then whoever has least to do.
+	slices.SortStableFunc(rooms, func(a, b room) int {
+		return cmp.Or(-cmpBool(a.p.self, b.p.self), cmp.Compare(len(a.p.leases), len(b.p.leases)))
+	})
+	for more := true; more && total > 0; {
+		more = false
+		for i := range rooms {
+			if r := &rooms[i]; r.give < r.free && total > 0 {
+				r.give++
+				total--
+				more = true
+			}
+		}
+	}
+	for _, r := range rooms {
+		if r.give > 0 {
+			s.grantUnasked(r.p, r.give)
+		}
+	}
+	s.tellLoad()
+}
+
+// grantUnasked grants n tasks, or fewer if fewer are p's fair share.
+func (s *Scheduler) grantUnasked(p *peer, n int) {
+	for n > 0 {
+		g := s.grant(p, n, 0)
+		if g == 0 {
+			return
+		}
+		n -= g
+	}
+}
+
+func cmpBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// tellLoad tells peers that believe us to be empty that we are not: as many as there are tasks.
+func (s *Scheduler) tellLoad() {
+	left := 0
+	for _, j := range s.jobOrder {
+		left += s.grantable(j)
+	}
+	for _, id := range s.order {
+		p := s.peers[id]
+		if left == 0 {
+			return
+		}
+		if p.told > 0 || !s.available(p) || s.now < p.loadFrom {
+			continue
+		}
+		n := s.pendingFor(p)
+		if n == 0 {
+			continue
+		}
+		for _, j := range s.jobOrder {
+			if ok, _ := s.canRun(p, j); ok && s.grantable(j) > 0 {
+				s.inform(p, j)
+			}
+		}
+		p.told, p.loadFrom = uint64(n), s.now+loadEvery
+		s.send(p, &protocol.Load{Epoch: s.epoch, Pending: uint64(n)})
+		left--
+	}
+}
+
+// givenBack takes back attempts that p has not started and never will. Not a failed attempt.
+func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
+	if m.Recall != 0 && m.Recall == p.recalling {
+		p.recalling = 0
+	}
+	if m.Epoch != s.epoch {
+		return // for an earlier life; its next beat says the same
+	}
+	var back []*lease
+	for _, a := range protocol.UngroupAttempts(m.Attempts) {
+		l := p.leases[a]
+		if l == nil {
+			continue
+		}
+		back = append(back, l)
+		t := &l.job.tasks[a.Index]
+		switch {
+		case m.Recall != 0 && t.moves < 255:
+			t.moves++
+		case m.Why == protocol.Refusal_CANNOT_RUN:
+			delete(p.informed, a.Job) // the next JobInfo has it try again
+			c := p.cannot[a.Job]
+			c.reason = m.Reason
+			if s.now >= c.from { // once per refusal, not per task
+				c.pause = min(max(cannotFirst, 2*c.pause), cannotMost)
+				c.from = s.now + c.pause
+			}
+			p.cannot[a.Job] = c
+		}
+	}
+	if m.Why == protocol.Refusal_NO_SLOT {
+		p.eagerFrom = s.now + eagerPause
+	}
+	s.takeBack(back)
+}
+
+// rebalance recalls unstarted tasks from the peer with the largest backlog while another one is idle and nothing is
+// pending. What comes back is granted to the idle one eagerly. The origin asks the victim itself: it knows all
+// backlogs of its tasks, and each steal under way, so thieves do not herd.
+func (s *Scheduler) rebalance() {
+	if s.stopping != "" {
+		return
+	}
+	for _, j := range s.jobOrder {
+		if j.state != JobRunning || s.grantable(j) > 0 || len(j.leases) == 0 {
+			continue
+		}
+		var thief, victim *peer
+		var backlog int64 // the victim's, ns
+		var count int
+		for _, id := range s.order {
+			p := s.peers[id]
+			if ok, _ := s.canRun(p, j); !ok || !s.available(p) {
+				continue
+			}
+			if s.free(p) > 0 && (thief == nil || s.weight(p, j) > s.weight(thief, j)) {
+				thief = p
+				continue
+			}
+			if p.recalling != 0 || p.slotsHere(s) == 0 {
+				continue
+			}
+			n := s.waiting(p, j)
+			b := int64(n) * s.runOn(p, j) / int64(p.slotsHere(s))
+			if n > 0 && b > backlog {
+				victim, backlog, count = p, b, n
+			}
+		}
+		if thief == nil || victim == nil || backlog <= 2*(thief.wait+victim.wait)+2*millisecond {
+			continue
+		}
+		wt, wv := s.weight(thief, j), s.weight(victim, j)
+		k := max(1, int(int64(count)*wt/(wt+wv)))
+		victim.recalls++
+		victim.recalling = victim.recalls
+		s.send(victim, &protocol.Recall{Epoch: s.epoch, Id: victim.recalls, Count: uint32(k)})
+	}
+}
+
+// waiting is how many tasks of j p holds and has not started, by its last beat, that may still move.
+func (s *Scheduler) waiting(p *peer, j *job) int {
+	n := 0
+	for a, l := range p.leases {
+		if l.job == j && !l.running && j.tasks[a.Index].moves < maxMoves {
+			n++
+		}
+	}
+	// A grant newer than the last beat is not in running yet: what can run at once counts as running.
+	running := 0
+	for _, l := range p.leases {
+		if l.running {
+			running++
+		}
+	}
+	return max(0, n-max(0, p.slotsHere(s)-running))
+}
+
+// runOn is the mean run time of j's tasks on p, as far as known.
+func (s *Scheduler) runOn(p *peer, j *job) int64 {
+	if sh := j.byWorker[p.id]; sh != nil && sh.run.n > 0 {
+		return sh.run.ns
+	}
+	return j.run.ns
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	return slices.Sorted(maps.Keys(m))
+}
+
+func (l *lease) String() string { return fmt.Sprintf("%v to %s", l.attempt, l.to.id.Short()) }

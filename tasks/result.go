@@ -1,0 +1,196 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+
+	"meshnode/protocol"
+)
+
+// answer is what an origin says to a result. Each lets the worker drop it.
+type answer int8
+
+const (
+	accepted   answer = iota + 1 // it ended the task, or counts as one death of a worker process
+	superseded                   // the task ended otherwise
+	unknown                      // no such attempt was granted to you
+)
+
+// result takes an outcome from p. Whatever it is, it is answered, once the answer cannot change any more.
+func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
+	a := o.AttemptOf()
+	j := s.jobs[a.Job]
+	if j == nil || a.Index >= uint32(len(j.tasks)) {
+		s.answer(p, a, unknown)
+		return
+	}
+	l := p.leases[a]
+	if (l == nil || l.number == 0 && !p.self) && !s.mac.verify(a, p.id, o.Mac) {
+		// Not on the books, or only by the peer's own word, and not proved: it was never granted to p.
+		if l != nil {
+			s.takeBack([]*lease{l})
+		}
+		s.answer(p, a, unknown)
+		return
+	}
+	if s.fetchingFrom(j, a) {
+		return // the same again, over a new stream; answered when its bytes are here
+	}
+	t := &j.tasks[a.Index]
+	if t.state == terminal || j.state >= JobDone {
+		s.answer(p, a, superseded)
+		return
+	}
+	switch {
+	case o.Status == protocol.Status_WORKER_LOST:
+		if l == nil {
+			s.answer(p, a, superseded)
+			return
+		}
+		s.dropLease(l)
+		t.deaths++
+		if t.deaths >= maxDeaths && t.state == pending {
+			o.Error = fmt.Sprintf("%s; the %d-th worker process lost with this task", o.Error, t.deaths)
+			o.Status = protocol.Status_FAILED
+			s.finish(j, a.Index, o, p.id)
+		}
+		s.answer(p, a, accepted)
+	case o.Status != protocol.Status_OK && s.othersLive(j, a, p):
+		// A failure counts only when no other attempt of the task lives.
+		if l != nil {
+			s.dropLease(l)
+		}
+		s.answer(p, a, superseded)
+	case (o.OutputBlob != nil || o.LogBlob != nil) && !p.self:
+		// Not terminal before its bytes are here and verified; the worker keeps them until the answer.
+		j.fetching[a] = o
+		f := Fetch{Attempt: a, Peer: p.id}
+		for _, b := range []*protocol.Blob{o.OutputBlob, o.LogBlob} {
+			if b != nil {
+				f.Blobs = append(f.Blobs, b)
+			}
+		}
+		s.out.Fetch = append(s.out.Fetch, f)
+	default:
+		s.finish(j, a.Index, o, p.id)
+		s.answer(p, a, accepted)
+	}
+}
+
+// othersLive says whether the task of a has live attempts besides p's a.
+func (s *Scheduler) othersLive(j *job, a protocol.Attempt, p *peer) bool {
+	return slices.ContainsFunc(j.leases[a.Index], func(l *lease) bool { return l.attempt != a || l.to != p })
+}
+
+func (s *Scheduler) fetchingFrom(j *job, a protocol.Attempt) bool {
+	_, ok := j.fetching[a]
+	return ok
+}
+
+// fetched goes on with a result whose bytes are here, or are not to be had.
+func (s *Scheduler) fetched(ev Fetched) {
+	a, p := ev.Attempt, s.peer(ev.Peer)
+	j := s.jobs[a.Job]
+	if j == nil || j.fetching[a] == nil {
+		if ev.Err == "" { // the job was cancelled meanwhile: nobody needs the bytes
+			s.out.Unpin = append(s.out.Unpin, ev.Blobs...)
+		}
+		s.answer(p, a, superseded)
+		return
+	}
+	o := j.fetching[a]
+	delete(j.fetching, a)
+	t := &j.tasks[a.Index]
+	switch {
+	case ev.Err != "":
+		if !p.up {
+			return // it keeps the outcome, and brings it again on its next stream
+		}
+		if l := p.leases[a]; l != nil {
+			s.takeBack([]*lease{l})
+		}
+		s.answer(p, a, unknown) // without its bytes it is worth nothing: run again
+	case t.state == terminal || j.state >= JobDone:
+		s.out.Unpin = append(s.out.Unpin, ev.Blobs...)
+		s.answer(p, a, superseded)
+	default:
+		s.finish(j, a.Index, o, p.id)
+		s.answer(p, a, accepted)
+	}
+}
+
+// finish makes a task terminal: recorded, told, and every live attempt of it ended.
+func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.NodeID) {
+	d := s.book(j, o, w)
+	s.record(DoneRecord{Job: j.id, Done: d})
+	s.notice(Notice{Kind: TaskDone, Job: j.id, Done: d})
+	a := o.AttemptOf()
+	ls := slices.Clone(j.leases[i])
+	for _, l := range ls {
+		s.dropLease(l)
+		if l.attempt != a || l.to.id != w {
+			s.revoke(l.to, []protocol.Attempt{l.attempt})
+		}
+	}
+	s.checkEnd(j)
+}
+
+// book enters a terminal task into the books.
+func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
+	t := &j.tasks[o.Index]
+	d := &Done{Seq: j.ended, Outcome: o, Worker: w, Attempts: uint32(t.grants)}
+	switch t.state {
+	case pending:
+		j.pending--
+	case leased:
+		j.leased--
+	}
+	t.state, t.seq, t.input = terminal, d.Seq, Input{}
+	j.ended++
+	if o.Status != protocol.Status_OK {
+		j.failed++
+	}
+	if w != "" {
+		sh := j.byWorker[w]
+		if sh == nil {
+			sh = &share{}
+			j.byWorker[w] = sh
+		}
+		sh.tasks++
+		sh.busyUS += o.RunUs
+		if o.Status == protocol.Status_OK { // a node that fails at once is not a fast one
+			sh.run.add(int64(o.RunUs) * microsecond)
+			j.run.add(int64(o.RunUs) * microsecond)
+		}
+	}
+	return d
+}
+
+// answer collects what p is told of its results; it is sent once the records that it rests on are synced.
+func (s *Scheduler) answer(p *peer, a protocol.Attempt, v answer) {
+	if p.self {
+		s.send(p, answerMessage(map[answer][]protocol.Attempt{v: {a}}))
+		return
+	}
+	if p.answers == nil {
+		p.answers = map[answer][]protocol.Attempt{}
+	}
+	p.answers[v] = append(p.answers[v], a)
+}
+
+func answerMessage(m map[answer][]protocol.Attempt) *protocol.ResultAnswer {
+	return &protocol.ResultAnswer{
+		Accepted:   protocol.GroupAttempts(m[accepted]),
+		Superseded: protocol.GroupAttempts(m[superseded]),
+		Unknown:    protocol.GroupAttempts(m[unknown]),
+	}
+}
+
+func (s *Scheduler) flushAnswers() {
+	for _, id := range s.order {
+		if p := s.peers[id]; len(p.answers) > 0 {
+			s.sendDurable(p, answerMessage(p.answers))
+			p.answers = nil
+		}
+	}
+}

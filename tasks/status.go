@@ -1,0 +1,161 @@
+package tasks
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"meshnode/protocol"
+)
+
+// JobStatus is a job as its origin sees it.
+type JobStatus struct {
+	ID                                 protocol.JobID
+	Spec                               *protocol.Job // not to be changed
+	State                              JobState
+	Reason                             string
+	Closed                             bool
+	Tasks, Done, Failed                uint32
+	Running, Pending                   uint32
+	Attempts, Stolen, Reissued, Spares uint32
+	Elapsed                            int64   // ns since it was opened in this life, up to its end
+	Shares                             []Share // the busiest first
+}
+
+// Share is what one worker did for a job.
+type Share struct {
+	Worker protocol.NodeID
+	Tasks  uint32
+	Busy   int64 // ns
+}
+
+// PeerStatus is a peer, or this node, as the scheduler sees it.
+type PeerStatus struct {
+	ID                      protocol.NodeID
+	Self, Up, Suspect       bool
+	Slots, Running, Queued  int
+	Paused                  string
+	Runtimes                []string
+	Name, Version, OS, Arch string
+}
+
+// Job returns the status of a job; false: there is none.
+func (s *Scheduler) Job(id protocol.JobID) (JobStatus, bool) {
+	j := s.jobs[id]
+	if j == nil {
+		return JobStatus{}, false
+	}
+	return s.status(j), true
+}
+
+// Jobs returns all jobs, in order of their IDs.
+func (s *Scheduler) Jobs() []JobStatus {
+	var out []JobStatus
+	for _, j := range s.sortedJobs() {
+		out = append(out, s.status(j))
+	}
+	return out
+}
+
+// Seq is the place of a task's result among the results of its job; false: it has none (yet).
+func (s *Scheduler) Seq(id protocol.JobID, index uint32) (uint32, bool) {
+	j := s.jobs[id]
+	if j == nil || index >= uint32(len(j.tasks)) || j.tasks[index].state != terminal {
+		return 0, false
+	}
+	return j.tasks[index].seq, true
+}
+
+// Ended is how many results a job has.
+func (s *Scheduler) Ended(id protocol.JobID) uint32 {
+	if j := s.jobs[id]; j != nil {
+		return j.ended
+	}
+	return 0
+}
+
+func (s *Scheduler) status(j *job) JobStatus {
+	st := JobStatus{
+		ID: j.id, Spec: j.spec, State: j.state, Reason: j.reason, Closed: j.closed,
+		Tasks: uint32(len(j.tasks)), Done: j.ended - j.failed, Failed: j.failed,
+		Running: uint32(j.leased), Pending: uint32(j.pending),
+		Attempts: j.attempts, Stolen: j.stolen, Reissued: j.reissued,
+		Elapsed: s.now - j.openedAt,
+	}
+	if j.state >= JobDone {
+		st.Elapsed = j.endedAt - j.openedAt
+	} else if st.Running == 0 {
+		st.State = JobWaiting
+		st.Reason = s.waitReason(j)
+	}
+	if j.cancelled != "" {
+		st.Failed = st.Tasks - st.Done
+		st.Running, st.Pending = 0, 0
+	}
+	for w, sh := range j.byWorker {
+		st.Shares = append(st.Shares, Share{w, sh.tasks, int64(sh.busyUS) * microsecond})
+	}
+	slices.SortFunc(st.Shares, func(a, b Share) int {
+		return cmp.Or(-cmp.Compare(a.Busy, b.Busy), cmp.Compare(a.Worker, b.Worker))
+	})
+	return st
+}
+
+// waitReason says why no task of j runs.
+func (s *Scheduler) waitReason(j *job) string {
+	switch {
+	case j.pending == 0 && !j.closed:
+		return "more tasks may come from its client"
+	case j.limboUntil != 0:
+		return "this node was started anew: workers that may still hold its tasks are asked first"
+	}
+	var why []string
+	for _, id := range s.order {
+		p := s.peers[id]
+		ok, reason := s.canRun(p, j)
+		switch {
+		case !p.up:
+			continue
+		case !ok:
+		case p.self && s.unavailable() != "":
+			reason = s.unavailable()
+		case p.paused != "":
+			reason = p.paused
+		case p.slotsHere(s) == 0:
+			reason = "has no slots"
+		case s.suspect(p):
+			reason = "was not heard from"
+		default:
+			return ""
+		}
+		name := cmp.Or(p.name, p.id.Short())
+		if p.self {
+			name = "this node"
+		}
+		why = append(why, name+" "+reason)
+	}
+	return fmt.Sprintf("no node can run it now: %s", strings.Join(why, "; "))
+}
+
+// Peers returns this node and all peers that were met in this life, in order of their IDs.
+func (s *Scheduler) Peers() []PeerStatus {
+	var out []PeerStatus
+	for _, id := range s.order {
+		p := s.peers[id]
+		st := PeerStatus{
+			ID: id, Self: p.self, Up: p.up, Suspect: p.up && s.suspect(p),
+			Slots: p.slots, Running: p.running, Queued: p.queued, Paused: p.paused,
+			Runtimes: p.runtimes, Name: p.name, Version: p.version, OS: p.os, Arch: p.arch,
+		}
+		if p.self {
+			st.Slots, st.Paused = s.wanted, s.unavailable()
+			for _, q := range s.peers {
+				st.Running += q.runningHere
+				st.Queued += q.queuedHere
+			}
+		}
+		out = append(out, st)
+	}
+	return out
+}

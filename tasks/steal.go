@@ -1,0 +1,130 @@
+package tasks
+
+import (
+	"meshnode/protocol"
+)
+
+// How a worker asks for tasks: only when it has too few, and for as many as keep it busy while the next request
+// is on its way. r is the smoothed time from request to grant, d the mean run time here.
+const (
+	// lateFactor: up to r = d/200 a prefetch gains less than half a percent, and only takes tasks from others.
+	lateFactor = 200
+	// lead is kept queued besides 2.5 r + d: time for the node's own work.
+	lead = 2 * millisecond
+	// growth bounds a request by the last grant: a wrong estimate of d must not take everything at once.
+	growth = 4
+	// askFirst and askMost bound the pause after an origin had nothing.
+	askFirst, askMost = millisecond, 50 * millisecond
+	// askTimeout gives a request up that was never answered; leases end on their own.
+	askTimeout = 3 * second
+)
+
+// low and high are between how many tasks of p this node should hold, for all its slots together.
+func (s *Scheduler) low(p *peer) (low, high int) {
+	r, d, slots := p.waited.ns, p.run.ns, int64(s.wanted)
+	if d == 0 || r*lateFactor <= d && d >= singleFrom {
+		return int(slots), int(slots)
+	}
+	l := slots * (r*5/2 + d + lead) / d
+	l = max(slots, min(l, maxHeld/2))
+	return int(l), int(2 * l)
+}
+
+// askForTasks sends a StealRequest to each origin that has tasks while there is room for them here.
+func (s *Scheduler) askForTasks() {
+	if s.unavailable() != "" || s.wanted == 0 {
+		return
+	}
+	sources := 0
+	for _, id := range s.order {
+		if p := s.peers[id]; p.up && p.pending > 0 {
+			sources++
+		}
+	}
+	if sources == 0 {
+		return
+	}
+	all := s.othersRunning(nil)
+	free := s.wanted - all
+	for _, id := range s.order {
+		p := s.peers[id]
+		if !p.up || p.pending == 0 || p.unansweredBytes > maxUnanswered {
+			continue
+		}
+		if p.asking != 0 && s.now < p.askedAt+askTimeout || s.now < p.askFrom {
+			continue
+		}
+		low, high := s.low(p)
+		have := p.queuedHere + p.runningHere
+		if sources > 1 { // each origin keeps its share of the slots busy
+			low, high = (low+sources-1)/sources, (high+sources-1)/sources
+		}
+		want := 0
+		switch {
+		case have < low:
+			want = high - have
+		case free > 0:
+			want = free
+		default:
+			continue
+		}
+		want = min(want, max(growth*p.lastGrant, s.wanted), maxHeld-have)
+		if want <= 0 {
+			continue
+		}
+		p.asks++
+		p.asking, p.askedAt = p.asks, s.now
+		s.send(p, &protocol.StealRequest{
+			Epoch: p.epoch, Id: p.asks, Want: uint32(want), Free: uint32(max(0, free)), WaitUs: p.waited.us(),
+		})
+		free -= want
+	}
+}
+
+// load learns that an origin has tasks.
+func (s *Scheduler) load(p *peer, m *protocol.Load) {
+	if p.stale(m.Epoch) {
+		return
+	}
+	p.pending = m.Pending
+	p.askFrom, p.askPause = 0, 0
+}
+
+// noteAnswer learns from the Grant that answers a request how long it took and whether the origin is empty. An
+// origin that grants nothing counts as empty until its next Load.
+func (s *Scheduler) noteAnswer(p *peer, m *protocol.Grant) {
+	n := 0
+	for _, j := range m.Jobs {
+		n += len(j.Tasks)
+	}
+	if m.Request == 0 || m.Request != p.asking {
+		return
+	}
+	p.asking = 0
+	p.waited.add(s.now - p.askedAt)
+	if n == 0 {
+		p.pending = 0
+		p.askPause = min(max(askFirst, 2*p.askPause), askMost)
+		p.askFrom = s.now + p.askPause
+		return
+	}
+	p.lastGrant, p.askPause, p.askFrom = n, 0, 0
+}
+
+// recalled gives back up to m.Count tasks that were not started: the last ones, which would wait longest.
+func (s *Scheduler) recalled(p *peer, m *protocol.Recall) {
+	if p.stale(m.Epoch) {
+		return
+	}
+	var as []protocol.Attempt
+	for k := len(p.jobTurn) - 1; k >= 0 && len(as) < int(m.Count); k-- {
+		j := p.jobTurn[k]
+		for len(j.queue) > 0 && len(as) < int(m.Count) {
+			h := j.queue[len(j.queue)-1]
+			p.dequeue(h)
+			p.drop(h)
+			as = append(as, h.attempt)
+		}
+	}
+	s.send(p, &protocol.GiveBack{Epoch: p.epoch, Recall: m.Id, Attempts: protocol.GroupAttempts(as)})
+}

@@ -1,0 +1,368 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+
+	"meshnode/protocol"
+)
+
+// job is a job of this node as its origin: the only authority on it.
+type job struct {
+	id     protocol.JobID
+	spec   *protocol.Job
+	closed bool
+	count  uint32 // tasks it will have, if closed
+	tasks  []task
+
+	// Pending tasks are those not yet reached by next and those in returned. Both may name tasks that are
+	// not pending any more (granted on adoption, cancelled): takers skip these.
+	next     uint32
+	returned []uint32
+	pending  int // tasks in state pending
+	leased   int // tasks with a live lease
+
+	leases map[uint32][]*lease // live ones of a task; more than one while a late copy still counts
+
+	ended     uint32 // terminal tasks: the next Done.Seq
+	failed    uint32 // of these, not OK
+	cancelled string // reason, once the job was cancelled
+	state     JobState
+	reason    string
+
+	// Workers that may hold attempts of an earlier life of this node. Until each has answered, or limboUntil has
+	// come, nothing of the job is granted: it may be running or done there.
+	grantedTo  map[protocol.NodeID]bool
+	awaited    map[protocol.NodeID]bool
+	limboUntil int64
+
+	fetching map[protocol.Attempt]*protocol.Outcome // results whose bytes are on their way
+
+	run                        mean // of successes, over all workers
+	byWorker                   map[protocol.NodeID]*share
+	openedAt                   int64
+	endedAt                    int64
+	attempts, stolen, reissued uint32
+}
+
+// share is what one worker did for a job.
+type share struct {
+	tasks  uint32
+	busyUS uint64
+	run    mean
+}
+
+// task is one task of a job. Its place in job.tasks is its index.
+//
+// pending: accepted, or its last attempt was lost. → leased by a grant, terminal by a cancel or a late result.
+// leased: one live attempt or more. → pending when the last one is lost, terminal by the first valid result.
+// terminal: for ever. A crash of the origin leaves what is recorded: terminal tasks, and the others pending.
+type task struct {
+	input  Input
+	n      uint32 // last attempt number used in this epoch
+	seq    uint32 // of its Done, if terminal
+	grants uint16 // attempts granted so far, in this life; stops at its maximum
+	deaths uint8  // of worker processes while they ran it
+	moves  uint8  // times it was recalled
+	state  taskState
+}
+
+type taskState uint8
+
+const (
+	pending taskState = iota
+	leased
+	terminal
+)
+
+// maxDeaths of worker processes end a task: it is the task that kills them.
+const maxDeaths = 4
+
+func (s *Scheduler) submit(ev Submit) error {
+	if s.stopping != "" {
+		return ErrStopped
+	}
+	j := s.jobs[ev.Job]
+	if j == nil && ev.Spec == nil {
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrNoJob)
+	}
+	has := uint32(0)
+	if j != nil {
+		has = uint32(len(j.tasks))
+	}
+	if j != nil && j.cancelled != "" { // its client has not heard yet
+		s.notice(Notice{Kind: Accepted, Job: j.id, Count: has})
+		return nil
+	}
+	end := uint64(ev.First) + uint64(len(ev.Inputs))
+	fresh := end > uint64(has)
+	switch {
+	case ev.First > has:
+		return fmt.Errorf("job %s has %d tasks, and task %d: %w", ev.Job.Short(), has, ev.First, ErrGap)
+	case end > protocol.MaxTasks || ev.Close && ev.Count > protocol.MaxTasks:
+		return fmt.Errorf("job %s: at most %d tasks: %w", ev.Job.Short(), protocol.MaxTasks, ErrTooMany)
+	case j != nil && (j.closed || j.state >= JobDone) && fresh:
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrClosed)
+	case ev.Close && uint64(ev.Count) != max(end, uint64(has)):
+		return fmt.Errorf("job %s: closed at %d tasks with %d there: %w", ev.Job.Short(), ev.Count, max(end, uint64(has)), ErrGap)
+	}
+	if j == nil {
+		j = s.openJob(ev.Job, ev.Spec)
+		s.record(JobRecord{ev.Spec})
+	}
+	if j.state >= JobDone { // a repeated submission of what has ended
+		s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Durable: j.spec.Detached})
+		return nil
+	}
+	if fresh {
+		inputs := ev.Inputs[has-ev.First:]
+		j.add(inputs)
+		s.record(TasksRecord{Job: j.id, First: has, Inputs: inputs})
+	}
+	if ev.Close && !j.closed {
+		j.closed, j.count = true, ev.Count
+		s.record(ClosedRecord{j.id, ev.Count})
+	}
+	if j.spec.Detached {
+		s.out.Sync = true
+	}
+	s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Durable: j.spec.Detached})
+	s.checkEnd(j)
+	return nil
+}
+
+func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
+	j := &job{
+		id: id, spec: spec, state: JobWaiting, openedAt: s.now,
+		leases: map[uint32][]*lease{}, grantedTo: map[protocol.NodeID]bool{},
+		fetching: map[protocol.Attempt]*protocol.Outcome{}, byWorker: map[protocol.NodeID]*share{},
+	}
+	s.jobs[id] = j
+	s.jobOrder = append(s.jobOrder, j)
+	return j
+}
+
+func (j *job) add(inputs []Input) {
+	for _, in := range inputs {
+		j.tasks = append(j.tasks, task{input: in})
+	}
+	j.pending += len(inputs)
+}
+
+// info is what workers learn of the job.
+func (j *job) info(epoch uint64) *protocol.JobInfo {
+	return &protocol.JobInfo{
+		Job: j.id[:], Epoch: epoch, Name: j.spec.Name, Program: j.spec.Program, Limits: j.spec.Limits,
+		RunUs: j.run.us(), Tasks: uint64(len(j.tasks)),
+	}
+}
+
+func (s *Scheduler) cancel(ev Cancel) error {
+	j := s.jobs[ev.Job]
+	if j == nil {
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrNoJob)
+	}
+	if j.state >= JobDone {
+		return nil
+	}
+	if ev.Task != nil {
+		if *ev.Task >= uint32(len(j.tasks)) {
+			return fmt.Errorf("task %d of job %s: %w", *ev.Task, ev.Job.Short(), ErrNoJob)
+		}
+		if j.tasks[*ev.Task].state != terminal {
+			s.finish(j, *ev.Task, &protocol.Outcome{
+				Job: j.id[:], Index: *ev.Task, Status: protocol.Status_CANCELLED, ExitCode: 130, Error: ev.Reason,
+			}, "")
+		}
+		return nil
+	}
+	s.record(CancelRecord{j.id, ev.Reason})
+	s.out.Sync = true
+	s.cancelJob(j, ev.Reason)
+	return nil
+}
+
+// cancelJob ends a job whose cancellation is recorded. Its workers hear of it by endJob.
+func (s *Scheduler) cancelJob(j *job, reason string) {
+	j.cancelled = reason
+	if reason == "" {
+		j.cancelled = "cancelled"
+	}
+	for _, i := range sortedKeys(j.leases) {
+		for _, l := range slices.Clone(j.leases[i]) {
+			s.dropLease(l)
+		}
+	}
+	j.pending, j.leased, j.returned = 0, 0, nil
+	clear(j.fetching)
+	s.endJob(j, JobCancelled, j.cancelled)
+}
+
+// checkEnd ends a job whose tasks are all terminal.
+func (s *Scheduler) checkEnd(j *job) {
+	if j.state >= JobDone || !j.closed || j.ended < j.count {
+		return
+	}
+	if j.failed > 0 {
+		s.endJob(j, JobFailed, fmt.Sprintf("%d of %d tasks failed", j.failed, j.count))
+	} else {
+		s.endJob(j, JobDone, "")
+	}
+}
+
+// endJob tells watchers and workers that a job is over, and frees what only a running one needs.
+func (s *Scheduler) endJob(j *job, state JobState, reason string) {
+	j.state, j.reason, j.endedAt = state, reason, s.now
+	j.limboUntil, j.awaited = 0, nil
+	for i := range j.tasks {
+		j.tasks[i].input = Input{}
+	}
+	if k := slices.Index(s.jobOrder, j); k >= 0 {
+		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)
+	}
+	for _, id := range s.order {
+		p := s.peers[id]
+		if p.informed[j.id] {
+			delete(p.informed, j.id)
+			s.send(p, &protocol.Cancel{Epoch: s.epoch, Job: j.id[:]})
+		}
+		delete(p.cannot, j.id)
+	}
+	s.notice(Notice{Kind: JobEnded, Job: j.id, State: state, Reason: reason})
+}
+
+func (s *Scheduler) forget(ev Forget) error {
+	j := s.jobs[ev.Job]
+	if j == nil {
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrNoJob)
+	}
+	if j.state < JobDone {
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrRunning)
+	}
+	delete(s.jobs, ev.Job)
+	s.record(ForgetRecord{ev.Job})
+	return nil
+}
+
+// Restore takes one record of an earlier life, before the first Step. Records of one job must come in the order in
+// which they were written, but for what journal.Load says.
+func (s *Scheduler) Restore(now int64, r Record) error {
+	s.now = now
+	find := func(id protocol.JobID) (*job, error) {
+		if j := s.jobs[id]; j != nil {
+			return j, nil
+		}
+		return nil, fmt.Errorf("restore %T: job %s: %w", r, id, ErrNoJob)
+	}
+	switch r := r.(type) {
+	case EpochRecord:
+		if r.Epoch > s.epoch {
+			return fmt.Errorf("restore: epoch %d is on disk, and this life has %d", r.Epoch, s.epoch)
+		}
+	case JobRecord:
+		id, err := protocol.JobIDFrom(r.Spec.Job)
+		if err != nil {
+			return fmt.Errorf("restore job: %w", err)
+		}
+		if s.jobs[id] == nil {
+			s.openJob(id, r.Spec)
+		}
+	case TasksRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		if r.First != uint32(len(j.tasks)) {
+			return fmt.Errorf("restore job %s: tasks from %d on, and %d are there: %w", r.Job, r.First, len(j.tasks), ErrGap)
+		}
+		j.add(r.Inputs)
+	case ClosedRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		j.closed, j.count = true, r.Count
+	case GrantedRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		j.grantedTo[r.Worker] = true
+	case DoneRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		o := r.Done.Outcome
+		if o.Index >= uint32(len(j.tasks)) || r.Done.Seq != j.ended || j.tasks[o.Index].state == terminal {
+			return fmt.Errorf("restore job %s: result %d of task %d does not fit", r.Job, r.Done.Seq, o.Index)
+		}
+		s.book(j, o, r.Done.Worker)
+	case CancelRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		j.cancelled = r.Reason
+		if r.Reason == "" {
+			j.cancelled = "cancelled"
+		}
+	case ForgetRecord:
+		delete(s.jobs, r.Job)
+		s.jobOrder = slices.DeleteFunc(s.jobOrder, func(j *job) bool { return j.id == r.Job })
+	case HeldRecord:
+		p := s.peer(r.Origin)
+		p.keep(&held{attempt: r.Outcome.AttemptOf(), mac: r.Outcome.Mac, from: p, outcome: r.Outcome})
+	case AnsweredRecord:
+		if p := s.peers[r.Origin]; p != nil && p.held[r.Attempt] != nil {
+			p.drop(p.held[r.Attempt])
+		}
+	default:
+		return fmt.Errorf("restore: unknown record %T", r)
+	}
+	return nil
+}
+
+// limbo is how long the tasks of a job wait, after a start, for workers that may hold them.
+const limbo = 10 * second
+
+// Restored says that the last record was restored.
+func (s *Scheduler) Restored(now int64) {
+	s.now, s.stepped = now, true
+	for _, j := range s.sortedJobs() {
+		if j.state >= JobDone {
+			continue
+		}
+		if j.cancelled != "" {
+			j.pending, j.returned = 0, nil
+			s.endJob(j, JobCancelled, j.cancelled)
+			continue
+		}
+		s.checkEnd(j)
+		if j.state < JobDone && len(j.grantedTo) > 0 {
+			j.awaited, j.limboUntil = map[protocol.NodeID]bool{}, now+limbo
+			for w := range j.grantedTo {
+				j.awaited[w] = true
+			}
+		}
+	}
+	s.out.Messages, s.out.Records, s.loop = nil, nil, nil // nobody is there yet, and all of it is on disk
+}
+
+// answeredWithout notes that a worker has said what it holds: nothing of it is unknown any more.
+func (s *Scheduler) answeredWithout(w protocol.NodeID) {
+	for _, j := range s.jobOrder {
+		delete(j.awaited, w)
+		if j.limboUntil != 0 && len(j.awaited) == 0 {
+			j.limboUntil, j.awaited = 0, nil
+		}
+	}
+}
+
+func (s *Scheduler) limboTick() {
+	for _, j := range s.jobOrder {
+		if j.limboUntil != 0 && s.now >= j.limboUntil {
+			j.limboUntil, j.awaited = 0, nil
+		}
+	}
+}

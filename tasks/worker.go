@@ -1,0 +1,690 @@
+package tasks
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"meshnode/protocol"
+)
+
+// lessor is a peer in its role as an origin whose tasks this node runs. This node is one for itself.
+type lessor struct {
+	epoch      uint64 // the highest seen of it, and
+	epochOf    uint64 // the incarnation of the process that had it
+	held       map[protocol.Attempt]*held
+	jobs       map[protocol.JobID]*heldJob
+	jobTurn    []*heldJob // those with queued tasks, in turn
+	grantsRead uint64     // number of its last Grant on this stream
+
+	queuedHere, runningHere int
+	unansweredBytes         int64
+
+	// Asking; see steal.go.
+	pending   uint64 // tasks it has to grant, by its last Load or Grant
+	asking    uint64 // id of the request under way, 0: none
+	askedAt   int64
+	asks      uint64
+	askFrom   int64 // not before
+	askPause  int64
+	lastGrant int
+	waited    mean // from request to grant
+	run       mean // of its tasks here
+
+	used int64 // slot time that it had, ns: who has had least is served first
+
+	results []*held // ended, to be sent
+	flushAt int64
+}
+
+// heldJob is what a worker knows of a job.
+type heldJob struct {
+	id    protocol.JobID
+	info  *protocol.JobInfo
+	state prepState
+	why   string // if invalid or unable
+	queue []*held
+	run   mean
+	refs  int // held attempts
+}
+
+type prepState int8
+
+const (
+	preparing prepState = iota + 1
+	prepared
+	invalid // no node can run it: its tasks fail
+	unable  // this node cannot: they go back
+)
+
+// held is an attempt at its worker.
+//
+// queued: granted (or put back by its slot). → running by Start, gone by a revoke, recall, or the loss of its origin.
+// running: in a slot. → unanswered with its outcome, queued if the slot returns it, gone by a revoke (the slot then stops it).
+// unanswered: its outcome is kept, on disk, until the origin answers. A crash of the worker keeps only these.
+type held struct {
+	attempt protocol.Attempt
+	mac     []byte
+	input   Input
+	from    *peer
+	job     *heldJob
+	at      int64 // when it came
+	started int64
+	running bool
+	outcome *protocol.Outcome
+}
+
+// slot runs the items of one Start at a time.
+type slot struct {
+	busy  bool
+	items map[protocol.Attempt]*held
+	from  *peer // of the Start that is running
+}
+
+// Bounds of the worker's side.
+const (
+	// batchTime of estimated work goes into one Start, so that frames to the worker process do not cost more
+	// than the tasks in them; a task longer than singleFrom goes alone, as its neighbours would wait for it.
+	batchTime  = 2 * millisecond
+	singleFrom = millisecond
+	maxBatch   = 256
+	// maxHeld attempts of one origin, queued and running.
+	maxHeld = 8192
+	// maxUnanswered bytes of outcomes of one origin are kept here; at that it gets no more work.
+	maxUnanswered = 64 << 20
+	// flushFirst and flushMost bound how long a result waits for others while its origin has queued work here.
+	flushFirst, flushMost = 500 * microsecond, 20 * millisecond
+	// maxResults outcomes, or maxResultBytes of them, go into one Result.
+	maxResults     = 2048
+	maxResultBytes = protocol.MaxBatch/2 - 3*protocol.MaxInline
+)
+
+func (p *peer) seenEpoch(e uint64) {
+	if e >= p.epoch {
+		p.epoch, p.epochOf = e, p.incarnation
+	}
+}
+
+// stale says that a message belongs to an earlier life of its sender.
+func (p *peer) stale(e uint64) bool {
+	p.seenEpoch(e)
+	return e < p.epoch
+}
+
+// openLessor begins a new stream with an origin: what it does not list as held stays with us; it will revoke it.
+func (p *peer) openLessor(s *Scheduler, h *protocol.Hello) {
+	p.seenEpoch(h.Epoch)
+	p.grantsRead, p.pending, p.asking, p.askFrom, p.askPause, p.lastGrant = 0, 0, 0, 0, 0, 0
+	// Every outcome that is not answered goes over the new stream.
+	p.results = p.results[:0]
+	for _, a := range sortedAttempts(p.held) {
+		if x := p.held[a]; x.outcome != nil {
+			p.results = append(p.results, x)
+		}
+	}
+	p.flushAt = s.now
+	for _, id := range slices.SortedFunc(maps.Keys(p.jobs), protocol.JobID.Compare) {
+		s.forgetUnused(p, p.jobs[id])
+	}
+}
+
+func sortedAttempts[V any](m map[protocol.Attempt]V) []protocol.Attempt {
+	return slices.SortedFunc(maps.Keys(m), protocol.Attempt.Compare)
+}
+
+// heldLists are the attempts of p here: queued and running ones, and those whose outcome it has not answered.
+func (p *peer) heldLists() (queued, unanswered []protocol.Attempt) {
+	for _, a := range sortedAttempts(p.held) {
+		if p.held[a].outcome == nil {
+			queued = append(queued, a)
+		} else {
+			unanswered = append(unanswered, a)
+		}
+	}
+	return queued, unanswered
+}
+
+// keep books a held attempt.
+func (p *peer) keep(h *held) {
+	p.held[h.attempt] = h
+	p.beaten = false
+	if h.job != nil {
+		h.job.refs++
+	}
+	if h.outcome != nil {
+		p.unansweredBytes += outcomeSize(h.outcome)
+	}
+}
+
+// drop takes an attempt that is not queued off the books.
+func (p *peer) drop(h *held) {
+	if p.held[h.attempt] != h {
+		return
+	}
+	delete(p.held, h.attempt)
+	p.beaten = false
+	if h.job != nil {
+		h.job.refs--
+	}
+	if h.outcome != nil {
+		p.unansweredBytes -= outcomeSize(h.outcome)
+	}
+	if h.running {
+		h.running = false
+		p.runningHere--
+	}
+}
+
+func outcomeSize(o *protocol.Outcome) int64 {
+	return int64(len(o.Output)+len(o.Log)+len(o.Error)) + 128
+}
+
+// enqueue makes h the last, or the first, of its job's queue.
+func (p *peer) enqueue(h *held, first bool) {
+	j := h.job
+	if len(j.queue) == 0 {
+		p.jobTurn = append(p.jobTurn, j)
+	}
+	if first {
+		j.queue = slices.Insert(j.queue, 0, h)
+	} else {
+		j.queue = append(j.queue, h)
+	}
+	p.queuedHere++
+}
+
+// dequeue removes h from its queue, if it is in it.
+func (p *peer) dequeue(h *held) bool {
+	j := h.job
+	if j == nil || h.running || h.outcome != nil {
+		return false
+	}
+	i := slices.Index(j.queue, h)
+	if i < 0 {
+		return false
+	}
+	j.queue = slices.Delete(j.queue, i, i+1)
+	p.queuedHere--
+	if len(j.queue) == 0 {
+		p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
+	}
+	return true
+}
+
+// dropQueued forgets the queued attempts of an origin that is gone: it grants them anew.
+func (s *Scheduler) dropQueued(p *peer) {
+	for _, a := range sortedAttempts(p.held) {
+		if h := p.held[a]; p.dequeue(h) {
+			p.drop(h)
+		}
+	}
+}
+
+// jobInfo learns of a job, and has its program fetched and compiled before its tasks come.
+func (s *Scheduler) jobInfo(p *peer, m *protocol.JobInfo) {
+	if p.stale(m.Epoch) {
+		return
+	}
+	id := protocol.JobID(m.Job)
+	j := p.jobs[id]
+	if j == nil {
+		j = &heldJob{id: id, info: m}
+		p.jobs[id] = j
+	}
+	j.run.prior(int64(min(m.RunUs, uint64(1)<<40)) * microsecond)
+	if j.state == preparing || j.state == prepared || j.state == invalid {
+		return
+	}
+	if r := m.Program.Runtime; !slices.Contains(s.cfg.Runtimes, r) || !slices.Contains(p.mayUseHere, r) {
+		j.state, j.why = unable, "this node does not run "+r+" for that origin"
+		return
+	}
+	j.state = preparing
+	s.out.Prepare = append(s.out.Prepare, Prepare{Origin: p.id, Info: m})
+}
+
+func (s *Scheduler) prepared(ev Prepared) {
+	p := s.peer(ev.Origin)
+	j := p.jobs[ev.Job]
+	if j == nil || j.state != preparing {
+		return
+	}
+	switch {
+	case ev.Invalid != "":
+		j.state, j.why = invalid, ev.Invalid
+		for _, h := range s.emptyQueue(p, j) {
+			s.failed(p, h)
+		}
+	case ev.Unable != "":
+		j.state, j.why = unable, ev.Unable
+		s.giveBack(p, s.emptyQueue(p, j), protocol.Refusal_CANNOT_RUN, ev.Unable)
+	default:
+		j.state = prepared
+	}
+}
+
+// failed ends a task whose program is no program.
+func (s *Scheduler) failed(p *peer, h *held) {
+	s.ended(p, h, &protocol.Outcome{Status: protocol.Status_INVALID, ExitCode: 125, Error: h.job.why})
+}
+
+func (s *Scheduler) emptyQueue(p *peer, j *heldJob) []*held {
+	var hs []*held
+	for _, h := range slices.Clone(j.queue) {
+		if p.dequeue(h) {
+			hs = append(hs, h)
+		}
+	}
+	return hs
+}
+
+// forgetUnused lets go of a job that has nothing here any more.
+func (s *Scheduler) forgetUnused(p *peer, j *heldJob) {
+	if j.refs > 0 {
+		return
+	}
+	delete(p.jobs, j.id)
+	if j.state != 0 {
+		s.out.Prepare = append(s.out.Prepare, Prepare{Origin: p.id, Info: j.info, Drop: true})
+	}
+}
+
+// granted queues the tasks of a Grant, or gives back what cannot be run here.
+func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
+	if p.stale(m.Epoch) {
+		return
+	}
+	p.grantsRead = max(p.grantsRead, m.Number)
+	p.pending = m.Left
+	s.noteAnswer(p, m)
+	var cannot, noSlot []*held
+	why := ""
+	room := s.wanted - s.othersRunning(nil)
+	for _, jg := range m.Jobs {
+		j := p.jobs[protocol.JobID(jg.Job)]
+		if j != nil {
+			j.run.prior(int64(min(jg.RunUs, uint64(1)<<40)) * microsecond)
+			p.run.prior(j.run.ns)
+		}
+		for _, t := range jg.Tasks {
+			h := &held{
+				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
+				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, from: p, job: j, at: s.now,
+			}
+			if p.held[h.attempt] != nil {
+				continue
+			}
+			switch {
+			case s.unavailable() != "":
+				noSlot = append(noSlot, h)
+			case j == nil:
+				cannot, why = append(cannot, h), "the job was not announced"
+			case j.state == unable:
+				cannot, why = append(cannot, h), j.why
+			case len(p.held) >= 2*maxHeld, p.unansweredBytes > maxUnanswered:
+				noSlot = append(noSlot, h)
+			case m.Request == 0 && room <= 0 && !p.self:
+				noSlot = append(noSlot, h)
+			default:
+				p.keep(h)
+				room--
+				if j.state == invalid {
+					s.failed(p, h)
+				} else {
+					p.enqueue(h, false)
+				}
+			}
+		}
+	}
+	s.giveBack(p, cannot, protocol.Refusal_CANNOT_RUN, why)
+	s.giveBack(p, noSlot, protocol.Refusal_NO_SLOT, cmp.Or(s.unavailable(), "no free slot"))
+	p.beatSoon(s.now)
+}
+
+// giveBack returns attempts that were not started and now never will be. They may or may not be on the books.
+func (s *Scheduler) giveBack(p *peer, hs []*held, why protocol.Refusal, reason string) {
+	if len(hs) == 0 {
+		return
+	}
+	as := make([]protocol.Attempt, len(hs))
+	for i, h := range hs {
+		as[i] = h.attempt
+		p.drop(h)
+	}
+	s.send(p, &protocol.GiveBack{Epoch: p.epoch, Attempts: protocol.GroupAttempts(as), Why: why, Reason: cut(reason, 1024)})
+}
+
+func cut(t string, n int) string {
+	if len(t) > n {
+		return t[:n]
+	}
+	return t
+}
+
+// unavailable is why this node takes no work, or "".
+func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }
+
+// startTasks fills the free slots: of the origins with something to start, whoever has had least slot time; of
+// its jobs, each in turn.
+func (s *Scheduler) startTasks() {
+	if s.unavailable() != "" {
+		return
+	}
+	for i := 0; i < s.wanted && i < len(s.slots); i++ {
+		if s.slots[i].busy {
+			continue
+		}
+		p, j := s.next()
+		if p == nil {
+			return
+		}
+		s.start(i, p, j)
+	}
+}
+
+func (s *Scheduler) next() (*peer, *heldJob) {
+	var best *peer
+	var bestJob *heldJob
+	for _, id := range s.order {
+		p := s.peers[id]
+		if p.queuedHere == 0 || !s.confirmed(p) || best != nil && p.used >= best.used {
+			continue
+		}
+		for _, j := range p.jobTurn {
+			if j.state == prepared {
+				best, bestJob = p, j
+				break
+			}
+		}
+	}
+	return best, bestJob
+}
+
+// confirmed says that an origin's tasks may start: its stream is there, it was heard within a lease's time, and since
+// our own last pause. Otherwise it may have granted them to others.
+func (s *Scheduler) confirmed(p *peer) bool {
+	return p.self || p.up && p.answer == s.challenge && s.now <= p.heard+leaseTime
+}
+
+func (s *Scheduler) start(i int, p *peer, j *heldJob) {
+	n := 1
+	if d := j.run.ns; d > 0 && d <= singleFrom {
+		// Not more than this slot's share of the queue: the others are idle too, or soon.
+		n = max(1, min(int(batchTime/d), maxBatch, (len(j.queue)+s.wanted-1)/s.wanted))
+	}
+	n = min(n, len(j.queue))
+	st := Start{Slot: i, Origin: p.id, Job: j.id}
+	sl := &s.slots[i]
+	sl.busy, sl.from, sl.items = true, p, make(map[protocol.Attempt]*held, n)
+	for _, h := range j.queue[:n] {
+		h.running, h.started = true, s.now
+		sl.items[h.attempt] = h
+		st.Items = append(st.Items, Item{Attempt: h.attempt, Input: h.input})
+	}
+	j.queue = j.queue[n:]
+	p.queuedHere -= n
+	p.runningHere += n
+	p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
+	if len(j.queue) > 0 {
+		p.jobTurn = append(p.jobTurn, j)
+	} else {
+		j.queue = nil
+	}
+	s.out.Start = append(s.out.Start, st)
+}
+
+// finished takes what a slot says of its items.
+func (s *Scheduler) finished(ev Finished) {
+	if ev.Slot < 0 || ev.Slot >= len(s.slots) {
+		return
+	}
+	sl := &s.slots[ev.Slot]
+	for _, o := range ev.Outcomes {
+		h := sl.items[o.AttemptOf()]
+		if h == nil { // revoked meanwhile
+			s.unpinOutcome(o)
+			continue
+		}
+		delete(sl.items, h.attempt)
+		p := h.from
+		ran := int64(o.RunUs) * microsecond
+		s.charge(p, ran)
+		if o.Status == protocol.Status_OK {
+			h.job.run.add(ran)
+			p.run.add(ran)
+		}
+		o.QueuedUs = uint64(max(0, h.started-h.at) / microsecond)
+		s.ended(p, h, o)
+	}
+	for _, a := range ev.Returned {
+		if h := sl.items[a]; h != nil {
+			delete(sl.items, a)
+			s.putBack(h)
+		}
+	}
+	if ev.Idle {
+		for _, a := range sortedAttempts(sl.items) { // the slot owes an answer for each; none came
+			s.putBack(sl.items[a])
+		}
+		sl.busy, sl.from, sl.items = false, nil, nil
+		for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
+			s.slots = s.slots[:len(s.slots)-1]
+		}
+	}
+}
+
+// putBack queues an attempt again that its slot did not run.
+func (s *Scheduler) putBack(h *held) {
+	p := h.from
+	h.running = false
+	p.runningHere--
+	if reason := s.unavailable(); reason != "" {
+		s.giveBack(p, []*held{h}, protocol.Refusal_NONE, reason)
+		return
+	}
+	p.enqueue(h, true)
+}
+
+// charge books slot time, and keeps an origin that was idle from living on what it did not use then.
+func (s *Scheduler) charge(p *peer, ns int64) {
+	least := int64(-1)
+	for _, id := range s.order {
+		if q := s.peers[id]; q != p && q.queuedHere+q.runningHere > 0 && (least < 0 || q.used < least) {
+			least = q.used
+		}
+	}
+	p.used = max(p.used, least) + max(ns, 1)
+}
+
+// ended keeps an outcome for its origin until it is answered.
+func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
+	a := h.attempt
+	o.Job, o.Index, o.Epoch, o.N, o.Mac = a.Job[:], a.Index, a.Epoch, a.N, h.mac
+	if h.running {
+		h.running = false
+		p.runningHere--
+	}
+	h.outcome, h.input = o, Input{}
+	p.unansweredBytes += outcomeSize(o)
+	p.beaten = false
+	if !p.self { // of an own task, the origin's record is enough
+		s.record(HeldRecord{Origin: p.id, Outcome: o})
+	}
+	if len(p.results) == 0 {
+		p.flushAt = s.now + max(flushFirst, min(flushMost, p.waited.ns/4))
+	}
+	p.results = append(p.results, h)
+}
+
+// flushResults sends outcomes: at once if the origin has nothing queued here, or a job so small that somebody waits
+// for each; else a little later, together.
+func (s *Scheduler) flushResults() {
+	for _, id := range s.order {
+		p := s.peers[id]
+		if len(p.results) == 0 || !p.up {
+			continue
+		}
+		small := slices.ContainsFunc(p.results, func(h *held) bool {
+			return h.job == nil || h.job.info.Tasks <= uint64(s.wanted)
+		})
+		if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt {
+			continue
+		}
+		m, size := &protocol.Result{}, 0
+		for _, h := range p.results {
+			if p.held[h.attempt] != h {
+				continue
+			}
+			m.Outcomes = append(m.Outcomes, h.outcome)
+			size += int(outcomeSize(h.outcome))
+			if len(m.Outcomes) >= maxResults || size > maxResultBytes {
+				s.send(p, m)
+				m, size = &protocol.Result{}, 0
+			}
+		}
+		if len(m.Outcomes) > 0 {
+			s.send(p, m)
+		}
+		p.results = nil
+	}
+}
+
+// answered ends our duty to keep outcomes. Only their origin can say it: it is looked up under the sender.
+func (s *Scheduler) answered(p *peer, m *protocol.ResultAnswer) {
+	for _, gs := range [][]*protocol.Attempts{m.Accepted, m.Superseded, m.Unknown} {
+		for _, a := range protocol.UngroupAttempts(gs) {
+			h := p.held[a]
+			if h == nil || h.outcome == nil {
+				continue
+			}
+			p.drop(h)
+			if !p.self { // an own result's blobs stay pinned, with the job
+				s.unpinOutcome(h.outcome)
+				s.record(AnsweredRecord{p.id, a})
+			}
+		}
+	}
+}
+
+func (s *Scheduler) unpinOutcome(o *protocol.Outcome) {
+	for _, b := range []*protocol.Blob{o.OutputBlob, o.LogBlob} {
+		if b != nil {
+			s.out.Unpin = append(s.out.Unpin, protocol.BlobID(b.Id))
+		}
+	}
+}
+
+// revoked drops attempts that the origin does not count on. Outcomes stay until they are answered.
+func (s *Scheduler) revoked(p *peer, m *protocol.Revoke) {
+	if !p.stale(m.Epoch) {
+		s.revokeHeld(p, protocol.UngroupAttempts(m.Attempts))
+	}
+}
+
+func (s *Scheduler) revokeHeld(p *peer, as []protocol.Attempt) {
+	stop := map[int][]protocol.Attempt{}
+	for _, a := range as {
+		h := p.held[a]
+		switch {
+		case h == nil || h.outcome != nil:
+			continue
+		case h.running:
+			for i := range s.slots {
+				if s.slots[i].items[a] == h {
+					delete(s.slots[i].items, a)
+					stop[i] = append(stop[i], a)
+				}
+			}
+		default:
+			p.dequeue(h)
+		}
+		p.drop(h)
+	}
+	for _, i := range sortedKeys(stop) {
+		s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: stop[i]})
+	}
+}
+
+// jobCancelled ends a job here: it was cancelled, or is done.
+func (s *Scheduler) jobCancelled(p *peer, m *protocol.Cancel) {
+	if p.stale(m.Epoch) {
+		return
+	}
+	id := protocol.JobID(m.Job)
+	var as []protocol.Attempt
+	for _, a := range sortedAttempts(p.held) {
+		if a.Job == id {
+			as = append(as, a)
+		}
+	}
+	s.revokeHeld(p, as)
+	if j := p.jobs[id]; j != nil {
+		for _, h := range p.held { // outcomes not answered yet do without it
+			if h.job == j {
+				h.job = nil
+				j.refs--
+			}
+		}
+		s.forgetUnused(p, j)
+	}
+}
+
+func (s *Scheduler) setSlots(n int) {
+	s.wanted = max(0, n)
+	for len(s.slots) < s.wanted {
+		s.slots = append(s.slots, slot{})
+	}
+	for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
+		s.slots = s.slots[:len(s.slots)-1]
+	}
+	if s.wanted == 0 {
+		s.returnQueued("it has no slots any more")
+	}
+	s.beatAll()
+}
+
+func (s *Scheduler) setPaused(reason string) {
+	s.paused = reason
+	if reason != "" {
+		s.returnQueued(reason)
+	}
+	s.beatAll()
+}
+
+// returnQueued gives back everything that waits here; of our own tasks too, others may run them.
+func (s *Scheduler) returnQueued(reason string) {
+	for _, id := range s.order {
+		p := s.peers[id]
+		var hs []*held
+		for _, a := range sortedAttempts(p.held) {
+			if h := p.held[a]; p.dequeue(h) {
+				hs = append(hs, h)
+			}
+		}
+		s.giveBack(p, hs, protocol.Refusal_NONE, reason)
+	}
+}
+
+// shutdown gives back what others granted, running tasks too, and starts and grants no more.
+func (s *Scheduler) shutdown(reason string) {
+	if s.stopping != "" {
+		return
+	}
+	s.stopping = cmp.Or(reason, "the node is stopping")
+	s.returnQueued(s.stopping)
+	for i := range s.slots {
+		sl := &s.slots[i]
+		var as []protocol.Attempt
+		var hs []*held
+		for _, a := range sortedAttempts(sl.items) {
+			as, hs = append(as, a), append(hs, sl.items[a])
+		}
+		if len(as) > 0 {
+			s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: as})
+			from := hs[0].from
+			clear(sl.items)
+			s.giveBack(from, hs, protocol.Refusal_NONE, s.stopping)
+		}
+	}
+	s.beatAll()
+}
