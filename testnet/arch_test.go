@@ -49,8 +49,9 @@ var rooms = map[string]room{
 		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr google.golang.org/protobuf",
 	},
 	"discovery/members": {
-		ours:   "protocol",
-		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr google.golang.org/protobuf github.com/shirou/gopsutil/v4",
+		ours: "protocol",
+		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr github.com/multiformats/go-multistream " +
+			"google.golang.org/protobuf github.com/shirou/gopsutil/v4 go.uber.org/fx", // fx: libp2p takes options of its transports through it
 	},
 
 	"node": {
@@ -87,11 +88,15 @@ var owners = map[string]string{
 
 // effects are the standard packages through which a package stops being a function of its input.
 var effects = []string{
-	"crypto/rand", "io/ioutil", "log", "log/slog", "math/rand", "net", "os", "plugin", "runtime", "sync", "syscall", "testing", "time", "unsafe",
+	"crypto/rand", "io/ioutil", "log", "log/slog", "math/rand", "net", "os", "plugin", "runtime", "sync", "syscall", "testing", "unsafe",
 }
 
-// ownRandom are the names of math/rand/v2 that do not use its global source.
-var ownRandom = []string{"ChaCha8", "New", "NewChaCha8", "NewPCG", "NewZipf", "PCG", "Rand", "Source", "Zipf"}
+// pureNames are what a pure package may use of two packages of which it must not use the rest: random sources of
+// its own, but not the global one; durations, but no clock.
+var pureNames = map[string][]string{
+	"math/rand/v2": {"ChaCha8", "New", "NewChaCha8", "NewPCG", "NewZipf", "PCG", "Rand", "Source", "Zipf"},
+	"time":         {"Duration", "Hour", "Microsecond", "Millisecond", "Minute", "Nanosecond", "Second"},
+}
 
 func TestArchitecture(t *testing.T) {
 	t.Parallel()
@@ -205,7 +210,7 @@ func (r room) refuses(p, imported string) string {
 		if !slices.ContainsFunc(strings.Fields(r.others), func(m string) bool { return below(imported, m) }) {
 			return "not in its line of the table"
 		}
-	case r.pure && imported != "math/rand/v2" && slices.ContainsFunc(effects, func(e string) bool { return below(imported, e) }):
+	case r.pure && pureNames[imported] == nil && slices.ContainsFunc(effects, func(e string) bool { return below(imported, e) }):
 		return "it is pure"
 	}
 	return ""
@@ -216,19 +221,22 @@ type impurity struct {
 	what string
 }
 
-// impure finds goroutines, channels and the global random source.
+// impure finds goroutines, channels, the clock and the global random source.
 func impure(f *ast.File) (found []impurity) {
-	random := ""
+	imported := map[string]string{} // by its name in the file
 	for _, s := range f.Imports {
-		if s.Path.Value == `"math/rand/v2"` {
-			random = "rand"
-			if s.Name != nil {
-				random = s.Name.Name
-			}
+		what, _ := strconv.Unquote(s.Path.Value)
+		if pureNames[what] == nil {
+			continue
 		}
-	}
-	if random == "." {
-		found = append(found, impurity{f, "math/rand/v2 imported into its own names"})
+		name := map[string]string{"math/rand/v2": "rand", "time": "time"}[what]
+		if s.Name != nil {
+			name = s.Name.Name
+		}
+		if name == "." {
+			found = append(found, impurity{s, what + " imported into its own names"})
+		}
+		imported[name] = what
 	}
 	ast.Inspect(f, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -237,8 +245,10 @@ func impure(f *ast.File) (found []impurity) {
 		case *ast.ChanType, *ast.SelectStmt, *ast.SendStmt:
 			found = append(found, impurity{n, "a channel"})
 		case *ast.SelectorExpr:
-			if x, ok := n.X.(*ast.Ident); ok && random != "" && x.Name == random && !slices.Contains(ownRandom, n.Sel.Name) {
-				found = append(found, impurity{n, "rand." + n.Sel.Name + " uses the global random source"})
+			if x, ok := n.X.(*ast.Ident); ok {
+				if what := imported[x.Name]; what != "" && !slices.Contains(pureNames[what], n.Sel.Name) {
+					found = append(found, impurity{n, what + "." + n.Sel.Name + " depends on more than the input"})
+				}
 			}
 		}
 		return true
@@ -277,14 +287,16 @@ func TestArchitectureCatches(t *testing.T) {
 		{"net", "tasks/x.go", importing("net"), "tasks must not import net"},
 		{"below net", "tasks/x.go", importing("net/http"), "net/http: it is pure"},
 		{"os", "tasks/x.go", importing("os"), "os: it is pure"},
-		{"time", "tasks/x.go", importing("time"), "time: it is pure"},
+		{"clock", "tasks/x.go", "package p\nimport \"time\"\nvar x = time.Now()", "time.Now depends"},
+		{"timer", "tasks/x.go", "package p\nimport t \"time\"\nfunc f() { <-t.After(t.Second) }", "time.After depends"},
+		{"durations", "tasks/x.go", "package p\nimport \"time\"\nconst x time.Duration = 3 * time.Second", ""},
 		{"sync", "tasks/x.go", importing("sync/atomic"), "sync/atomic: it is pure"},
 		{"the old random", "tasks/x.go", importing("math/rand"), "math/rand: it is pure"},
 		{"crypto/rand", "tasks/x.go", importing("crypto/rand"), "it is pure"},
 		{"logging", "tasks/x.go", importing("log/slog"), "it is pure"},
 		{"another system's file", "tasks/x_windows.go", "//go:build windows\n\n" + importing("os"), "os: it is pure"},
-		{"global random", "tasks/x.go", "package p\nimport \"math/rand/v2\"\nvar x = rand.IntN(3)", "rand.IntN uses the global"},
-		{"global random renamed", "tasks/x.go", "package p\nimport r \"math/rand/v2\"\nfunc f() { r.Shuffle(1, nil) }", "rand.Shuffle uses the global"},
+		{"global random", "tasks/x.go", "package p\nimport \"math/rand/v2\"\nvar x = rand.IntN(3)", "math/rand/v2.IntN depends"},
+		{"global random renamed", "tasks/x.go", "package p\nimport r \"math/rand/v2\"\nfunc f() { r.Shuffle(1, nil) }", "math/rand/v2.Shuffle depends"},
 		{"global random unnamed", "tasks/x.go", "package p\nimport . \"math/rand/v2\"", "into its own names"},
 		{"goroutine", "tasks/x.go", "package p\nfunc f() { go f() }", "a goroutine"},
 		{"channel", "tasks/x.go", "package p\nvar c chan int", "a channel"},
