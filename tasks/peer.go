@@ -17,6 +17,8 @@ const (
 	// leases expire: six beats, so that a single stall of a laptop costs nothing.
 	suspectAfter = 1500 * millisecond
 	leaseTime    = 3 * second
+	// beatSlack is how much later than its time a beat may come from the scheduler before the last one is repeated.
+	beatSlack = 100 * millisecond
 	// idleSuspectAfter is suspectAfter for a peer without leases: two beats and a half.
 	idleSuspectAfter = 12500 * millisecond
 	// resetGrace is how long attempts wait for the same incarnation after their stream broke.
@@ -229,12 +231,13 @@ func (s *Scheduler) sendBeat(p *peer) {
 	if p.self || !p.up {
 		return
 	}
-	s.send(p, s.makeBeat(p))
+	b := s.makeBeat(p)
 	p.nextBeat = s.now + beatEvery
 	if len(p.leases) == 0 && len(p.held) == 0 {
 		tenth := idleBeatEvery / 10
 		p.nextBeat = s.now + idleBeatEvery - tenth + s.cfg.Rand.Int64N(2*tenth)
 	}
+	s.out.Messages = append(s.out.Messages, Outgoing{Peer: p.id, Session: p.session, Message: b, Again: p.nextBeat - s.now + beatSlack})
 }
 
 // beatSoon brings the next beat forward once there is a lease.

@@ -36,6 +36,9 @@ type Outgoing struct {
 	Session uint64
 	Message protocol.Message
 	Durable bool
+	// Again, of a Beat: after so many ns without a newer one it is sent once more, with fresh ages, and so on: a
+	// loop that waits for its disk does not make the node look dead.
+	Again int64
 }
 
 // Start runs Items in Slot, one after the other, until Finished says Idle. All are of one job.
@@ -78,13 +81,11 @@ type Fetch struct {
 type Notice struct {
 	Kind    NoticeKind
 	Job     protocol.JobID
-	Count   uint32           // Accepted: tasks the job has now
-	Done    *Done            // TaskDone
-	State   JobState         // JobEnded
-	Durable bool             // only after the sync
-	Peer    protocol.NodeID  // Moved
-	Attempt protocol.Attempt // Moved
-	Reason  string
+	Count   uint32   // Accepted: tasks the job has now
+	Done    *Done    // TaskDone
+	State   JobState // JobEnded
+	Reason  string   // JobEnded, if there is something to say
+	Durable bool     // only after the sync
 }
 
 // NoticeKind says which fields of a Notice count.
