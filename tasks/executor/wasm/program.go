@@ -152,6 +152,9 @@ func (p *program) check() error {
 			return fmt.Errorf("imports function %s from %s, which no node has: only WASI preview 1 is there; build for wasm32-wasip1", quote(name), quote(module))
 		}
 	}
+	if p.outline.reactor && len(p.code.ExportedMemories()) == 0 {
+		return errors.New("exports mesh_run but no memory")
+	}
 	i32, i64 := api.ValueTypeI32, api.ValueTypeI64
 	for _, want := range []struct {
 		name            string
@@ -356,9 +359,6 @@ func (p *program) tryCall(o *protocol.WorkerOutcome, input []byte) error {
 	}
 	r := p.reactor
 	memory := r.module.Memory()
-	if memory == nil {
-		return errors.New("the module has no memory")
-	}
 	r.stack[0] = uint64(len(input))
 	if err := r.alloc.CallWithStack(p.ctx, r.stack[:]); err != nil {
 		return err
