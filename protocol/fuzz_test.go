@@ -74,6 +74,27 @@ func FuzzReadLocal(f *testing.F) {
 	})
 }
 
+// An outcome either is refused or is made of exactly the body's bytes.
+func FuzzParseWorkerDone(f *testing.F) {
+	for _, s := range localSamples() {
+		if s.t == WorkerDone {
+			f.Add(s.body)
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		o, err := ParseWorkerDone(b)
+		if err != nil {
+			if !errors.Is(err, ErrProtocol) {
+				t.Fatalf("an error of no kind: %v", err)
+			}
+			return
+		}
+		if got := AppendWorkerDone(nil, 7, &o); !bytes.Equal(got, AppendLocal(nil, WorkerDone, 7, b)) {
+			t.Fatalf("%x became %x", b, got)
+		}
+	})
+}
+
 // Any attempts come back from their groups as they were.
 func FuzzGroupAttempts(f *testing.F) {
 	f.Add([]byte{})

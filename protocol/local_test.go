@@ -3,6 +3,7 @@ package protocol
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"testing"
@@ -21,25 +22,89 @@ func localSamples() []localSample {
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	u32 := func(v uint32) []byte { return le.AppendUint32(nil, v) }
 	u64 := func(v uint64) []byte { return le.AppendUint64(nil, v) }
+	u16 := func(v uint16) []byte { return le.AppendUint16(nil, v) }
 	job := seq(0x10, 16)
+	object := func(v any) []byte {
+		b, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // these types always marshal
+		}
+		return b
+	}
 	return []localSample{
-		{"worker-load", WorkerLoad, 1, []byte(`{"runtime":"wasm"}`)},
+		{"worker-load", WorkerLoad, 1, object(WorkerProgram{
+			Path: "/tmp/p", Name: "primes", Args: []string{"-n", "{}"}, ClockReal: true, MemoryBytes: 64 << 20, OutputBytes: MaxOutput, LogBytes: MaxLog,
+		})},
 		{"worker-run", WorkerRun, 2, join(u64(1), u32(41), []byte("1000000"))},
 		{"worker-run-empty", WorkerRun, 3, join(u64(1), u32(42))},
 		{"worker-unload", WorkerUnload, 1, nil},
+		{"worker-run-file", WorkerRunFile, 4, join(u64(1), u32(43), []byte("/tmp/münchen"))},
+		{"worker-skip", WorkerSkip, 4, nil},
 		{"worker-loaded", WorkerLoaded, 1, []byte(`{}`)},
-		{"worker-load-failed", WorkerLoadFailed, 1, []byte(`{"error":"no module"}`)},
+		{"worker-load-failed", WorkerLoadFailed, 1, object(WorkerFailure{Invalid: "no module"})},
+		{"worker-load-unable", WorkerLoadFailed, 1, object(WorkerFailure{Unable: "no memory"})},
+		{"worker-skipped", WorkerSkipped, 4, nil},
 		{"worker-done", WorkerDone, 2, join([]byte{byte(Status_OK)}, u32(0), u64(1500), u32(10), u32(4), u32(0), []byte("454396537\n"), []byte("log\n"))},
 		{"worker-done-failed", WorkerDone, 3, join([]byte{byte(Status_FAILED)}, u32(1<<32-1), u64(20), u32(0), u32(0), u32(12), []byte("exit code -1"))},
-		{"control-open", ControlOpen, 7, []byte(`{"name":"primes"}`)},
+		{"control-open", ControlOpen, 7, []byte(
+			`{"job":"101112131415161718191a1b1c1d1e1f","name":"primes","runtime":"wasm",` +
+				`"code":"202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f","args":["{}"],"clock_real":false,` +
+				`"timeout_us":1000000,"memory":0,"max_parallel":0,"detached":true}`)},
 		{"control-add", ControlAdd, 8, join(job, u32(0), u32(3), u32(7), []byte("1000000"), u32(0), u32(1), []byte("x"))},
 		{"control-close", ControlClose, 9, join(job, u32(3))},
-		{"control-watch", ControlWatch, 10, join(job, u64(2))},
+		{"control-watch", ControlWatch, 10, join(job, u64(2), []byte{0})},
+		{"control-watch-flags", ControlWatch, 12, join(job, u64(0), []byte{WatchInputs | WatchNow})},
 		{"control-cancel", ControlCancel, 11, join(job, u32(2))},
 		{"control-cancel-job", ControlCancel, 1<<64 - 1, join(job, u32(1<<32-1))},
 		{"control-ok", ControlOK, 7, nil},
 		{"control-error", ControlError, 8, []byte(`{"code":"no_job","message":"no such job","fix":"meshnode jobs"}`)},
+		{"control-results", ControlResults, 10, join(u32(2), u16(1), u16(9), []byte("12D3KooWx"), u16(3), []byte("lab"),
+			u32(2), u32(5), []byte{byte(Status_OK), 0}, u16(0), u32(0), u32(1), u64(20), u64(1500), u32(0), u32(10), u32(4), u32(7), []byte("454396537\n"), []byte("log\n"), []byte("1000000"),
+			u32(3), u32(6), []byte{byte(Status_CANCELLED), 1}, u16(1<<16-1), u32(0), u32(0), u64(0), u64(0), u32(9), u32(0), u32(0), u32(0), []byte("cancelled"),
+		)},
 		{"control-end", ControlEnd, 10, []byte(`{"state":"done"}`)},
+	}
+}
+
+func TestWorkerDone(t *testing.T) {
+	t.Parallel()
+	found := 0
+	for _, s := range localSamples() {
+		if s.t != WorkerDone {
+			continue
+		}
+		found++
+		o, err := ParseWorkerDone(s.body)
+		if err != nil {
+			t.Errorf("%s: %v", s.name, err)
+			continue
+		}
+		if got, want := AppendWorkerDone(nil, s.id, &o), AppendLocal(nil, s.t, s.id, s.body); !bytes.Equal(got, want) {
+			t.Errorf("%s: %x became %x", s.name, want, got)
+		}
+		for n := range s.body {
+			if _, err := ParseWorkerDone(s.body[:n]); !errors.Is(err, ErrProtocol) {
+				t.Errorf("%s cut to %d bytes: %v, want ErrProtocol", s.name, n, err)
+			}
+		}
+		if _, err := ParseWorkerDone(append(bytes.Clone(s.body), 0)); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s and a byte more: %v, want ErrProtocol", s.name, err)
+		}
+		for _, status := range []Status{Status_UNKNOWN, Status_TIMED_OUT, Status_WORKER_LOST, Status_CANCELLED, Status_INVALID + 1, 255} {
+			b := bytes.Clone(s.body)
+			b[0] = byte(status)
+			if _, err := ParseWorkerDone(b); !errors.Is(err, ErrProtocol) {
+				t.Errorf("%s with status %d: %v, want ErrProtocol", s.name, status, err)
+			}
+		}
+	}
+	if found != 2 {
+		t.Fatalf("%d samples of WorkerDone", found)
+	}
+	first := localSamples()[0]
+	var p WorkerProgram
+	if err := json.Unmarshal(first.body, &p); err != nil || p.Path != "/tmp/p" || len(p.Args) != 2 || !p.ClockReal || p.OutputBytes != MaxOutput {
+		t.Errorf("%s reads as %+v, %v", first.name, p, err)
 	}
 }
 

@@ -40,7 +40,7 @@ func samples() []sample {
 	}
 	return []sample{
 		{"hello", &Hello{
-			Version: Version, Epoch: 7, Incarnation: 0x0123456789abcdef, SeenEpoch: 3, Held: held[:1], Unanswered: held[1:], Slots: 4,
+			Version: Version, Epoch: 7, Incarnation: 0x0123456789abcdef, SeenEpoch: 3, SeenIncarnation: 0xfedcba9876543210, Held: held[:1], Unanswered: held[1:], Slots: 4,
 			Runtimes: []string{"wasm", "python3.11"}, Name: "münchen", NodeVersion: "v0.1.0", Os: "linux", Arch: "arm64",
 		}},
 		{"hello-empty", &Hello{}},
