@@ -174,7 +174,9 @@ func (st *stream) watch(id uint64, job protocol.JobID, cursor uint32, flags byte
 	return j, err
 }
 
-func ended(j node.Job) bool { return j.State == "done" || j.State == "failed" || j.State == "cancelled" }
+func ended(j node.Job) bool {
+	return j.State == "done" || j.State == "failed" || j.State == "cancelled"
+}
 
 // watch is Node.Watch, taken up again where it was lost because the client was slow.
 func (s *Server) watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error) {
@@ -283,4 +285,6 @@ func (f *frameWriter) flush() error {
 	return f.err
 }
 
-func constantTimeEqual(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+func constantTimeEqual(a, b string) bool {
+	return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1
+}

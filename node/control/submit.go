@@ -111,9 +111,6 @@ func (c *Client) Submit(ctx context.Context, spec node.JobSpec, inputs iter.Seq2
 				err = ctx.Err()
 			}
 			if in := (inputError{}); errors.As(err, &in) {
-				cancelCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-				c.Cancel(cancelCtx, spec.ID.String(), nil) // if it fails, the node does it after its grace
-				cancel()
 				err = in.err
 			}
 			return j, err
@@ -228,10 +225,7 @@ func (s *submission) connect(ctx context.Context, onOpen func()) (j node.Job, an
 	cut := make(chan struct{}) // closed when this connection is over
 	go func() {
 		err := s.send(conn, cut)
-		if errors.As(err, new(inputError)) {
-			conn.Close() // wakes the reader; after other errors it ends by itself, with what the node had to say
-		}
-		sent <- err
+		sent <- err // the reader ends by itself, with what the node had to say
 	}()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	j, err = s.receive(ctx, func() (protocol.LocalType, uint64, []byte, error) {
@@ -245,7 +239,7 @@ func (s *submission) connect(ctx context.Context, onOpen func()) (j node.Job, an
 	s.mu.Lock()
 	s.changed.Broadcast()
 	s.mu.Unlock()
-	if sendErr := <-sent; err != nil && errors.As(sendErr, new(inputError)) {
+	if sendErr := <-sent; errors.As(sendErr, new(inputError)) {
 		err = sendErr
 	}
 	return j, answered, err
@@ -272,6 +266,10 @@ func (s *submission) send(conn net.Conn, cut <-chan struct{}) error {
 	}
 	for next := 0; ; {
 		frame, err := s.nextFrame(&next, cut)
+		if errors.As(err, new(inputError)) {
+			// On this connection, not by a request, lest it overtakes the open. The job's end wakes the reader.
+			conn.Write(protocol.AppendLocal(b[:0], protocol.ControlCancel, idClose, s.spec.ID[:], binary.LittleEndian.AppendUint32(nil, wholeJob)))
+		}
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,659 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"meshnode/node"
+	"meshnode/protocol"
+)
+
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func count(n int) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		var b []byte
+		for i := range n {
+			b = fmt.Appendf(b[:0], "input %010d", i) // 16 bytes
+			if !yield(b, nil) {
+				return
+			}
+		}
+	}
+}
+
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{Unix, TCP} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			ctx := testContext(t)
+			n, dir := newFakeNode(), t.TempDir()
+			stop := serve(t, dir, network, n)
+			c := dial(t, dir)
+			if s, err := c.Status(ctx); err != nil || s.Name != "fake" {
+				t.Errorf("Status: %+v, %v", s, err)
+			}
+			if p, err := c.Peers(ctx); err != nil || len(p) != 1 || p[0].State != "self" {
+				t.Errorf("Peers: %+v, %v", p, err)
+			}
+			if j, err := c.Jobs(ctx); err != nil || len(j) != 0 {
+				t.Errorf("Jobs: %+v, %v", j, err)
+			}
+			opts := node.InviteOptions{Mine: true, Expires: time.Hour, Uses: 3, Runtimes: []string{"wasm"}}
+			if tk, err := c.Invite(ctx, opts); err != nil || tk != "mesh1ticket" || fmt.Sprint(n.invited) != fmt.Sprint(opts) {
+				t.Errorf("Invite: %q, %v; the node saw %+v", tk, err, n.invited)
+			}
+			if m, err := c.Join(ctx, "tick"); err != nil || m != "home" || n.joined != "tick" {
+				t.Errorf("Join: %q, %v", m, err)
+			}
+			_, err := c.Join(ctx, "used")
+			if e := (*node.Error)(nil); !errors.As(err, &e) || e.Code != node.CodeRefused || e.Fix == "" {
+				t.Errorf("Join with a used ticket: %v", err)
+			}
+			if err := errors.Join(c.Leave(ctx), c.SetSlots(ctx, 7), c.Pause(ctx, time.Minute)); err != nil || n.joined != "" || n.slots != 7 || n.paused != time.Minute {
+				t.Errorf("%v; %+v", err, n)
+			}
+			if err := c.Resume(ctx); err != nil || n.paused != -1 {
+				t.Error(err)
+			}
+			if err := c.SetSlots(ctx, -1); err == nil || n.slots != 7 {
+				t.Errorf("SetSlots(-1): %v", err)
+			}
+			blob, err := c.PutProgram(ctx, strings.NewReader("program"))
+			if err != nil || string(n.blobs[blob]) != "program" {
+				t.Errorf("PutProgram: %v, %v", blob, err)
+			}
+			if err := c.Shutdown(ctx); err != nil {
+				t.Error(err)
+			}
+			<-n.down
+			stop()
+			if _, err := c.Status(ctx); !errors.Is(err, ErrNoNode) {
+				t.Errorf("Status without a node: %v", err)
+			}
+			if _, err := Dial(dir); !errors.Is(err, ErrNoNode) {
+				t.Errorf("Dial without a node: %v", err)
+			}
+		})
+	}
+}
+
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	serve(t, dir, TCP, newFakeNode())
+	info, err := readInfo(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, token, host, origin string
+		want                      int
+	}{
+		{"right", info.Token, info.Address, "", 200},
+		{"no token", "", info.Address, "", 403},
+		{"wrong token", info.Token + "x", info.Address, "", 403},
+		{"rebound name", info.Token, "evil.example", "", 403},
+		{"web page", info.Token, info.Address, "http://evil.example", 403},
+	} {
+		for _, path := range []string{"GET /v1/status", "POST /v1/stream"} {
+			method, path, _ := strings.Cut(path, " ")
+			req, _ := http.NewRequestWithContext(testContext(t), method, "http://"+info.Address+path, nil)
+			req.Host = tt.host
+			req.Header.Set("Authorization", "Bearer "+tt.token)
+			if tt.origin != "" {
+				req.Header.Set("Origin", tt.origin)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			want := tt.want
+			if want == 200 && method == "POST" {
+				want = http.StatusUpgradeRequired
+			}
+			if resp.StatusCode != want {
+				t.Errorf("%s: %s %s: %s", tt.name, method, path, resp.Status)
+			}
+		}
+	}
+}
+
+func TestDataDirectory(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "new")
+	stop := serve(t, dir, "", newFakeNode())
+	if runtime.GOOS != "windows" {
+		for path, want := range map[string]os.FileMode{"": 0o700, infoFile: 0o600, socketFile: 0o600} {
+			if st, err := os.Stat(filepath.Join(dir, path)); err != nil || st.Mode().Perm() != want {
+				t.Errorf("%q: mode %v, %v; want %v", path, st.Mode(), err, want)
+			}
+		}
+	}
+	_, err := Listen(dir, "")
+	if e := (*RunningError)(nil); !errors.As(err, &e) || e.PID != os.Getpid() || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+		t.Errorf("a second Listen: %v", err)
+	}
+	if held, err := Held(dir); !held || err != nil {
+		t.Errorf("Held: %v, %v", held, err)
+	}
+	stop()
+	if held, err := Held(dir); held || err != nil {
+		t.Errorf("Held after the end: %v, %v", held, err)
+	}
+	left, _ := filepath.Glob(filepath.Join(dir, "*"))
+	if len(left) != 1 || filepath.Base(left[0]) != lockFile {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestLongSocketPath(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 20))
+	stop := serve(t, dir, Unix, newFakeNode())
+	info, err := readInfo(dir)
+	if err != nil || len(info.Socket) > maxSocketPath {
+		t.Fatalf("socket %q, %v", info.Socket, err)
+	}
+	if _, err := dial(t, dir).Status(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if _, err := os.Stat(filepath.Dir(info.Socket)); !os.IsNotExist(err) {
+		t.Errorf("left behind: %s", filepath.Dir(info.Socket))
+	}
+}
+
+func TestSubmit(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	n, dir := newFakeNode(), t.TempDir()
+	n.lose = 3
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	spec := node.JobSpec{ID: protocol.NewJobID(), Name: "j", Runtime: "wasm", Code: protocol.BlobID{1}, Args: []string{"a", "{}"}, ClockReal: true,
+		Timeout: 1500 * time.Millisecond, Memory: 1 << 20, MaxParallel: 3}
+	const tasks = 100_000
+	seen := make([]bool, tasks)
+	j, err := c.Submit(ctx, spec, count(tasks), func(rs []Result) error {
+		for _, r := range rs {
+			if seen[r.Index] || string(r.Output) != fmt.Sprintf("input %010d", r.Index) || !bytes.Equal(r.Input, r.Output) {
+				t.Errorf("result %+v", r)
+			}
+			if seen[r.Index] = true; r.Name != "fake" || r.Worker != "12D3fake" || r.Attempts != 1 || r.Queued != time.Millisecond || r.Run != 2*time.Millisecond {
+				t.Errorf("result %+v", r)
+			}
+		}
+		return nil
+	})
+	if err != nil || j.State != "done" || j.Done != tasks || slices.Contains(seen, false) {
+		t.Fatalf("job %+v, %v; all seen: %v", j, err, !slices.Contains(seen, false))
+	}
+	if got := n.jobs[spec.ID].spec; fmt.Sprint(got) != fmt.Sprint(spec) {
+		t.Errorf("the node saw %+v, want %+v", got, spec)
+	}
+
+	// What ended can be read again, in parts, by short names.
+	for _, name := range []string{spec.ID.String(), spec.ID.Short(), spec.ID.String()[:3], strings.ToUpper(spec.ID.Short()), "@last"} {
+		if j, err := c.Job(ctx, name); err != nil || j.ID != spec.ID.String() {
+			t.Errorf("Job(%q): %+v, %v", name, j, err)
+		}
+	}
+	if j, err := c.Wait(ctx, "@last"); err != nil || j.Done != tasks {
+		t.Errorf("Wait: %+v, %v", j, err)
+	}
+	got := 0
+	_, err = c.Watch(ctx, spec.ID, Watching{Cursor: 99_000, Inputs: true}, func(rs []Result) error {
+		got += len(rs)
+		if rs[0].Index < 99_000 || !bytes.Equal(rs[0].Input, rs[0].Output) {
+			t.Errorf("%+v", rs[0])
+		}
+		return nil
+	})
+	if err != nil || got != 1000 {
+		t.Errorf("Watch from 99000: %d, %v", got, err)
+	}
+	if r, err := c.Result(ctx, "@last", 5); err != nil || string(r.Output) != "input 0000000005" || r.Run != 2*time.Millisecond {
+		t.Errorf("Result: %+v, %v", r, err)
+	}
+	if in, err := c.Input(ctx, "@last", 5); err != nil || string(in) != "input 0000000005" {
+		t.Errorf("Input: %q, %v", in, err)
+	}
+	for _, tt := range []struct {
+		code string
+		call func() error
+	}{
+		{"no_task", func() error { _, err := c.Result(ctx, "@last", tasks); return err }},
+		{node.CodeNoJob, func() error { _, err := c.Job(ctx, "00112233445566778899aabbccddeeff"); return err }},
+		{node.CodeBadRequest, func() error { _, err := c.Job(ctx, "../status"); return err }},
+		{node.CodeBadRequest, func() error { _, err := c.Job(ctx, "xyz"); return err }},
+	} {
+		err := tt.call()
+		if e := (*node.Error)(nil); !errors.As(err, &e) || e.Code != tt.code {
+			t.Errorf("got %v, want code %s", err, tt.code)
+		}
+	}
+}
+
+func TestAmbiguousJob(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	n.OpenJob(ctx, node.JobSpec{ID: protocol.JobID{0xab, 1}})
+	n.OpenJob(ctx, node.JobSpec{ID: protocol.JobID{0xab, 2}})
+	c := dial(t, dir)
+	if j, err := c.Job(ctx, "ab02"); err != nil || !strings.HasPrefix(j.ID, "ab02") {
+		t.Errorf("%+v, %v", j, err)
+	}
+	_, err := c.Job(ctx, "ab")
+	if err == nil || !strings.Contains(err.Error(), "ab010000") || !strings.Contains(err.Error(), "ab020000") {
+		t.Errorf("%v names no candidates", err)
+	}
+}
+
+func TestDetached(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	n, dir := newFakeNode(), t.TempDir()
+	n.hold(true)
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	// More than the window: tasks that the node has do not count as unanswered.
+	j, err := c.Submit(ctx, node.JobSpec{Detached: true}, count(2*windowTasks), nil)
+	if err != nil || j.Tasks != 2*windowTasks || j.State != "running" {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	id, _ := protocol.ParseJobID(j.ID)
+	if now, err := c.Watch(ctx, id, Watching{Now: true}, func([]Result) error { t.Error("a result"); return nil }); err != nil || now.State != "running" {
+		t.Errorf("Watch now: %+v, %v", now, err)
+	}
+	_, err = c.Result(ctx, j.ID, 0)
+	if e := (*node.Error)(nil); !errors.As(err, &e) || e.Code != "not_ended" {
+		t.Errorf("Result: %v", err)
+	}
+	n.mu.Lock()
+	n.jobs[id].inputs = n.jobs[id].inputs[:5] // five end, and the rest never does
+	n.jobs[id].closed = false
+	n.mu.Unlock()
+	n.hold(false)
+	got := 0
+	if now, err := c.Watch(ctx, id, Watching{Now: true, Cursor: 2}, func(rs []Result) error { got += len(rs); return nil }); err != nil || now.State != "running" || got != 3 {
+		t.Errorf("Watch now: %+v, %v, %d results", now, err, got)
+	}
+	if j, err := c.Cancel(ctx, "@last", nil); err != nil || j.State != "cancelled" {
+		t.Errorf("Cancel: %+v, %v", j, err)
+	}
+}
+
+func TestRefusedJob(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	n.refuse = &node.Error{Code: node.CodeBadProgram, Message: "it is a component", Fix: "build for wasm32-wasip1"}
+	serve(t, dir, "", n)
+	_, err := dial(t, dir).Submit(testContext(t), node.JobSpec{}, count(10), func([]Result) error { return nil })
+	if e := (*node.Error)(nil); !errors.As(err, &e) || *e != *n.refuse.(*node.Error) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestInputFails(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	broken := errors.New("disk on fire")
+	id := protocol.NewJobID()
+	_, err := dial(t, dir).Submit(testContext(t), node.JobSpec{ID: id}, func(yield func([]byte, error) bool) {
+		_ = yield([]byte("1"), nil) && yield(nil, broken)
+	}, func([]Result) error { return nil })
+	if err != broken {
+		t.Errorf("%v", err)
+	}
+	n.await(t, "the job to be cancelled", func() bool { return n.jobs[id] != nil && n.jobs[id].State == "cancelled" })
+}
+
+// A job that somebody cancels while its tasks are still coming ends as cancelled, not with an error of the
+// tasks that came too late.
+func TestCancelledWhileSubmitting(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	id := protocol.NewJobID()
+	j, err := c.Submit(testContext(t), node.JobSpec{ID: id}, func(yield func([]byte, error) bool) {
+		for i := 0; yield([]byte{1}, nil); i++ {
+			if i == 1000 {
+				n.await(t, "the job", func() bool { return n.jobs[id] != nil })
+				c.Cancel(context.Background(), id.String(), nil)
+			}
+		}
+	}, func([]Result) error { return nil })
+	if err != nil || j.State != "cancelled" {
+		t.Errorf("%+v, %v", j, err)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	n.hold(true)
+	serve(t, dir, "", n)
+	ctx, cancel := context.WithCancel(testContext(t))
+	id := protocol.NewJobID()
+	done := make(chan error, 1)
+	go func() {
+		_, err := dial(t, dir).Submit(ctx, node.JobSpec{ID: id}, count(100), func([]Result) error { return nil })
+		done <- err
+	}()
+	n.await(t, "a watcher", func() bool { return n.watchers == 1 })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	n.await(t, "the watcher to leave", func() bool { return n.watchers == 0 })
+}
+
+// The node is killed in the middle, comes back without the tasks and results of its last moments and is
+// given them again: each task is delivered once, with its own input.
+func TestNodeRestarts(t *testing.T) {
+	t.Parallel()
+	for _, detached := range []bool{false, true} {
+		t.Run(fmt.Sprintf("detached=%v", detached), func(t *testing.T) {
+			t.Parallel()
+			n, dir := newFakeNode(), t.TempDir()
+			stop := serve(t, dir, "", n)
+			c := dial(t, dir)
+			var losses []bool
+			c.Lost = func(err error) { losses = append(losses, err != nil) }
+			const tasks = 50_000
+			id := protocol.NewJobID()
+			restarted := make(chan struct{})
+			seen := make([]bool, tasks)
+			next := 0
+			inputs := func(yield func([]byte, error) bool) {
+				for in := range count(tasks) {
+					if !yield(in, nil) {
+						return
+					}
+					if next++; next == tasks/2 {
+						n.await(t, "half of the tasks", func() bool { j := n.jobs[id]; return j != nil && len(j.inputs) == tasks/2 })
+						stop()
+						n2 := newFakeNode()
+						n2.jobs[id] = n.jobs[id]
+						n2.order = n.order
+						j := n2.jobs[id]
+						j.inputs = j.inputs[:tasks/2-10_000]
+						j.results = j.results[:tasks/2-20_000]
+						j.Done = uint32(len(j.results))
+						slices.Reverse(j.results) // another order than the client has seen
+						for i := range j.results {
+							j.results[i].Seq = uint32(i)
+						}
+						n = n2
+						serve(t, dir, "", n2)
+						n2.hold(false)
+						close(restarted)
+					}
+				}
+			}
+			j, err := c.Submit(testContext(t), node.JobSpec{ID: id, Detached: detached}, inputs, func(rs []Result) error {
+				for _, r := range rs {
+					if want := fmt.Sprintf("input %010d", r.Index); seen[r.Index] || string(r.Input) != want || string(r.Output) != want {
+						t.Errorf("result %d again or wrong: %q, %q", r.Index, r.Input, r.Output)
+					}
+					seen[r.Index] = true
+				}
+				return nil
+			})
+			<-restarted
+			if err != nil || j.Tasks != tasks || !detached && slices.Contains(seen, false) {
+				t.Fatalf("%+v, %v", j, err)
+			}
+			for i, in := range n.jobs[id].inputs {
+				if string(in) != fmt.Sprintf("input %010d", i) {
+					t.Fatalf("input %d at the node is %q", i, in)
+				}
+			}
+			if fmt.Sprint(losses) != "[true false]" {
+				t.Errorf("losses %v", losses)
+			}
+		})
+	}
+}
+
+func TestNodeStaysAway(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	n.hold(true)
+	stop := serve(t, dir, "", n)
+	c := dial(t, dir)
+	c.Patience = 300 * time.Millisecond
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Submit(context.Background(), node.JobSpec{}, count(10), func([]Result) error { return nil })
+		done <- err
+	}()
+	n.await(t, "a watcher", func() bool { return n.watchers == 1 })
+	stop()
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrNoNode) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Submit still waits")
+	}
+}
+
+func TestLargeInputsAndOutputs(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	big := bytes.Repeat([]byte("0123456789abcdef"), MaxInput/16)
+	id := protocol.NewJobID()
+	sizes := []int{MaxInput, 0, 70_000, maxResultInput, 1, MaxInput, MaxInput, MaxInput, MaxInput, MaxInput}
+	check := func(rs []Result) error {
+		for _, r := range rs {
+			if want := big[:sizes[r.Index]]; !bytes.Equal(r.Output, want) || !bytes.Equal(r.Input, want) {
+				t.Errorf("task %d: input of %d, output of %d bytes", r.Index, len(r.Input), len(r.Output))
+			}
+		}
+		return nil
+	}
+	_, err := c.Submit(testContext(t), node.JobSpec{ID: id}, func(yield func([]byte, error) bool) {
+		for _, s := range sizes {
+			if !yield(big[:s], nil) {
+				return
+			}
+		}
+	}, check)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Watch(testContext(t), id, Watching{Inputs: true}, check); err != nil {
+		t.Error(err)
+	}
+	_, err = c.Submit(testContext(t), node.JobSpec{}, func(yield func([]byte, error) bool) { yield(make([]byte, MaxInput+1), nil) }, check)
+	if err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("an input over the limit: %v", err)
+	}
+}
+
+// openRaw is a stream spoken by hand.
+func openRaw(t *testing.T, dir string) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	conn, br, err := dial(t, dir).openStream(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	return conn, br
+}
+
+func TestBrokenFrames(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	frame := protocol.AppendLocal
+	id := protocol.NewJobID()
+	for name, b := range map[string][]byte{
+		"too long":            {0xff, 0xff, 0xff, 0xff, 0x20, 0, 0, 0, 0, 0, 0, 0, 0},
+		"too short":           {1, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0},
+		"unknown type":        frame(nil, 0x3f, 1),
+		"a node's type":       frame(nil, protocol.ControlEnd, 1),
+		"open without JSON":   frame(nil, protocol.ControlOpen, 1, []byte("{")),
+		"open without job":    frame(nil, protocol.ControlOpen, 1, []byte("{}")),
+		"add cut":             frame(nil, protocol.ControlAdd, 1, id[:], []byte{0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 'x', 9, 9, 9, 9}),
+		"add of 4 G tasks":    frame(nil, protocol.ControlAdd, 1, id[:], []byte{0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}),
+		"add with a tail":     frame(nil, protocol.ControlAdd, 1, id[:], []byte{0, 0, 0, 0, 0, 0, 0, 0, 1}),
+		"close of 3 bytes":    frame(nil, protocol.ControlClose, 1, []byte{1, 2, 3}),
+		"watch of 3 bytes":    frame(nil, protocol.ControlWatch, 1, []byte{1, 2, 3}),
+		"watch from far away": frame(nil, protocol.ControlWatch, 1, id[:], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0}),
+		"cancel of 3 bytes":   frame(nil, protocol.ControlCancel, 1, []byte{1, 2, 3}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, br := openRaw(t, dir)
+			if _, err := conn.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			typ, rid, body, err := protocol.ReadLocal(br, protocol.MaxLocal)
+			if err != nil || typ != protocol.ControlError || rid != 0 || !json.Valid(body) {
+				t.Fatalf("answer %#x, id %d, %q, %v", typ, rid, body, err)
+			}
+			if _, err := br.ReadByte(); err != io.EOF {
+				t.Errorf("the connection is still open: %v", err)
+			}
+		})
+	}
+	if _, err := dial(t, dir).Status(testContext(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two jobs share a connection, and frames carry whose they are; a refused request ends nothing else.
+func TestSeveralJobsOnOneConnection(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	conn, br := openRaw(t, dir)
+	a, b := protocol.NewJobID(), protocol.NewJobID()
+	var out []byte
+	for i, id := range []protocol.JobID{a, b} {
+		open, _ := encodeOpen(node.JobSpec{ID: id})
+		out = protocol.AppendLocal(out, protocol.ControlOpen, uint64(10+i), open)
+		out = protocol.AppendLocal(out, protocol.ControlWatch, uint64(20+i), encodeWatch(id, 0, 0))
+		out = protocol.AppendLocal(out, protocol.ControlAdd, uint64(30+i), id[:], []byte{0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'a' + byte(i)})
+		out = protocol.AppendLocal(out, protocol.ControlClose, uint64(40+i), id[:], []byte{1, 0, 0, 0})
+	}
+	nobody := protocol.NewJobID()
+	out = protocol.AppendLocal(out, protocol.ControlCancel, 50, nobody[:], []byte{0xff, 0xff, 0xff, 0xff})
+	if _, err := conn.Write(out); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for range 6 + 2 + 2 + 1 {
+		typ, id, body, err := protocol.ReadLocal(br, protocol.MaxLocal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := fmt.Sprintf("%#x %d", byte(typ), id)
+		if typ == protocol.ControlResults {
+			rs, err := decodeResults(nil, body)
+			if err != nil || len(rs) != 1 {
+				t.Fatalf("%v, %v", rs, err)
+			}
+			key += " " + string(rs[0].Output)
+		}
+		got[key]++
+	}
+	for _, want := range []string{"0xa0 10", "0xa0 11", "0xa0 30", "0xa0 31", "0xa0 40", "0xa0 41", "0xa2 20 a", "0xa2 21 b", "0xa3 20", "0xa3 21", "0xa1 50"} {
+		if got[want] != 1 {
+			t.Errorf("%q: %d times, of %v", want, got[want], got)
+		}
+	}
+}
+
+func TestStopCutsStreams(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	n.hold(true)
+	stop := serve(t, dir, "", n)
+	conn, br := openRaw(t, dir)
+	id := protocol.NewJobID()
+	n.OpenJob(context.Background(), node.JobSpec{ID: id})
+	conn.Write(protocol.AppendLocal(nil, protocol.ControlWatch, 1, encodeWatch(id, 0, 0)))
+	n.await(t, "a watcher", func() bool { return n.watchers == 1 })
+	start := time.Now()
+	stop()
+	if d := time.Since(start); d > 3*time.Second {
+		t.Errorf("stopping took %v", d)
+	}
+	if _, err := br.ReadByte(); err == nil {
+		t.Error("a stopping server told the watcher something: it has nothing to say that is true")
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	id := protocol.NewJobID()
+	open, _ := encodeOpen(node.JobSpec{ID: id, Args: []string{"x"}})
+	f.Add(open)
+	f.Add(append(id[:], 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'x'))
+	f.Add(encodeWatch(id, 3, 1))
+	rs, _ := appendResults(nil, 1, []Result{{TaskResult: node.TaskResult{Worker: "w", Name: "n", Output: []byte("o"), Error: "e"}, Input: []byte("i")}, {}})
+	f.Add(rs[13:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		decodeOpen(b)
+		decodeClose(b)
+		decodeWatch(b)
+		decodeCancel(b)
+		if _, first, in, err := decodeAdd(b); err == nil && int(first)+len(in) > protocol.MaxTasks {
+			t.Errorf("%d tasks from %d", len(in), first)
+		}
+		if rs, err := decodeResults(nil, b); err == nil && len(rs) > 0 {
+			// What can be read can be written, and read again to the same.
+			again, n := appendResults(nil, 1, rs)
+			back, err := decodeResults(nil, again[13:])
+			if err != nil || fmt.Sprint(back) != fmt.Sprint(rs[:n]) {
+				t.Errorf("%v\n%v\n%v", rs, back, err)
+			}
+		}
+	})
+}
+
+func BenchmarkSubmit(b *testing.B) {
+	n, dir := newFakeNode(), b.TempDir()
+	serve(b, dir, "", n)
+	c := dial(b, dir)
+	got := 0
+	b.ReportAllocs()
+	b.ResetTimer()
+	j, err := c.Submit(context.Background(), node.JobSpec{}, count(b.N), func(rs []Result) error { got += len(rs); return nil })
+	b.StopTimer()
+	if err != nil || got != b.N {
+		b.Fatalf("%+v, %v, %d of %d", j, err, got, b.N)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
+}

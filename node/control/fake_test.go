@@ -1,0 +1,326 @@
+package control
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"meshnode/node"
+	"meshnode/protocol"
+)
+
+// fakeNode is a node without a mesh: a task ends when it is added, with its input as the output, or, while
+// the node is held, when it is let go.
+type fakeNode struct {
+	mu       sync.Mutex
+	changed  sync.Cond
+	held     bool
+	jobs     map[protocol.JobID]*fakeJob
+	order    []protocol.JobID
+	blobs    map[protocol.BlobID][]byte
+	invited  node.InviteOptions
+	paused   time.Duration
+	slots    int
+	joined   string
+	down     chan struct{}
+	watchers int
+	refuse   error // of OpenJob
+	lose     int   // Watch calls that end with ErrWatchLost after one batch
+}
+
+type fakeJob struct {
+	node.Job
+	spec    node.JobSpec
+	inputs  [][]byte
+	results []node.TaskResult
+	closed  bool
+}
+
+func newFakeNode() *fakeNode {
+	n := &fakeNode{jobs: map[protocol.JobID]*fakeJob{}, blobs: map[protocol.BlobID][]byte{}, down: make(chan struct{})}
+	n.changed.L = &n.mu
+	return n
+}
+
+func (n *fakeNode) hold(held bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.held = held
+	for _, j := range n.jobs {
+		n.run(j)
+	}
+}
+
+// run ends the tasks of j that wait. n.mu is held.
+func (n *fakeNode) run(j *fakeJob) {
+	for !n.held && len(j.results) < len(j.inputs) && j.State == "running" {
+		i := uint32(len(j.results))
+		j.results = append(j.results, node.TaskResult{Seq: i, Index: i, Status: protocol.Status_OK, Output: j.inputs[i], Worker: "12D3fake", Name: "fake",
+			Attempts: 1, Queued: time.Millisecond, Run: 2 * time.Millisecond})
+		j.Done++
+	}
+	if j.closed && j.State == "running" && len(j.results) == len(j.inputs) {
+		j.State = "done"
+	}
+	n.changed.Broadcast()
+}
+
+func (n *fakeNode) job(id protocol.JobID) (*fakeJob, error) {
+	if j := n.jobs[id]; j != nil {
+		return j, nil
+	}
+	return nil, &node.Error{Code: node.CodeNoJob, Message: "no job " + id.Short()}
+}
+
+func (n *fakeNode) Status(context.Context) (node.Status, error) {
+	return node.Status{ID: "12D3fake", Name: "fake", Addrs: []string{}, Slots: n.slots}, nil
+}
+func (n *fakeNode) Peers(context.Context) ([]node.Peer, error) {
+	return []node.Peer{{ID: "12D3fake", Name: "fake", State: "self"}}, nil
+}
+
+func (n *fakeNode) OpenJob(_ context.Context, s node.JobSpec) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.refuse != nil {
+		return n.refuse
+	}
+	if n.jobs[s.ID] == nil {
+		n.jobs[s.ID] = &fakeJob{Job: node.Job{ID: s.ID.String(), Name: s.Name, State: "running", Detached: s.Detached}, spec: s}
+		n.order = append(n.order, s.ID)
+	}
+	return nil
+}
+
+func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, inputs [][]byte) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil {
+		return err
+	}
+	have := uint32(len(j.inputs))
+	if first > have {
+		return &node.Error{Code: node.CodeBadRequest, Message: "gap"}
+	}
+	if have-first >= uint32(len(inputs)) {
+		return nil
+	}
+	if j.closed || j.State != "running" {
+		return &node.Error{Code: node.CodeRefused, Message: "closed"}
+	}
+	j.inputs = append(j.inputs, inputs[have-first:]...)
+	j.Tasks = uint32(len(j.inputs))
+	n.run(j)
+	return nil
+}
+
+func (n *fakeNode) CloseJob(_ context.Context, id protocol.JobID, count uint32) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil {
+		return err
+	}
+	if count != uint32(len(j.inputs)) {
+		return &node.Error{Code: node.CodeBadRequest, Message: "count"}
+	}
+	j.closed = true
+	n.run(j)
+	return nil
+}
+
+func (n *fakeNode) Watch(ctx context.Context, id protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error) {
+	defer context.AfterFunc(ctx, func() { n.mu.Lock(); n.changed.Broadcast(); n.mu.Unlock() })()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.watchers++
+	defer func() { n.watchers--; n.changed.Broadcast() }()
+	n.changed.Broadcast()
+	j, err := n.job(id)
+	if err != nil {
+		return node.Job{}, err
+	}
+	for {
+		if ctx.Err() != nil {
+			return j.Job, ctx.Err()
+		}
+		if int(cursor) < len(j.results) {
+			rs := slices.Clone(j.results[cursor:min(len(j.results), int(cursor)+1024)])
+			n.mu.Unlock()
+			err := deliver(rs)
+			n.mu.Lock()
+			if err != nil {
+				return j.Job, err
+			}
+			cursor += uint32(len(rs))
+			if n.lose > 0 {
+				n.lose--
+				return j.Job, node.ErrWatchLost
+			}
+			continue
+		}
+		if ended(j.Job) {
+			return j.Job, nil
+		}
+		n.changed.Wait()
+	}
+}
+
+func (n *fakeNode) Jobs(context.Context) ([]node.Job, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var js []node.Job
+	for _, id := range slices.Backward(n.order) {
+		js = append(js, n.jobs[id].Job)
+	}
+	return js, nil
+}
+
+func (n *fakeNode) Job(_ context.Context, id protocol.JobID) (node.Job, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil {
+		return node.Job{}, err
+	}
+	return j.Job, nil
+}
+
+func (n *fakeNode) Inputs(_ context.Context, id protocol.JobID, first uint32, count int) ([][]byte, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil {
+		return nil, err
+	}
+	lo := min(int(first), len(j.inputs))
+	return j.inputs[lo:min(lo+count, len(j.inputs))], nil
+}
+
+func (n *fakeNode) Result(_ context.Context, id protocol.JobID, i uint32) (node.TaskResult, bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil || int(i) >= len(j.results) {
+		return node.TaskResult{}, false, err
+	}
+	return j.results[i], true, nil
+}
+
+func (n *fakeNode) Cancel(_ context.Context, id protocol.JobID, index *uint32) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	j, err := n.job(id)
+	if err != nil {
+		return err
+	}
+	if index == nil && j.State == "running" {
+		j.State = "cancelled"
+	}
+	n.changed.Broadcast()
+	return nil
+}
+
+func (n *fakeNode) PutBlob(_ context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error) {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return protocol.BlobID{}, err
+	}
+	id := protocol.BlobID{0: byte(len(b)), 1: 7}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.blobs[id] = b
+	return id, nil
+}
+
+func (n *fakeNode) Invite(_ context.Context, o node.InviteOptions) (string, error) {
+	n.invited = o
+	return "mesh1ticket", nil
+}
+func (n *fakeNode) Join(_ context.Context, t string) (string, error) {
+	if t == "used" {
+		return "", &node.Error{Code: node.CodeRefused, Message: "the ticket was used already", Fix: "ask for another: meshnode invite"}
+	}
+	n.joined = t
+	return "home", nil
+}
+func (n *fakeNode) Leave(context.Context) error                    { n.joined = ""; return nil }
+func (n *fakeNode) SetSlots(_ context.Context, k int) error        { n.slots = k; return nil }
+func (n *fakeNode) Pause(_ context.Context, d time.Duration) error { n.paused = d; return nil }
+func (n *fakeNode) Resume(context.Context) error                   { n.paused = -1; return nil }
+func (n *fakeNode) Shutdown()                                      { close(n.down) }
+func (n *fakeNode) await(t testing.TB, what string, cond func() bool) { // cond runs under n.mu
+	t.Helper()
+	timer := time.AfterFunc(10*time.Second, func() { n.mu.Lock(); n.changed.Broadcast(); n.mu.Unlock() })
+	defer timer.Stop()
+	end := time.Now().Add(10 * time.Second)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for !cond() {
+		if time.Now().After(end) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+		n.changed.Wait()
+	}
+}
+
+// serve runs a server for n in dir until stop is called (or the test ends).
+func serve(t testing.TB, dir, network string, n Node) (stop func()) {
+	t.Helper()
+	ln, err := Listen(dir, network)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	s := New(n, ln, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+	go func() { done <- s.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Errorf("Run: %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the server did not stop in 10 s")
+			}
+			ln.Close()
+		})
+	}
+	t.Cleanup(stop)
+	end := time.Now().Add(10 * time.Second)
+	for {
+		if _, err := readInfo(dir); err == nil {
+			return stop
+		}
+		if time.Now().After(end) {
+			t.Fatal("no control.json in 10 s")
+		}
+		time.Sleep(time.Millisecond) // the file system has no event for it
+	}
+}
+
+func dial(t testing.TB, dir string) *Client {
+	t.Helper()
+	c, err := Dial(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
