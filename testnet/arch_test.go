@@ -33,7 +33,7 @@ var rooms = map[string]room{
 
 	"tasks":         {ours: "protocol", others: "google.golang.org/protobuf/proto", pure: true},
 	"tasks/journal": {ours: "protocol tasks", others: "github.com/cockroachdb/pebble/v2 google.golang.org/protobuf"},
-	"tasks/blob":    {ours: "protocol", others: "lukechampine.com/blake3"},
+	"tasks/blob":    {ours: "protocol", others: "lukechampine.com/blake3 golang.org/x/sys"},
 	"tasks/executor": {
 		ours:   "protocol tasks",
 		others: "golang.org/x/sys github.com/shirou/gopsutil/v4 google.golang.org/protobuf",
@@ -46,7 +46,7 @@ var rooms = map[string]room{
 
 	"discovery": {
 		ours:   "protocol discovery/members",
-		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr google.golang.org/protobuf",
+		others: "github.com/libp2p/go-libp2p github.com/libp2p/zeroconf/v2 github.com/multiformats/go-multiaddr google.golang.org/protobuf",
 	},
 	"discovery/members": {
 		ours: "protocol",
