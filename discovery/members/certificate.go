@@ -85,6 +85,21 @@ type Cert struct {
 // Can reports whether the certificate carries the capability.
 func (c *Cert) Can(k protocol.Capability) bool { return slices.Contains(c.Capabilities, k) }
 
+// Chain is what proves the certificate to others. It is not to be changed.
+func (c *Cert) Chain() *protocol.Chain { return c.chain }
+
+// Subject reads whose certificate a chain is, without verifying anything.
+func Subject(chain *protocol.Chain) (peer.ID, error) {
+	if len(chain.GetCertificates()) == 0 {
+		return "", ErrCertificate
+	}
+	b := &protocol.CertificateBody{}
+	if err := proto.Unmarshal(chain.Certificates[0].GetBody(), b); err != nil {
+		return "", fmt.Errorf("%w: %v", ErrCertificate, err)
+	}
+	return peerOf(b.Key)
+}
+
 // peerOf is the libp2p peer ID of an Ed25519 public key of 32 bytes.
 func peerOf(key []byte) (peer.ID, error) {
 	pub, err := crypto.UnmarshalEd25519PublicKey(key)

@@ -38,7 +38,10 @@ func TransportOptions(m *Membership) libp2p.Option {
 			return &secured{Transport: t, m: m}, err
 		}),
 		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) (*tcp.TcpTransport, error) {
-			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil)
+			// Dialling from the listening port would let two nodes that dial each other at the same moment meet in
+			// one TCP connection that both take for their own; and listening with SO_REUSEPORT would let two
+			// programs share a port without noticing.
+			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil, tcp.DisableReuseport())
 		}),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		// libp2p.New has no option for the upgrader's; its constructor takes them from here. The default holds a

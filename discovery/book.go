@@ -1,0 +1,125 @@
+package discovery
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"meshnode/protocol"
+)
+
+const bookFile = "addresses.json"
+
+// book is the address book: where members were last seen, by an authenticated connection to that address or by their
+// own word on one. It is a cache; a lost one costs time only. It belongs to Run's goroutine.
+type book struct {
+	path  string
+	peers map[peer.ID]*entry
+	dirty bool
+}
+
+type entry struct {
+	Addrs    []string  `json:"addresses"`
+	LastSeen time.Time `json:"last_seen"`
+}
+
+// openBook reads the book; an unreadable one is an empty one.
+func openBook(dir string) (*book, error) {
+	b := &book{path: filepath.Join(dir, bookFile), peers: map[peer.ID]*entry{}}
+	raw, err := os.ReadFile(b.path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return b, err
+	}
+	var peers map[string]*entry
+	if err := json.Unmarshal(raw, &peers); err != nil {
+		return b, err
+	}
+	for s, e := range peers {
+		if p, err := peer.Decode(s); err == nil && e != nil {
+			b.peers[p] = e
+		}
+	}
+	return b, nil
+}
+
+// put replaces a peer's addresses: the one of the connection, then those it says it listens on.
+func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) {
+	e := &entry{LastSeen: now}
+	have := map[string]bool{}
+	for _, a := range addrs {
+		if s := a.String(); dialable(a) && !have[s] && len(e.Addrs) < protocol.MaxMemberAddresses {
+			have[s] = true
+			e.Addrs = append(e.Addrs, s)
+		}
+	}
+	b.peers[p] = e
+	b.dirty = true
+}
+
+func (b *book) seen(p peer.ID, now time.Time) {
+	if e := b.peers[p]; e != nil {
+		e.LastSeen = now
+		b.dirty = true
+	}
+}
+
+func (b *book) addrs(p peer.ID) []ma.Multiaddr {
+	e := b.peers[p]
+	if e == nil {
+		return nil
+	}
+	var out []ma.Multiaddr
+	for _, s := range e.Addrs {
+		if a, err := ma.NewMultiaddr(s); err == nil && dialable(a) && len(out) < protocol.MaxMemberAddresses {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// save writes the book if it has changed, leaving out peers for whom keep is false.
+func (b *book) save(keep func(peer.ID) bool) error {
+	if !b.dirty {
+		return nil
+	}
+	peers := map[string]*entry{}
+	for p, e := range b.peers {
+		if !keep(p) {
+			delete(b.peers, p)
+			continue
+		}
+		peers[p.String()] = e
+	}
+	raw, err := json.MarshalIndent(peers, "", "  ")
+	if err != nil {
+		return err
+	}
+	b.dirty = false
+	return replaceFile(b.path, raw)
+}
+
+// replaceFile writes a file as a whole, 0600. It is not synced: what it is used for can be found again.
+func replaceFile(path string, raw []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(raw)
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}

@@ -1,0 +1,125 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+// Given is an address that a person gave, as ParseGiven read it.
+type Given struct {
+	Text    string  // as it was given
+	Network string  // for package net: "tcp", "tcp4" or "tcp6"
+	Host    string  // host:port for package net; the host may be a DNS name
+	Peer    peer.ID // who has to be there; empty: any member
+}
+
+// ParseGiven reads MULTIADDR or HOST:PORT: /ip4/192.168.1.5/tcp/4001, with or without /p2p/PEER; 192.168.1.5:4001;
+// laptop.local:4001; [fe80::1%eth0]:4001. It looks nothing up. Errors are one line.
+func ParseGiven(s string) (Given, error) {
+	g := Given{Text: s, Network: "tcp"}
+	if !strings.HasPrefix(s, "/") {
+		host, port, err := net.SplitHostPort(s)
+		if err != nil || host == "" || strings.ContainsAny(host, " /\\@?#") || len(host) > 255 {
+			return Given{}, fmt.Errorf("address %.80q: want HOST:PORT (192.168.1.5:4001) or a multiaddr (/ip4/192.168.1.5/tcp/4001)", s)
+		}
+		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+			return Given{}, fmt.Errorf("address %.80q: the port must be a number from 1 to 65535", s)
+		}
+		g.Host = net.JoinHostPort(host, port)
+		return g, nil
+	}
+	a, err := ma.NewMultiaddr(s)
+	if err != nil {
+		return Given{}, fmt.Errorf("address %.80q: %v", s, err)
+	}
+	a, id := peer.SplitAddr(a)
+	g.Peer = id
+	if !dialable(a) {
+		return Given{}, fmt.Errorf("address %.80q: want an IP address or DNS name and a TCP port, as in /ip4/192.168.1.5/tcp/4001, optionally with /p2p/PEER", s)
+	}
+	if g.Network, g.Host, err = manet.DialArgs(a); err != nil {
+		return Given{}, fmt.Errorf("address %.80q: %v", s, err)
+	}
+	if _, port, _ := net.SplitHostPort(g.Host); port == "0" {
+		return Given{}, fmt.Errorf("address %.80q: the port must be a number from 1 to 65535", s)
+	}
+	return g, nil
+}
+
+// dialable reports whether a is an address for this node's transport: an IP address or DNS name and a TCP port.
+func dialable(a ma.Multiaddr) bool {
+	if len(a) != 2 || len(a.Bytes()) > 300 || a[1].Protocol().Code != ma.P_TCP {
+		return false
+	}
+	switch a[0].Protocol().Code {
+	case ma.P_IP4, ma.P_IP6, ma.P_DNS, ma.P_DNS4, ma.P_DNS6:
+		return true
+	}
+	return false
+}
+
+// seek finds out who is at a given address, and again whenever that peer is not connected: the address may be a
+// name whose machine changes. It ends with ctx.
+func (d *Discovery) seek(ctx context.Context, g Given) {
+	var found peer.ID
+	wait := newBackoff()
+	for {
+		if found == "" || (found != d.host.ID() && !d.connected(found)) {
+			cert, addr, err := d.members.Probe(ctx, g.Network, g.Host, g.Peer)
+			switch {
+			case err == nil && cert.Peer == d.host.ID():
+				d.do(ctx, func() { d.given[g.Text] = givenState{self: true} })
+				return
+			case err == nil:
+				found = cert.Peer
+				wait.reset()
+				d.do(ctx, func() {
+					d.given[g.Text] = givenState{peer: found}
+					d.sync()
+					d.hint(found, "given", addr)
+				})
+			default:
+				next := wait.next()
+				found = ""
+				d.do(ctx, func() {
+					d.given[g.Text] = givenState{reason: reasonOf(err), next: time.Now().Add(next)}
+				})
+				if !d.pause(ctx, next) {
+					return
+				}
+				continue
+			}
+		}
+		if !d.pause(ctx, givenCheck) {
+			return
+		}
+	}
+}
+
+// givenCheck is how soon a given address is asked again after its peer was lost; the redial loop is quicker where the
+// address is still right.
+const givenCheck = 5 * time.Second
+
+// pause waits; false if ctx ended. A change of the interfaces or of the mesh ends it early.
+func (d *Discovery) pause(ctx context.Context, t time.Duration) bool {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-d.news.wait():
+	}
+	return ctx.Err() == nil
+}
+
+var errNothing = errors.New("no address is known yet: waiting to hear from it, on the local network (mDNS) or through another member")

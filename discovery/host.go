@@ -1,0 +1,203 @@
+package discovery
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
+	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"meshnode/discovery/members"
+)
+
+const (
+	// MaxMembers that one node keeps connections to. The limits below follow from it.
+	MaxMembers = 300
+	// maxConns: two per pair for the moment in which both sides dial, and the pending ones.
+	maxConns = 2*MaxMembers + 200
+	// maxStreams: a stream of the scheduler's in each direction, blobs in flight, and identify with everybody at once.
+	maxStreams        = 40 * MaxMembers
+	maxStreamsPerPeer = 256
+	portFile          = "port"
+)
+
+// HostConfig of NewHost. Members is required.
+type HostConfig struct {
+	Members *members.Membership
+	// Listen are the addresses to listen on. None: all interfaces, IPv4 and IPv6, on one port that is chosen on
+	// the first start and kept in Dir/port.
+	Listen []ma.Multiaddr
+	Dir    string // the membership folder; needed if Listen is empty
+	Agent  string // what the node tells of itself, as in "meshnode/0.1.0"
+	Logger *slog.Logger
+}
+
+// NewHost makes the node's libp2p host: members only, TCP only, with limits for MaxMembers, each logged when it is hit. The
+// caller closes it.
+func NewHost(c HostConfig) (host.Host, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Agent == "" {
+		c.Agent = "meshnode"
+	}
+	if len(c.Listen) == 0 {
+		if c.Dir == "" {
+			return nil, errors.New("neither an address to listen on nor a folder to keep the port in")
+		}
+		port, err := keptPort(c.Dir, c.Logger)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range []string{"/ip4/0.0.0.0/tcp/%d", "/ip6/::/tcp/%d"} {
+			a, err := ma.NewMultiaddr(fmt.Sprintf(f, port))
+			if err != nil {
+				return nil, err
+			}
+			c.Listen = append(c.Listen, a)
+		}
+	}
+	for _, a := range c.Listen {
+		if !dialable(a) {
+			return nil, fmt.Errorf("listen on %s: want an IP address and a TCP port, as in /ip4/0.0.0.0/tcp/4001", a)
+		}
+	}
+	limits := rcmgr.PartialLimitConfig{
+		System: rcmgr.ResourceLimits{
+			Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns, FD: maxConns,
+			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams,
+		},
+		// Connections that are not admitted yet; those that came in are bounded by package members first.
+		Transient: rcmgr.ResourceLimits{
+			Conns: 256, ConnsInbound: 128, ConnsOutbound: 128, FD: 256,
+			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams,
+		},
+		ProtocolDefault: rcmgr.ResourceLimits{Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams},
+		PeerDefault: rcmgr.ResourceLimits{
+			Conns: 8, ConnsInbound: 8, ConnsOutbound: 8, FD: 8,
+			Streams: maxStreamsPerPeer, StreamsInbound: maxStreamsPerPeer, StreamsOutbound: maxStreamsPerPeer,
+		},
+		ServiceDefault: rcmgr.ResourceLimits{Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams},
+	}.Build(rcmgr.DefaultLimits.AutoScale())
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
+		// Many members may be behind one router; strangers do not get as far as counting here.
+		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: maxConns}}, []rcmgr.ConnLimitPerSubnet{{PrefixLength: 64, ConnCount: maxConns}}),
+		rcmgr.WithConnRateLimiters(nil),
+		rcmgr.WithMetrics(&limitLog{log: c.Logger}))
+	if err != nil {
+		return nil, err
+	}
+	h, err := libp2p.New(
+		libp2p.Identity(c.Members.Key()),
+		libp2p.ListenAddrs(c.Listen...),
+		members.TransportOptions(c.Members),
+		libp2p.ResourceManager(resources),
+		// Every connection is a member's: a connection manager could only cut members off.
+		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
+		libp2p.DisableRelay(),
+		libp2p.DisableMetrics(),
+		libp2p.DisableIdentifyAddressDiscovery(),
+		libp2p.Ping(false), // beats do that
+		libp2p.UserAgent(c.Agent),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", joinAddrs(c.Listen), err)
+	}
+	if len(h.Network().ListenAddresses()) == 0 {
+		h.Close()
+		return nil, fmt.Errorf("listen on %s: no address could be taken", joinAddrs(c.Listen))
+	}
+	return h, nil
+}
+
+// keptPort is the port of Dir/port, or a fresh one that is written there. One that another program has taken is given
+// up, and said so: addresses that others remember become hints that fail.
+func keptPort(dir string, log *slog.Logger) (int, error) {
+	path := filepath.Join(dir, portFile)
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("read the kept port: %w", err)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n > 0 && n < 65536 {
+		if _, err := freePort(n); err == nil {
+			return n, nil
+		}
+		log.Warn("the port that this node had is taken; it listens on another one", "port", n)
+	}
+	n, err := freePort(0)
+	if err != nil {
+		return 0, fmt.Errorf("find a port to listen on: %w", err)
+	}
+	return n, replaceFile(path, []byte(strconv.Itoa(n)+"\n"))
+}
+
+func freePort(n int) (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(n)))
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+func joinAddrs(as []ma.Multiaddr) string {
+	s := make([]string, len(as))
+	for i, a := range as {
+		s[i] = a.String()
+	}
+	return strings.Join(s, ", ")
+}
+
+// limitLog logs each limit of the resource manager that is hit, at most once in ten seconds each: by then one line says
+// it, and whoever hits it may do so thousands of times.
+type limitLog struct {
+	log  *slog.Logger
+	mu   sync.Mutex // guards last
+	last map[string]time.Time
+}
+
+func (l *limitLog) hit(limit string, p peer.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if now.Sub(l.last[limit]) < 10*time.Second {
+		return
+	}
+	if l.last == nil {
+		l.last = map[string]time.Time{}
+	}
+	l.last[limit] = now
+	l.log.Warn("a limit of the network was hit", "limit", limit, "peer", p.String())
+}
+
+func (*limitLog) AllowConn(network.Direction, bool)            {}
+func (*limitLog) AllowStream(peer.ID, network.Direction)       {}
+func (*limitLog) AllowPeer(peer.ID)                            {}
+func (*limitLog) AllowProtocol(libp2pproto.ID)                 {}
+func (*limitLog) AllowService(string)                          {}
+func (*limitLog) AllowMemory(int)                              {}
+func (l *limitLog) BlockConn(d network.Direction, _ bool)      { l.hit("connections "+d.String(), "") }
+func (l *limitLog) BlockStream(p peer.ID, d network.Direction) { l.hit("streams "+d.String(), p) }
+func (l *limitLog) BlockPeer(p peer.ID)                        { l.hit("connections of one peer", p) }
+func (l *limitLog) BlockProtocol(id libp2pproto.ID)            { l.hit("streams of "+string(id), "") }
+func (l *limitLog) BlockService(s string)                      { l.hit("streams of "+s, "") }
+func (l *limitLog) BlockMemory(int)                            { l.hit("memory", "") }
+func (l *limitLog) BlockProtocolPeer(id libp2pproto.ID, p peer.ID) {
+	l.hit("streams of "+string(id)+" of one peer", p)
+}
+func (l *limitLog) BlockServicePeer(s string, p peer.ID) { l.hit("streams of "+s+" of one peer", p) }
