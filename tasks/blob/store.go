@@ -1,23 +1,37 @@
-// Package blob keeps bytes on disk under the name of their BLAKE3 hash, and moves them between nodes so that no
-// unverified byte is ever stored.
 package blob
 
 import (
+	"cmp"
+	"container/list"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 	"time"
+
+	"lukechampine.com/blake3"
 
 	"meshnode/protocol"
 )
 
-// Protocol is the libp2p protocol ID of the streams that Serve and Fetch speak on.
-const Protocol = "/meshnode/blob/1"
-
-// MaxSize is the largest blob, in bytes.
+// MaxSize is the largest blob, in bytes: its tree of hashes, which a node that serves it holds in memory, is 16 MiB.
 const MaxSize = 16 << 30
+
+const (
+	// defaultQuota is at most this, and at most defaultShare of what is free.
+	defaultQuota = 10 << 30
+	defaultShare = 0.2
+	// usedGrain is how exactly the time of the last use is kept on disk.
+	usedGrain = time.Minute
+	// maxPartials is how many unfinished fetches are kept.
+	maxPartials = 64
+)
 
 // Errors of this package; test with errors.Is.
 var (
@@ -48,48 +62,460 @@ type Config struct {
 type Info struct {
 	ID   protocol.BlobID
 	Size int64
-	Used time.Time // last Put, Fetch, Open or Pin, to the minute
+	Used time.Time // last Put, Fetch, Open, Path or Pin; after a restart to the minute
 	Pins int
 }
 
 // Store is a folder of blobs. Its methods may be called concurrently.
-type Store struct{}
+type Store struct {
+	dir   string
+	quota int64
+	log   *slog.Logger
+	pace  func(n int)
+	trees trees
+
+	mu       sync.Mutex // guards what follows, and that a file has its name exactly while it has an entry
+	entries  map[protocol.BlobID]*entry
+	idle     *list.List              // of *entry: the unpinned ones, least recently used first
+	partials []*partial              // oldest first
+	lost     map[protocol.BlobID]int // pins of blobs whose files were found gone or damaged: they hold again when it is back
+	occupied int64                   // bytes of all entries and partials, and reserved for what is being written
+}
+
+type entry struct {
+	id   protocol.BlobID
+	size int64
+	used time.Time
+	kept time.Time // used, as it is on disk
+	pins int
+	elem *list.Element // in idle, if pins == 0
+}
+
+// partial is the verified beginning of a blob whose fetch broke off.
+type partial struct {
+	id   protocol.BlobID
+	size int64 // of the blob
+	file string
+	have int64
+}
 
 // Open opens the store in dir, or creates it, and removes what a crash left unfinished. One process at a
-// time: the data directory's lock sees to that.
-func Open(dir string, c Config) (*Store, error) { return nil, ErrFull }
+// time: the data directory's lock sees to that. It reads names, not contents.
+func Open(dir string, c Config) (*Store, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Quota < 0 {
+		return nil, fmt.Errorf("blobs %s: quota of %d bytes: must not be negative", dir, c.Quota)
+	}
+	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, idle: list.New()}
+	s.trees.max = maxTrees
+	if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
+		return nil, fmt.Errorf("blobs %s: %w", dir, err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "tmp"), 0o700); err != nil {
+		return nil, fmt.Errorf("blobs %s: %w", dir, err)
+	}
+	if err := s.scan(); err != nil {
+		return nil, fmt.Errorf("blobs %s: %w", dir, err)
+	}
+	if s.quota == 0 {
+		free, err := diskFree(dir)
+		if err != nil {
+			return nil, fmt.Errorf("blobs %s: free space: %w", dir, err)
+		}
+		s.quota = min(defaultQuota, s.occupied+int64(defaultShare*float64(free)))
+	}
+	return s, nil
+}
+
+func (s *Store) scan() error {
+	var found []*entry
+	dirs, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if !d.IsDir() || len(d.Name()) != 2 {
+			continue
+		}
+		files, err := os.ReadDir(filepath.Join(s.dir, d.Name()))
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			id, err := protocol.ParseBlobID(d.Name() + f.Name())
+			if err != nil || !f.Type().IsRegular() || s.path(id) != filepath.Join(s.dir, d.Name(), f.Name()) {
+				continue // not ours
+			}
+			info, err := f.Info()
+			if err != nil {
+				return err
+			}
+			found = append(found, &entry{id: id, size: info.Size(), used: info.ModTime(), kept: info.ModTime()})
+		}
+	}
+	slices.SortFunc(found, byUse)
+	for _, e := range found {
+		s.entries[e.id] = e
+		e.elem = s.idle.PushBack(e)
+		s.occupied += e.size
+	}
+	return nil
+}
+
+func byUse(a, b *entry) int {
+	return cmp.Or(a.used.Compare(b.used), cmp.Compare(string(a.id[:]), string(b.id[:])))
+}
+
+func (s *Store) path(id protocol.BlobID) string {
+	h := id.String()
+	return filepath.Join(s.dir, h[:2], h[2:])
+}
+
+// Quota is the most that the store occupies, in bytes.
+func (s *Store) Quota() int64 { return s.quota }
+
+// Occupied is what it occupies now, in bytes.
+func (s *Store) Occupied() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.occupied
+}
 
 // Put stores what r has, and returns when it is synced to disk. The blob is pinned once for the caller, who
-// calls Unpin when it is not needed any more. Storing what is there already is cheap in space. ctx is asked between reads.
+// calls Unpin when it is not needed any more. What is there already is not stored again. ctx is asked between reads.
 // Errors: r's, ErrFull, ErrTooLarge, the disk's.
-func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) { return nil, ErrFull }
+func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
+	f, err := s.temp()
+	if err != nil {
+		return nil, fmt.Errorf("put blob: %w", err)
+	}
+	size := int64(0) // written or about to be: reserved
+	drop := func(err error) (*protocol.Blob, error) {
+		f.Close()
+		os.Remove(f.Name())
+		s.release(size)
+		return nil, fmt.Errorf("put blob: %w", full(err))
+	}
+	hash := blake3.New(32, nil)
+	buf := make([]byte, 256<<10)
+	for {
+		if err := ctx.Err(); err != nil {
+			return drop(err)
+		}
+		n, rerr := r.Read(buf)
+		if n > 0 {
+			if size+int64(n) > MaxSize {
+				return drop(ErrTooLarge)
+			}
+			if err := s.reserve(int64(n)); err != nil {
+				return drop(err)
+			}
+			size += int64(n)
+			if _, err := f.Write(buf[:n]); err != nil {
+				return drop(err)
+			}
+			hash.Write(buf[:n])
+		}
+		if rerr == io.EOF {
+			break
+		}
+		if rerr != nil {
+			return drop(rerr)
+		}
+	}
+	id := protocol.BlobID(hash.Sum(nil))
+	if err := s.install(f, id, size); err != nil {
+		return nil, fmt.Errorf("put blob %s: %w", id, full(err))
+	}
+	return &protocol.Blob{Id: id[:], Size: uint64(size)}, nil
+}
 
 // PutFile is Put of a file's bytes. The file is copied, for its owner may change it.
 func (s *Store) PutFile(ctx context.Context, name string) (*protocol.Blob, error) {
-	return nil, ErrFull
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("is a folder")}
+	}
+	return s.Put(ctx, f)
 }
 
 // Open opens a blob for reading; the caller closes it. size is in bytes. ErrNotFound if it is not here.
 func (s *Store) Open(id protocol.BlobID) (f *os.File, size int64, err error) {
-	return nil, 0, ErrNotFound
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.use(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err = os.Open(s.path(id))
+	if err != nil {
+		return nil, 0, fmt.Errorf("open blob: %w", err)
+	}
+	return f, e.size, nil
 }
 
 // Path is where a blob's file is, for a process that reads it; it must not write. Pin it for as long. ErrNotFound if it is not here.
-func (s *Store) Path(id protocol.BlobID) (string, error) { return "", ErrNotFound }
+func (s *Store) Path(id protocol.BlobID) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.use(id); err != nil {
+		return "", err
+	}
+	return s.path(id), nil
+}
 
 // Has reports whether the blob is here.
-func (s *Store) Has(id protocol.BlobID) bool { return false }
+func (s *Store) Has(id protocol.BlobID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.entries[id] != nil
+}
 
 // Pin keeps a blob from being evicted until as many Unpins were called. Pins are this process's: after a
 // start the node pins again what it needs. ErrNotFound if it is not here.
-func (s *Store) Pin(id protocol.BlobID) error { return ErrNotFound }
+func (s *Store) Pin(id protocol.BlobID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.use(id)
+	if err != nil {
+		return err
+	}
+	s.pin(e)
+	return nil
+}
+
+func (s *Store) pin(e *entry) {
+	if e.pins++; e.elem != nil {
+		s.idle.Remove(e.elem)
+		e.elem = nil
+	}
+}
 
 // Unpin takes one pin back; the blob stays until its room is needed. Too many are ignored.
-func (s *Store) Unpin(id protocol.BlobID) {}
+func (s *Store) Unpin(id protocol.BlobID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost[id]--; s.lost[id] <= 0 {
+		delete(s.lost, id)
+	}
+	e := s.entries[id]
+	if e == nil || e.pins == 0 {
+		return
+	}
+	if e.pins--; e.pins == 0 {
+		e.elem = s.idle.PushBack(e)
+	}
+}
 
-// List lists the blobs in the order in which they would be evicted, pins disregarded.
-func (s *Store) List() []Info { return nil }
+// List lists the blobs, the least recently used first.
+func (s *Store) List() []Info {
+	s.mu.Lock()
+	es := make([]*entry, 0, len(s.entries))
+	for _, e := range s.entries {
+		es = append(es, e)
+	}
+	slices.SortFunc(es, byUse)
+	out := make([]Info, len(es))
+	for i, e := range es {
+		out[i] = Info{e.id, e.size, e.used, e.pins}
+	}
+	s.mu.Unlock()
+	return out
+}
 
 // GC evicts unpinned blobs, least recently used first, until the store occupies no more than size bytes
 // (negative: the quota), and returns the bytes freed.
-func (s *Store) GC(size int64) int64 { return 0 }
+func (s *Store) GC(size int64) int64 {
+	if size < 0 {
+		size = s.quota
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.occupied
+	s.shrink(size)
+	return before - s.occupied
+}
+
+// use finds an entry whose file is there and notes that it was used; the lock is held.
+func (s *Store) use(id protocol.BlobID) (*entry, error) {
+	e := s.entries[id]
+	if e == nil {
+		return nil, fmt.Errorf("blob %s: %w", id, ErrNotFound)
+	}
+	if info, err := os.Stat(s.path(id)); err != nil || info.Size() != e.size {
+		s.log.Warn("blob: its file is gone or was changed", "blob", id, "err", err)
+		s.forget(e)
+		return nil, fmt.Errorf("blob %s: %w", id, ErrNotFound)
+	}
+	e.used = time.Now()
+	if e.used.Sub(e.kept) > usedGrain {
+		e.kept = e.used
+		_ = os.Chtimes(s.path(id), e.used, e.used) // only the order of evictions after a restart depends on it
+	}
+	if e.elem != nil {
+		s.idle.MoveToBack(e.elem)
+	}
+	return e, nil
+}
+
+// forget removes an entry, and its file if it is there; the lock is held.
+func (s *Store) forget(e *entry) {
+	os.Remove(s.path(e.id))
+	delete(s.entries, e.id)
+	if e.elem != nil {
+		s.idle.Remove(e.elem)
+	} else {
+		s.lost[e.id] = e.pins
+	}
+	s.occupied -= e.size
+}
+
+// drop removes a blob whose bytes are not what its name says, pinned or not: it has to be fetched again.
+func (s *Store) drop(id protocol.BlobID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		s.log.Warn("blob: its bytes are damaged, removed", "blob", id, "size", e.size)
+		s.forget(e)
+	}
+}
+
+// reserve makes room for n bytes that are about to be written, or returns ErrFull.
+func (s *Store) reserve(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n > s.quota { // do not evict everything in vain
+		return fmt.Errorf("%w: %d bytes, the quota is %d", ErrFull, n, s.quota)
+	}
+	s.shrink(s.quota - n)
+	if s.occupied > s.quota-n {
+		return fmt.Errorf("%w: %d bytes in use, the quota is %d", ErrFull, s.occupied, s.quota)
+	}
+	s.occupied += n
+	return nil
+}
+
+func (s *Store) release(n int64) {
+	s.mu.Lock()
+	s.occupied -= n
+	s.mu.Unlock()
+}
+
+// shrink evicts until no more than size is occupied, if it can; the lock is held.
+func (s *Store) shrink(size int64) {
+	for s.occupied > size && len(s.partials) > 0 {
+		s.dropPartial(0)
+	}
+	for next := s.idle.Front(); s.occupied > size && next != nil; {
+		e := next.Value.(*entry)
+		next = next.Next()
+		if err := os.Remove(s.path(e.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("blob: cannot be evicted", "blob", e.id, "err", err) // Windows, while it is read
+			continue
+		}
+		s.log.Debug("blob: evicted", "blob", e.id, "size", e.size, "used", e.used)
+		s.forget(e)
+	}
+}
+
+func (s *Store) dropPartial(i int) {
+	p := s.partials[i]
+	os.Remove(p.file)
+	s.occupied -= p.have
+	s.partials = slices.Delete(s.partials, i, i+1)
+}
+
+// takePartial hands over the verified beginning of a blob, or nil; its bytes stay reserved.
+func (s *Store) takePartial(id protocol.BlobID, size int64) *partial {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range s.partials {
+		if p.id == id && p.size == size {
+			s.partials = slices.Delete(s.partials, i, i+1)
+			return p
+		}
+	}
+	return nil
+}
+
+// keepPartial keeps the verified beginning of a blob, whose bytes are reserved.
+func (s *Store) keepPartial(p *partial) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.partials) == maxPartials {
+		s.dropPartial(0)
+	}
+	s.partials = append(s.partials, p)
+}
+
+// have pins a blob that is here already.
+func (s *Store) have(id protocol.BlobID) bool { return s.Pin(id) == nil }
+
+func (s *Store) temp() (*os.File, error) { return os.CreateTemp(filepath.Join(s.dir, "tmp"), "*") }
+
+// install gives f, whose size bytes are verified and reserved, its name, synced, and pins it. It closes f. On an error
+// nothing of it is left.
+func (s *Store) install(f *os.File, id protocol.BlobID, size int64) error {
+	err := f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(f.Name(), 0o400)
+	}
+	if err == nil {
+		err = s.rename(f.Name(), id, size)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		s.release(size)
+		return err
+	}
+	// Also when it was there already: another Put may have renamed it, and not synced the folder yet.
+	if err := syncDir(filepath.Dir(s.path(id))); err != nil {
+		s.Unpin(id)
+		return err
+	}
+	return nil
+}
+
+// rename moves a file to its name and pins it, or drops it if the blob is there.
+func (s *Store) rename(name string, id protocol.BlobID, size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, err := s.use(id); err == nil {
+		s.pin(e)
+		s.occupied -= size
+		os.Remove(name)
+		return nil
+	}
+	dir := filepath.Dir(s.path(id))
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		if err := syncDir(s.dir); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := os.Rename(name, s.path(id)); err != nil {
+		return err
+	}
+	now := time.Now()
+	s.entries[id] = &entry{id: id, size: size, used: now, kept: now, pins: 1 + s.lost[id]}
+	delete(s.lost, id)
+	return nil
+}
+
+// full makes ErrFull of a disk without room.
+func full(err error) error {
+	if isFull(err) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}

@@ -1,23 +1,348 @@
 package blob
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"lukechampine.com/blake3"
+	"lukechampine.com/blake3/bao"
 
 	"meshnode/protocol"
 )
 
+// Protocol is the libp2p protocol ID of the streams that Serve and Fetch speak on.
+const Protocol = "/meshnode/blob/1"
+
+const (
+	// group is bao's: chunks of 1 KiB that are hashed as one, as a power of two.
+	group = 6
+	// slice is what is verified at once and the largest single write: small enough that a message of the scheduler
+	// that shares the connection does not wait long, and the tree is only 0.1 % of the bytes.
+	slice = 1024 << group
+	// maxTrees bounds the trees in memory: one of the largest blob, or of many ordinary ones.
+	maxTrees = 32 << 20
+
+	requestSize = 32 + 8
+)
+
+// What an answer begins with.
+const (
+	answerBlob        = 1
+	answerNotFound    = 2
+	answerBadRequest  = 3
+	answerUnavailable = 4
+)
+
+func appendRequest(b []byte, id protocol.BlobID, offset uint64) []byte {
+	return binary.LittleEndian.AppendUint64(append(b, id[:]...), offset)
+}
+
+func parseRequest(b [requestSize]byte) (id protocol.BlobID, offset uint64) {
+	return protocol.BlobID(b[:32]), binary.LittleEndian.Uint64(b[32:])
+}
+
 // Serve answers requests for blobs on a stream until it ends, which is no error. allow is asked for each; what it
 // refuses is answered as if it were not here; nil allows all. Deadlines are the caller's, who also closes the stream.
-// An error is the stream's, or wraps ErrProtocol.
-func Serve(rw io.ReadWriter, s *Store, allow func(id protocol.BlobID) bool) error { return nil }
+// An error is the stream's or the disk's, or wraps ErrProtocol.
+func Serve(rw io.ReadWriter, s *Store, allow func(id protocol.BlobID) bool) error {
+	w := bufio.NewWriterSize(pacer{rw, s.pace}, slice)
+	for {
+		var req [requestSize]byte
+		if _, err := io.ReadFull(rw, req[:]); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read blob request: %w", err)
+		}
+		id, offset := parseRequest(req)
+		if err := s.answer(w, id, offset, allow); err != nil {
+			return fmt.Errorf("serve blob %s: %w", id, err)
+		}
+		if err := w.Flush(); err != nil {
+			return fmt.Errorf("serve blob %s: %w", id, err)
+		}
+	}
+}
+
+func (s *Store) answer(w *bufio.Writer, id protocol.BlobID, offset uint64, allow func(id protocol.BlobID) bool) error {
+	if allow != nil && !allow(id) {
+		return w.WriteByte(answerNotFound)
+	}
+	f, size, err := s.Open(id)
+	if errors.Is(err, ErrNotFound) {
+		return w.WriteByte(answerNotFound)
+	}
+	if err != nil {
+		s.log.Warn("blob: cannot be served", "blob", id, "err", err)
+		return w.WriteByte(answerUnavailable)
+	}
+	defer f.Close()
+	if offset%slice != 0 || offset >= max(1, uint64(size)) {
+		w.WriteByte(answerBadRequest)
+		w.Flush()
+		return fmt.Errorf("%w: offset %d of %d", ErrProtocol, offset, size)
+	}
+	tree, err := s.trees.of(id, f, size)
+	if errors.Is(err, ErrCorrupt) {
+		s.drop(id)
+		return w.WriteByte(answerNotFound)
+	}
+	if err != nil {
+		s.log.Warn("blob: cannot be served", "blob", id, "err", err)
+		return w.WriteByte(answerUnavailable)
+	}
+	if _, err := f.Seek(int64(offset), io.SeekStart); err != nil {
+		return err
+	}
+	w.WriteByte(answerBlob) // its error, if any, comes back from the next write
+	return bao.ExtractSlice(w, f, bytes.NewReader(tree), group, offset, uint64(size)-offset)
+}
+
+// pacer writes at most a slice at once and asks pace before each.
+type pacer struct {
+	w    io.Writer
+	pace func(n int)
+}
+
+func (p pacer) Write(b []byte) (n int, err error) {
+	for len(b) > 0 && err == nil {
+		part := b[:min(len(b), slice)]
+		if p.pace != nil {
+			p.pace(len(part))
+		}
+		var m int
+		m, err = p.w.Write(part)
+		n += m
+		b = b[m:]
+		if err == nil && m < len(part) {
+			err = io.ErrShortWrite
+		}
+	}
+	return n, err
+}
+
+// trees holds the hash trees of blobs that were served lately, so that one that goes to fifty nodes is hashed once.
+type trees struct {
+	mu   sync.Mutex // guards list and size
+	list []*tree    // least recently used first
+	size int
+	max  int // bytes of all, but one may be larger
+}
+
+type tree struct {
+	id    protocol.BlobID
+	size  int
+	once  sync.Once
+	bytes []byte
+	err   error
+}
+
+// of returns the tree of the blob in f, computing it if need be. ErrCorrupt: f has other bytes than its name says.
+func (ts *trees) of(id protocol.BlobID, f *os.File, size int64) ([]byte, error) {
+	ts.mu.Lock()
+	i := slices.IndexFunc(ts.list, func(t *tree) bool { return t.id == id })
+	var t *tree
+	if i >= 0 {
+		t = ts.list[i]
+		ts.list = append(slices.Delete(ts.list, i, i+1), t)
+	} else {
+		t = &tree{id: id, size: bao.EncodedSize(int(size), group, true)}
+		ts.list = append(ts.list, t)
+		ts.size += t.size
+		for ts.size > ts.max && len(ts.list) > 1 {
+			ts.size -= ts.list[0].size
+			ts.list = slices.Delete(ts.list, 0, 1)
+		}
+	}
+	ts.mu.Unlock()
+	t.once.Do(func() {
+		buf := make(writerAt, t.size)
+		root, err := bao.Encode(buf, f, size, group, true)
+		switch {
+		case err != nil:
+			t.err = fmt.Errorf("hash blob: %w", err)
+		case root != id:
+			t.err = ErrCorrupt
+		default:
+			t.bytes = buf
+		}
+	})
+	if t.err != nil {
+		ts.mu.Lock() // the next one tries anew
+		if i := slices.Index(ts.list, t); i >= 0 {
+			ts.list = slices.Delete(ts.list, i, i+1)
+			ts.size -= t.size
+		}
+		ts.mu.Unlock()
+	}
+	return t.bytes, t.err
+}
+
+type writerAt []byte
+
+func (w writerAt) WriteAt(p []byte, off int64) (int, error) { return copy(w[off:], p), nil }
 
 // Fetch brings a blob here from the node at the other end of rw, verified slice by slice, and returns when it is synced
 // to disk; it is pinned once for the caller (see Put). A blob that is here already is only pinned. Fetches on one stream
 // may follow each other as long as none fails otherwise than with ErrNotFound.
 // When ctx ends, rw is reset (or closed), if it can be; deadlines on the stream are the caller's.
-// ErrNotFound: the other side has none. ErrCorrupt: it sent wrong bytes; ask another one. ErrFull, ErrTooLarge:
-// refused before it is asked. What was verified before a stream broke is kept, and a later Fetch in this process goes on there.
+// ErrNotFound: the other side has none. ErrCorrupt: it sent wrong bytes, or b names a size that its bytes do not have; ask
+// another one. ErrFull, ErrTooLarge: refused before anything is asked or allocated. What was verified before a stream broke is kept,
+// and a later Fetch in this process goes on there.
 func Fetch(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store) error {
-	return ErrNotFound
+	id, err := protocol.BlobIDFrom(b.GetId())
+	if err != nil {
+		return err
+	}
+	if err := s.fetch(ctx, rw, id, b.GetSize()); err != nil {
+		if cerr := ctx.Err(); cerr != nil {
+			err = cerr // what the closed stream said does not matter
+		}
+		return fmt.Errorf("fetch blob %s: %w", id, full(err))
+	}
+	return nil
+}
+
+func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID, usize uint64) error {
+	if usize > MaxSize {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, usize, int64(MaxSize))
+	}
+	size := int64(usize)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.have(id) {
+		return nil
+	}
+	if size == 0 { // there is nothing to send, and in bao nothing to verify
+		if id != blake3.Sum256(nil) {
+			return fmt.Errorf("%w: it cannot be empty", ErrCorrupt)
+		}
+		_, err := s.Put(ctx, bytes.NewReader(nil))
+		return err
+	}
+
+	f, have, err := s.begin(id, size)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { reset(rw) })
+	dst := &counter{w: f, n: have}
+	err = receive(rw, id, size, have, dst)
+	stop()
+	if err == nil {
+		return s.install(f, id, size)
+	}
+	// Whole slices are verified and worth keeping, unless it is the source or the disk that failed.
+	if cerr := f.Close(); cerr == nil && dst.err == nil && dst.n > 0 && dst.n < size && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrProtocol) {
+		s.release(size - dst.n)
+		s.keepPartial(&partial{id: id, size: size, file: f.Name(), have: dst.n})
+		return err
+	}
+	os.Remove(f.Name())
+	s.release(size)
+	return err
+}
+
+// begin opens a file for the blob, with what an earlier fetch left, and reserves the room for all of it.
+func (s *Store) begin(id protocol.BlobID, size int64) (f *os.File, have int64, err error) {
+	if p := s.takePartial(id, size); p != nil {
+		f, err = os.OpenFile(p.file, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.Seek(p.have, io.SeekStart)
+		}
+		if err == nil {
+			err = s.reserve(size - p.have)
+		}
+		if err == nil {
+			return f, p.have, nil
+		}
+		if f != nil {
+			f.Close()
+		}
+		os.Remove(p.file)
+		s.release(p.have)
+		return nil, 0, err
+	}
+	if err := s.reserve(size); err != nil {
+		return nil, 0, err
+	}
+	if f, err = s.temp(); err != nil {
+		s.release(size)
+		return nil, 0, err
+	}
+	return f, 0, nil
+}
+
+// receive asks for the bytes from have on and writes those that are verified, slice by slice.
+func receive(rw io.ReadWriter, id protocol.BlobID, size, have int64, dst *counter) error {
+	if _, err := rw.Write(appendRequest(nil, id, uint64(have))); err != nil {
+		return err
+	}
+	var head [1 + 8]byte
+	if err := readFull(rw, head[:1]); err != nil {
+		return err
+	}
+	switch head[0] {
+	case answerBlob:
+	case answerNotFound:
+		return ErrNotFound
+	case answerBadRequest, answerUnavailable:
+		return fmt.Errorf("the other side cannot: answer %d", head[0])
+	default:
+		return fmt.Errorf("%w: answer %d", ErrProtocol, head[0])
+	}
+	if err := readFull(rw, head[1:]); err != nil {
+		return err
+	}
+	if n := binary.LittleEndian.Uint64(head[1:]); n != uint64(size) {
+		return fmt.Errorf("%w: %d bytes, want %d", ErrCorrupt, n, size)
+	}
+	ok, err := bao.DecodeSlice(dst, io.MultiReader(bytes.NewReader(head[1:]), rw), group, uint64(have), uint64(size-have), id)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: after %d bytes", ErrCorrupt, dst.n)
+	}
+	return err
+}
+
+func readFull(r io.Reader, b []byte) error {
+	_, err := io.ReadFull(r, b)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// counter counts what was written.
+type counter struct {
+	w   io.Writer
+	n   int64
+	err error
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	c.err = err
+	return n, err
+}
+
+// reset ends a stream in both directions: Close of a libp2p stream would end only one.
+func reset(rw io.ReadWriter) {
+	switch rw := rw.(type) {
+	case interface{ Reset() error }:
+		rw.Reset()
+	case io.Closer:
+		rw.Close()
+	}
 }
