@@ -1,0 +1,517 @@
+package sim
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+// What must hold after each output of each node. Scheduler.Check looks at one node's books; these look at
+// what comes out of them, and know what really happened. The numbers are those of the invariants:
+//
+//	I1  an accepted task has at most one terminal record, and exactly one once faults stop    book.add, finished
+//	I3  no result after a recorded cancel                                                     book.add
+//	I4  attempts of a task only rise, across crashes too; an epoch is synced before it is used checkOutgoing, checkEpoch
+//	I5  nothing is told as durable that a crash could lose                                    checkNotice, checkKept
+//	I6  a worker drops an outcome only after its origin's answer                              checkRecord
+//	I7  pending + leased + terminal = accepted                                                Scheduler.Check, book.add
+//	I9  what a stale or foreign message asks for changes nothing                              checkStart, checkRecord
+//	I10 after faults stop every job ends and no worker holds anything unanswered              finished
+//
+// And: a result is the right one, its bytes are on the origin's disk and pinned; what never killed a worker process never
+// fails; the lease of a healthy worker is never taken back; what was given back or revoked is not started.
+
+type ranKey struct {
+	n      *node
+	origin protocol.NodeID
+	a      protocol.Attempt
+}
+
+// history is what was granted of one task.
+type history struct {
+	last protocol.Attempt // granted to another node
+	to   map[protocol.Attempt]grantInfo
+}
+
+// logged is a grant, in the order in which they left.
+type logged struct {
+	a        protocol.Attempt
+	from, to *node
+}
+
+type grantInfo struct {
+	n       *node
+	at      int64
+	session uint64
+}
+
+func (w *world) history(t protocol.TaskID) *history {
+	h := w.grants[t]
+	if h == nil {
+		h = &history{to: map[protocol.Attempt]grantInfo{}}
+		w.grants[t] = h
+	}
+	return h
+}
+
+// own says whether job belongs to the node id.
+func (w *world) own(id protocol.NodeID, job protocol.JobID) bool {
+	j := w.jobs[job]
+	return j != nil && j.n.id == id
+}
+
+// heed remembers what a message allows the worker that reads it, or forbids.
+func (p *process) heed(r tasks.Receive) {
+	w := p.n.w
+	if p.current[r.Peer] != r.Session {
+		return // of an old stream: it must have no effect
+	}
+	switch m := r.Message.(type) {
+	case *protocol.ResultAnswer:
+		for _, gs := range [][]*protocol.Attempts{m.Accepted, m.Superseded, m.Unknown} {
+			for _, a := range protocol.UngroupAttempts(gs) {
+				p.answered[heldKey{r.Peer, a}] = true
+			}
+		}
+	case *protocol.Revoke:
+		for _, a := range protocol.UngroupAttempts(m.Attempts) {
+			p.answered[heldKey{r.Peer, a}] = true
+			if w.own(r.Peer, a.Job) && m.Epoch >= p.seenNow[r.Peer] {
+				p.revoked[a] = true
+			}
+		}
+	case *protocol.Cancel:
+		if id, err := protocol.JobIDFrom(m.Job); err == nil && w.own(r.Peer, id) {
+			p.gone[id] = true
+		}
+	case *protocol.JobInfo:
+		if id, err := protocol.JobIDFrom(m.Job); err == nil && w.own(r.Peer, id) {
+			delete(p.gone, id)
+		}
+	}
+	if e, ok := senderEpoch(r.Message); ok {
+		p.seenNow[r.Peer] = max(p.seenNow[r.Peer], e)
+	}
+}
+
+// senderEpoch is the epoch of the origin that sends m.
+func senderEpoch(m protocol.Message) (uint64, bool) {
+	switch m := m.(type) {
+	case *protocol.Hello:
+		return m.Epoch, true
+	case *protocol.Beat:
+		return m.Epoch, true
+	case *protocol.Load:
+		return m.Epoch, true
+	case *protocol.JobInfo:
+		return m.Epoch, true
+	case *protocol.Grant:
+		return m.Epoch, true
+	case *protocol.Recall:
+		return m.Epoch, true
+	case *protocol.Revoke:
+		return m.Epoch, true
+	case *protocol.Cancel:
+		return m.Epoch, true
+	}
+	return 0, false
+}
+
+func (p *process) checkEpoch(m protocol.Message) {
+	e, ok := senderEpoch(m)
+	if !ok {
+		return
+	}
+	for _, k := range p.n.disk.book.epoch {
+		if k.epoch >= e && k.batch < p.n.disk.synced {
+			return
+		}
+	}
+	p.n.w.fail("I4: %v sends %T in epoch %d, which is not synced", p.n, m, e)
+}
+
+// checkOutgoing looks at a message as it leaves the scheduler.
+func (p *process) checkOutgoing(x tasks.Outgoing) {
+	n, w := p.n, p.n.w
+	to := w.byID[x.Peer]
+	if to == nil || to == n {
+		w.fail("%v sends %T to %s", n, x.Message, x.Peer)
+		return
+	}
+	switch m := x.Message.(type) {
+	case *protocol.Grant:
+		for _, g := range m.Jobs {
+			id, _ := protocol.JobIDFrom(g.Job)
+			if !w.own(n.id, id) {
+				w.fail("%v grants tasks of %s, which is not its job", n, id.Short())
+				return
+			}
+			b := n.disk.book.jobs[id]
+			for _, t := range g.Tasks {
+				a := protocol.Attempt{Job: id, Index: t.Index, N: t.N, Epoch: m.Epoch}
+				w.granted++
+				h := w.history(a.Task())
+				if old, again := h.to[a]; again {
+					w.fail("I4: %v grants %v to %v, which it granted to %v", n, a, to, old.n)
+					return
+				}
+				if h.last.Epoch > a.Epoch || h.last.Epoch == a.Epoch && h.last.N >= a.N {
+					w.fail("I4: %v grants %v after %v", n, a, h.last)
+					return
+				}
+				h.last = a
+				h.to[a] = grantInfo{to, w.now, x.Session}
+				w.log = append(w.log, logged{a, n, to})
+				if b == nil || b.tasks <= t.Index {
+					w.fail("%v grants %v, which is not accepted", n, a)
+					return
+				}
+				if _, done := b.done[t.Index]; done || b.cancelled {
+					w.fail("%v grants %v, whose task has ended", n, a)
+					return
+				}
+			}
+		}
+	case *protocol.GiveBack:
+		for _, a := range protocol.UngroupAttempts(m.Attempts) {
+			p.gave[heldKey{x.Peer, a}] = true
+			if p.runs(x.Peer, a) {
+				w.fail("%v gives back %v, which runs", n, a)
+				return
+			}
+		}
+	case *protocol.Revoke:
+		for _, a := range protocol.UngroupAttempts(m.Attempts) {
+			p.checkRevoke(x, to, a)
+		}
+	}
+}
+
+func (p *process) runs(origin protocol.NodeID, a protocol.Attempt) bool {
+	for _, s := range p.slot {
+		if s.origin == origin && s.running && len(s.items) > 0 && s.items[0].Attempt == a {
+			return true
+		}
+	}
+	return false
+}
+
+// checkRevoke fails if an attempt is taken back from a worker to which nothing happened since the grant.
+func (p *process) checkRevoke(x tasks.Outgoing, to *node, a protocol.Attempt) {
+	n, w := p.n, p.n.w
+	g, ok := w.history(a.Task()).to[a]
+	b := n.disk.book.jobs[a.Job]
+	if !ok || g.n != to || b == nil || b.ended() || n.rollbacks > 0 {
+		return
+	}
+	if _, done := b.done[a.Index]; done {
+		return
+	}
+	for c, o := range w.history(a.Task()).to {
+		if c != a && o.at < g.at {
+			return // it may be a spare copy
+		}
+	}
+	l := n.links[to.index]
+	healthy := g.session == x.Session && to.p != nil && !to.frozen && !to.asleep && to.disturbed < g.at &&
+		l.blocked == [2]bool{} && l.wallEnd < g.at && l.spikeTo < g.at && !to.p.gave[heldKey{n.id, a}] && !to.liar && !n.liar
+	if healthy {
+		w.fail("%v takes %v back from %v, to which nothing happened since it was granted", n, a, to)
+	}
+}
+
+// checkStart looks at what is to run.
+func (p *process) checkStart(x tasks.Start) {
+	n, w := p.n, p.n.w
+	if x.Origin != n.id && len(p.slot) >= p.hasSlots {
+		w.fail("%v starts slot %d for %v with %d of %d slots busy", n, x.Slot, w.byID[x.Origin], len(p.slot), p.hasSlots)
+	}
+	if !p.prepared[programKey{x.Origin, x.Job}] {
+		w.fail("%v starts tasks of %s, whose program is not prepared", n, x.Job.Short())
+	}
+	if len(x.Items) == 0 {
+		w.fail("%v starts nothing in slot %d", n, x.Slot)
+	}
+	for _, it := range x.Items {
+		a := it.Attempt
+		j := w.jobs[a.Job]
+		switch h := w.history(a.Task()); {
+		case j != nil && a.Job == x.Job && w.byID[x.Origin].liar && j.n.id != x.Origin:
+			// A liar may give its job any name; what comes of it goes to the liar.
+		case j == nil || a.Job != x.Job || j.n.id != x.Origin:
+			w.fail("I9: %v starts %v for %v, whose job it is not", n, a, w.byID[x.Origin])
+		case len(it.Input.Data) != 4 || binary.LittleEndian.Uint32(it.Input.Data) != a.Index:
+			w.fail("%v starts %v with the wrong input %x", n, a, it.Input.Data)
+		case x.Origin == n.id:
+			if old, ok := h.to[a]; ok && old.n != n {
+				w.fail("I4: %v starts %v, which it granted to %v", n, a, old.n)
+			} else if !ok {
+				w.granted++
+			}
+			h.to[a] = grantInfo{n: n, at: w.now}
+		case j.n.rollbacks == 0 && h.to[a].n != n:
+			w.fail("I9: %v starts %v, which was never granted to it", n, a)
+		case p.revoked[a] && j.n.rollbacks == 0:
+			w.fail("%v starts %v, which was revoked", n, a)
+		case p.gone[a.Job]:
+			w.fail("%v starts %v, whose job was cancelled", n, a)
+		}
+		if p.gave[heldKey{x.Origin, a}] && j.n.rollbacks == 0 {
+			w.fail("%v starts %v, which it gave back", n, a)
+		}
+	}
+}
+
+// checkRun is called when an item really runs.
+func (p *process) checkRun(origin protocol.NodeID, a protocol.Attempt) {
+	w := p.n.w
+	k := ranKey{p.n, origin, a}
+	if w.ran[k] && w.jobs[a.Job].n.rollbacks == 0 {
+		w.fail("%v runs %v twice", p.n, a)
+	}
+	w.ran[k] = true
+}
+
+// checkRecord looks at a record before it is entered.
+func (n *node) checkRecord(rec tasks.Record) {
+	w := n.w
+	switch r := rec.(type) {
+	case tasks.JobRecord:
+		if id, err := protocol.JobIDFrom(r.Spec.GetJob()); err != nil || !w.own(n.id, id) {
+			w.fail("%v opens a job that its clients did not submit", n)
+		}
+	case tasks.DoneRecord:
+		n.checkDone(r)
+	case tasks.AnsweredRecord:
+		if n.p != nil && !n.p.answered[heldKey{r.Origin, r.Attempt}] && !n.p.gone[r.Attempt.Job] {
+			w.fail("I6: %v drops its outcome of %v, which %v did not answer", n, r.Attempt, w.byID[r.Origin])
+		}
+	case tasks.HeldRecord:
+		if !w.own(r.Origin, protocol.JobID(r.Outcome.Job)) && !w.byID[r.Origin].liar {
+			w.fail("I9: %v keeps an outcome for %v, whose job it is not", n, w.byID[r.Origin])
+		}
+	}
+}
+
+func (n *node) checkDone(r tasks.DoneRecord) {
+	w, o := n.w, r.Done.Outcome
+	j := w.jobs[r.Job]
+	if j == nil || j.n != n {
+		w.fail("I9: %v ends a task of a job that is not its own", n)
+		return
+	}
+	a := o.AttemptOf()
+	wrong := false
+	switch o.Status {
+	case protocol.Status_OK:
+		wrong = j.invalid || j.fails(o.Index) || j.poison(o.Index)
+		if j.big(o.Index) {
+			id := j.blob(o.Index)
+			wrong = wrong || o.OutputBlob == nil || !bytes.Equal(o.OutputBlob.Id, id[:])
+			if !n.blobs.here[id] || n.blobs.pins[id] == 0 {
+				w.fail("%v ends %v, and the bytes of its result are not on its disk, or not pinned", n, a)
+				return
+			}
+		} else {
+			wrong = wrong || !bytes.Equal(o.Output, j.result(o.Index))
+		}
+	case protocol.Status_FAILED, protocol.Status_WORKER_LOST:
+		wrong = !j.fails(o.Index) && w.deathOf[a.Task()] < 4
+	case protocol.Status_INVALID:
+		wrong = !j.invalid
+	case protocol.Status_CANCELLED:
+		wrong = !j.cancelAsked
+	default:
+		wrong = true
+	}
+	if wrong {
+		w.fail("%v ends %s/%d with %v (%s), which is not how it ended", n, r.Job.Short(), o.Index, o.Status, o.Error)
+		return
+	}
+	if o.N > 0 && n.rollbacks == 0 {
+		if g, ok := w.history(a.Task()).to[a]; (ok || r.Done.Worker != n.id) && (!ok || g.n.id != r.Done.Worker) {
+			w.fail("I9: %v ends %v by a result of %v, to which it was not granted", n, a, w.byID[r.Done.Worker])
+		}
+	}
+}
+
+// checkUnpin fails if a record on the disk still needs the bytes.
+func (p *process) checkUnpin(id protocol.BlobID) {
+	n := p.n
+	needed := 0
+	for _, b := range n.disk.book.jobs {
+		for _, have := range b.blobs {
+			if have == id {
+				needed++
+			}
+		}
+	}
+	for _, o := range n.disk.book.held {
+		for _, have := range blobsOf(o) {
+			if have == id {
+				needed++
+			}
+		}
+	}
+	if n.blobs.pins[id] < needed {
+		n.w.fail("%v unpins %x, which %d records need", n, id[:4], needed)
+	}
+}
+
+// checkNotice fails if watchers are told what is not written, or, Durable, not synced.
+func (p *process) checkNotice(x tasks.Notice) {
+	n, w := p.n, p.n.w
+	b := n.disk.book.jobs[x.Job]
+	if b == nil {
+		w.fail("I5: %v tells %s of a job that is not on its disk", n, describeNotice(x))
+		return
+	}
+	last := len(n.disk.batches)
+	if x.Durable {
+		last = n.disk.synced
+	}
+	ok := false
+	switch x.Kind {
+	case tasks.Accepted:
+		ok = x.Count == 0
+		for _, t := range b.tasksAt {
+			ok = ok || t.tasks >= x.Count && t.batch < last
+		}
+	case tasks.TaskDone:
+		d, done := b.done[x.Done.Outcome.Index]
+		ok = done && d.batch < last && d.status == x.Done.Outcome.Status
+	case tasks.JobEnded:
+		ok = b.ended()
+	}
+	if !ok {
+		w.fail("I5: %v tells %s, which is not on its disk", n, describeNotice(x))
+	}
+}
+
+// settle ends all faults: everybody is up, connected and willing.
+func (w *world) settle() {
+	w.trace("faults end")
+	w.deathsPer, w.stragglePer = 0, 0
+	for _, l := range w.links {
+		l.walls++
+		l.heal()
+		l.spikeTo = 0
+	}
+	for _, n := range w.nodes {
+		n.held, n.unable, n.cpu, n.crashIn = false, false, 100, 0
+		n.syncTakes = func() int64 { return w.between(150*us, 900*us) }
+		n.slots = max(n.slots, 1)
+		n.paused = ""
+		if n.p == nil {
+			n.start()
+			continue
+		}
+		if n.frozen || n.asleep {
+			n.goOn()
+		}
+		if p := n.p; !p.stopping {
+			p.setSlots(n.slots)
+			p.post(tasks.SetPaused{})
+		}
+	}
+	end := w.now + w.bound
+	var poll func()
+	poll = func() {
+		what := w.unfinished()
+		switch {
+		case what == "":
+			w.finished()
+		case w.now >= end:
+			w.fail("I10: %.0f s after the faults ended %s", float64(w.bound)/1e9, what)
+		default:
+			w.after(250*ms, poll)
+		}
+	}
+	poll()
+}
+
+// unfinished says what is still to be done, "" if nothing is.
+func (w *world) unfinished() string {
+	for _, n := range w.nodes {
+		if n.p == nil || n.frozen || n.asleep {
+			return n.String() + " is not running"
+		}
+	}
+	for _, j := range w.order {
+		b := j.n.disk.book.jobs[j.id]
+		switch {
+		case b == nil && j.ended && !j.detached && j.n.life > 1:
+			// An attached client has all it wanted; a crash before the sync took the rest.
+		case b == nil:
+			return "job " + j.id.Short() + " is not accepted by " + j.n.String()
+		case !b.ended():
+			return "job " + j.id.Short() + " of " + j.n.String() + " has not ended"
+		}
+	}
+	for _, n := range w.nodes {
+		for k := range n.disk.book.held {
+			return n.String() + " holds an unanswered outcome of " + w.byID[k.origin].String()
+		}
+		if len(n.p.inbox) > 0 || len(n.p.later) > 0 || n.p.carrying > 0 {
+			return n.String() + " is busy"
+		}
+		if len(n.p.slot) > 0 {
+			return n.String() + " runs tasks of ended jobs"
+		}
+	}
+	return ""
+}
+
+// finished looks at the world after its end.
+func (w *world) finished() {
+	w.over = true
+	needed := 0
+	for _, j := range w.order {
+		n := j.n
+		b := n.disk.book.jobs[j.id]
+		if b == nil {
+			continue
+		}
+		needed += int(b.tasks)
+		for i, s := range j.durable {
+			if d, ok := b.done[i]; n.rollbacks == 0 && (!ok || d.status != s) {
+				w.fail("I5: %v told durably that %s/%d was %v, and its disk does not know", n, j.id.Short(), i, s)
+			}
+		}
+		if !b.cancelled && b.tasks != j.tasks {
+			w.fail("I7: %s has %d tasks, and %d were submitted", j.id.Short(), b.tasks, j.tasks)
+		}
+		for _, id := range b.blobs {
+			if !n.blobs.here[id] {
+				w.fail("%v has lost the bytes of a result of %s", n, j.id.Short())
+			}
+		}
+		if n.life == 1 && !j.ended {
+			w.fail("%v never told that %s ended", n, j.id.Short())
+		}
+		if n.life == 1 && !b.cancelled && len(j.seen) != int(b.tasks) {
+			w.fail("%v told %d results of %s, which has %d tasks", n, len(j.seen), j.id.Short(), b.tasks)
+		}
+	}
+	for _, n := range w.nodes {
+		if err := n.p.s.Check(); err != nil {
+			w.fail("%v: %v", n, err)
+		}
+		for _, m := range w.nodes {
+			if h := n.p.s.Hello(m.id); m != n && len(h.Held)+len(h.Unanswered) > 0 {
+				w.fail("I10: %v still holds attempts of %v: %v %v", n, m, h.Held, h.Unanswered)
+			}
+		}
+	}
+	if w.maxRegrants > 0 && float64(w.executed) > w.maxRegrants*float64(needed)+1 {
+		w.fail("budget: %d attempts ran for %d tasks", w.executed, needed)
+	}
+	if w.maxPerTask > 0 && float64(w.messages) > w.maxPerTask*float64(needed) {
+		w.fail("budget: %d messages for %d tasks", w.messages, needed)
+	}
+	if r := w.report(); w.minEfficiency > 0 && r.Efficiency() < w.minEfficiency {
+		w.fail("budget: efficiency %.3f, at least %.3f", r.Efficiency(), w.minEfficiency)
+	}
+}

@@ -1,0 +1,206 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+)
+
+// scenarios build worlds. What is not fixed by the name follows from the seed.
+var scenarios = map[string]func(*world){
+	// Without faults: each task runs once.
+	"calm": func(w *world) {
+		w.small(2, 6)
+		w.deathsPer = 0
+		w.stragglePer = 0
+		w.maxRegrants = 1
+	},
+	"crash": func(w *world) {
+		w.small(2, 5)
+		w.plague(w.between(600*ms, 3*sec), faultKill, faultMidReady)
+		w.plague(4*sec, faultPower)
+	},
+	"streams": func(w *world) {
+		w.small(2, 5)
+		w.plague(w.between(200*ms, 1500*ms), faultCut, faultFlap)
+		w.plague(2*sec, faultSpike)
+	},
+	"partition": func(w *world) {
+		w.small(2, 5)
+		w.plague(w.between(500*ms, 3*sec), faultWall)
+		w.plague(3*sec, faultCut, faultSpike)
+	},
+	// Only the origins stand still: nobody else may notice, so each task runs once.
+	"pause": func(w *world) {
+		w.small(2, 5)
+		w.deathsPer, w.stragglePer, w.partial = 0, 0, false
+		for range 3 {
+			w.at(w.between(300*ms, w.settleAt-1), func() {
+				w.order[w.rng.IntN(len(w.order))].n.stopFor(w.between(1*sec, 12*sec), w.chance(400))
+			})
+		}
+	},
+	"freeze": func(w *world) {
+		w.small(2, 5)
+		w.plague(w.between(800*ms, 3*sec), faultFreeze, faultSuspend)
+		w.plague(3*sec, faultHang)
+	},
+	"disk": func(w *world) {
+		w.small(2, 5)
+		w.blobs()
+		w.plague(w.between(500*ms, 2*sec), faultSlowSync)
+		w.plague(2*sec, faultKill, faultEvict, faultMidReady)
+	},
+	"rollback": func(w *world) {
+		w.small(2, 4)
+		w.plague(w.between(800*ms, 4*sec), faultRollBack)
+		w.plague(4*sec, faultKill, faultCut)
+	},
+	"blobs": func(w *world) {
+		w.small(2, 4)
+		w.blobs()
+		w.plague(w.between(50*ms, 400*ms), faultEvict)
+		w.plague(w.between(700*ms, 3*sec), faultKill, faultCut, faultWall)
+	},
+	"person": func(w *world) { // what its person does with a node
+		w.small(2, 5)
+		w.plague(w.between(400*ms, 2*sec), faultSlots, faultPause, faultUnable)
+		w.plague(3*sec, faultShutdown, faultSlow)
+	},
+	"liar": func(w *world) {
+		w.small(3, 5)
+		w.lowerJobs()
+		w.nodes[len(w.nodes)-1].liar = true
+		w.blobs()
+		if w.chance(400) {
+			w.plague(3*sec, faultKill, faultCut)
+		}
+	},
+	"poison": func(w *world) {
+		w.small(2, 4)
+		w.deathsPer = 80
+		for _, j := range w.order {
+			j.poisonPer, j.failPer = 60, 60
+		}
+		w.plague(2*sec, faultKill, faultCut)
+	},
+	// Everything at once.
+	"faults": func(w *world) {
+		w.small(2, 6)
+		if w.chance(500) {
+			w.blobs()
+		}
+		all := []fault{faultKill, faultPower, faultMidReady, faultCut, faultFlap, faultWall, faultSpike, faultFreeze, faultSuspend,
+			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSlots, faultPause, faultUnable, faultSlow}
+		for range 2 + w.rng.IntN(5) {
+			w.plague(w.between(600*ms, 4*sec), all[w.rng.IntN(len(all))])
+		}
+		if len(w.nodes) > 3 && w.chance(200) {
+			w.nodes[len(w.nodes)-1].liar = true
+			w.lowerJobs()
+		}
+	},
+
+	"3 nodes, 10 ms":         efficiency(3, 1, 300, 10*ms, constant, 300*us, false, 0.80),
+	"10 nodes, 100 ms, WAN":  efficiency(10, 1, 1000, 100*ms, exponential, 40*ms, false, 0.70),
+	"10 nodes, 10 ms, 1-8x":  efficiency(10, 1, 4500, 10*ms, constant, 300*us, true, 0.60),
+	"30 nodes, 10 ms":        efficiency(30, 1, 3000, 10*ms, constant, 300*us, false, 0.60),
+	"100 nodes, 100 ms, WAN": efficiency(100, 1, 10000, 100*ms, exponential, 40*ms, false, 0.50),
+}
+
+// mixed are the scenarios that a seed chooses from; those with all faults more often.
+var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "rollback", "blobs", "person", "liar",
+	"poison", "faults", "faults", "faults", "faults"}
+
+// Mix is the scenario that Run takes for a seed if none is named.
+func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }
+
+// Scenarios lists the names, sorted.
+func Scenarios() []string { return slices.Sorted(maps.Keys(scenarios)) }
+
+// small makes a mesh of lo to hi nodes with a few jobs, several of them origins.
+func (w *world) small(lo, hi int) {
+	n := int(w.between(int64(lo), int64(hi)))
+	for range n {
+		w.addNode(w.between(50, 200), 1+w.rng.IntN(3))
+	}
+	latency := []int64{100 * us, 300 * us, 3 * ms, 20 * ms}[w.rng.IntN(4)]
+	for _, l := range w.links {
+		l.latency, l.jitter = latency, latency/2
+	}
+	w.settleAt = w.between(2*sec, 8*sec)
+	w.deathsPer = []int{0, 0, 20}[w.rng.IntN(3)]
+	w.stragglePer = []int{0, 0, 20}[w.rng.IntN(3)]
+	w.partial = w.chance(500)
+	for range 1 + w.rng.IntN(3) {
+		mean := []int64{3 * ms, 20 * ms, 100 * ms, 500 * ms}[w.rng.IntN(4)]
+		tasks := min(w.between(1, 60), 20*sec/mean)
+		j := w.addJob(w.nodes[w.rng.IntN(n)], uint32(tasks), mean)
+		j.spread = spread(w.rng.IntN(3))
+		j.detached = w.chance(500)
+		j.at = w.between(50*ms, w.settleAt/2)
+		if w.chance(400) {
+			j.chunk, j.gap = uint32(w.between(1, tasks)), w.between(1*ms, 200*ms)
+		}
+		if w.chance(150) {
+			j.parallel = uint32(w.between(1, 4))
+		}
+		if w.chance(150) {
+			j.cancelAt = j.at + w.between(1*ms, 3*sec)
+			j.cancelTasks = w.chance(400)
+		}
+		j.invalid = w.chance(30)
+		if w.chance(200) {
+			j.failPer = 100
+		}
+		if w.chance(150) {
+			j.notAt[w.rng.IntN(n)] = true
+		}
+	}
+}
+
+// blobs makes a part of the results large.
+func (w *world) blobs() {
+	for _, j := range w.order {
+		j.bigPer = []int{200, 1000}[w.rng.IntN(2)]
+	}
+}
+
+// lowerJobs keeps the last node free of jobs.
+func (w *world) lowerJobs() {
+	for _, j := range w.order {
+		if j.n.index == len(w.nodes)-1 {
+			j.n = w.nodes[0]
+		}
+	}
+}
+
+// efficiency is a mesh without faults and one job, with a floor for bound / makespan. The round trip includes
+// both ways.
+func efficiency(nodes, slots int, tasks uint32, mean int64, s spread, rtt int64, mixedSpeeds bool, floor float64) func(*world) {
+	return func(w *world) {
+		for range nodes {
+			speed := int64(100)
+			if mixedSpeeds {
+				speed = 100 * w.between(1, 8)
+			}
+			w.addNode(speed, slots)
+		}
+		for _, l := range w.links {
+			l.latency, l.jitter = rtt/2, rtt/20
+		}
+		j := w.addJob(w.nodes[0], tasks, mean)
+		j.spread = s
+		j.at = 1 * sec
+		w.settleAt = 1 * sec
+		w.bound = 600 * sec
+		w.checkEach = 1 + nodes*int(tasks)/300
+		w.maxRegrants = 1.05
+		w.maxPerTask = 8
+		w.minEfficiency = floor
+	}
+}
+
+// Efficiency lists the scenarios that measure it.
+func Efficiency() []string {
+	return []string{"3 nodes, 10 ms", "10 nodes, 100 ms, WAN", "10 nodes, 10 ms, 1-8x", "30 nodes, 10 ms", "100 nodes, 100 ms, WAN"}
+}
