@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"meshnode/protocol"
-	"meshnode/tasks"
 )
 
 // What the local interface asks of a Node and shows of it. node/control declares the interface that
@@ -133,6 +132,7 @@ type JobSpec struct {
 // InviteOptions are what a ticket gives.
 type InviteOptions struct {
 	Mine     bool          // a machine of the same owner
+	Guest    bool          // submits, and does no work for others
 	Expires  time.Duration // 0: 24 h
 	Uses     int           // 0: 1
 	Runtimes []string      // nil: by kind of ticket
@@ -181,5 +181,3 @@ type clientAPI interface {
 	// Shutdown begins a clean stop and returns at once; Run then returns.
 	Shutdown()
 }
-
-var _ = tasks.JobDone

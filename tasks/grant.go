@@ -109,6 +109,9 @@ func (s *Scheduler) pendingFor(p *peer) int {
 
 // available says whether p may get work at all.
 func (s *Scheduler) available(p *peer) bool {
+	if p.self { // it sends itself no beats that say so
+		return s.unavailable() == ""
+	}
 	return s.stopping == "" && p.up && p.paused == "" && !s.suspect(p)
 }
 

@@ -50,9 +50,12 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 		s.dropLease(l)
 		t.deaths++
 		if t.deaths >= maxDeaths && t.state == pending {
-			o.Error = fmt.Sprintf("%s; the %d-th worker process lost with this task", o.Error, t.deaths)
-			o.Status = protocol.Status_FAILED
-			s.finish(j, a.Index, o, p.id)
+			// A new Outcome: the worker, which may be this node, still keeps o.
+			s.finish(j, a.Index, &protocol.Outcome{
+				Job: o.Job, Index: o.Index, Epoch: o.Epoch, N: o.N, Mac: o.Mac,
+				Status: protocol.Status_FAILED, ExitCode: o.ExitCode, Log: o.Log, QueuedUs: o.QueuedUs, RunUs: o.RunUs,
+				Error: fmt.Sprintf("%s; the %d-th worker process lost with this task", o.Error, t.deaths),
+			}, p.id)
 		}
 		s.answer(p, a, accepted)
 	case o.Status != protocol.Status_OK && s.othersLive(j, a, p):

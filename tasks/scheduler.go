@@ -249,6 +249,11 @@ func (s *Scheduler) sendAs(p *peer, m protocol.Message, durable bool) {
 	case p.self:
 		s.loop = append(s.loop, loopback{m})
 	case p.up:
+		if _, beat := m.(*protocol.Beat); !beat && s.epoch != s.cfg.Epoch {
+			// The epoch was raised in this life: it must be synced before a grant or revoke is sent in it. That is
+			// so rare (a restored backup) that all messages of this life may wait for the disk. Beats fence nothing.
+			durable = true
+		}
 		s.out.Messages = append(s.out.Messages, Outgoing{Peer: p.id, Session: p.session, Message: m, Durable: durable})
 	}
 }

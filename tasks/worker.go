@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"meshnode/protocol"
 )
@@ -354,12 +355,8 @@ func (s *Scheduler) giveBack(p *peer, hs []*held, why protocol.Refusal, reason s
 	s.send(p, &protocol.GiveBack{Epoch: p.epoch, Attempts: protocol.GroupAttempts(as), Why: why, Reason: cut(reason, 1024)})
 }
 
-func cut(t string, n int) string {
-	if len(t) > n {
-		return t[:n]
-	}
-	return t
-}
+// cut shortens a text for a message.
+func cut(t string, n int) string { return strings.ToValidUTF8(t[:min(n, len(t))], "") }
 
 // unavailable is why this node takes no work, or "".
 func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }

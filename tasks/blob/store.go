@@ -183,6 +183,9 @@ func (s *Store) Occupied() int64 {
 	return s.occupied
 }
 
+// buffers are what Put reads into: enough for the hash to use the processor's widest instructions.
+var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
 // Put stores what r has, and returns when it is synced to disk. The blob is pinned once for the caller, who
 // calls Unpin when it is not needed any more. What is there already is not stored again. ctx is asked between reads.
 // Errors: r's, ErrFull, ErrTooLarge, the disk's.
@@ -199,7 +202,9 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
 		return nil, fmt.Errorf("put blob: %w", full(err))
 	}
 	hash := blake3.New(32, nil)
-	buf := make([]byte, 256<<10)
+	pooled := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(pooled)
+	buf := pooled[:]
 	for {
 		if err := ctx.Err(); err != nil {
 			return drop(err)

@@ -15,7 +15,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,6 +105,7 @@ type Executor struct {
 	programs map[programKey]*program
 	handles  uint64 // the last that was given out
 	spares   map[string]*spare
+	pids     map[int]bool // of worker processes that are not gone
 }
 
 // programKey names a job here: two origins may announce the same job ID, by accident or by malice.
@@ -131,6 +134,7 @@ func New(cfg Config) (*Executor, error) {
 		slots:     make(map[int]*slot),
 		programs:  make(map[programKey]*program),
 		spares:    make(map[string]*spare),
+		pids:      make(map[int]bool),
 		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),
 		starter:   newStarter(),
 	}
@@ -242,6 +246,13 @@ func (e *Executor) emit(ev tasks.Event) {
 	if e.ctx.Err() == nil {
 		e.cfg.Emit(ev)
 	}
+}
+
+// Processes are the process IDs of the worker processes that are there now, in rising order.
+func (e *Executor) Processes() []int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Sorted(maps.Keys(e.pids))
 }
 
 // Close kills all worker processes and returns when they and all goroutines are gone. It may be called again.

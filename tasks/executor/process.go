@@ -80,10 +80,17 @@ func (e *Executor) start(rt Runtime) (*process, error) {
 		outR.Close()
 		return nil, fmt.Errorf("start %s worker: %w", rt.Name(), err)
 	}
+	pid := p.cmd.Process.Pid
+	e.mu.Lock()
+	e.pids[pid] = true
+	e.mu.Unlock()
 	exited := make(chan struct{})
 	go func() {
 		err := p.cmd.Wait()
 		p.tree.kill() // what it may have started
+		e.mu.Lock()
+		delete(e.pids, pid)
+		e.mu.Unlock()
 		p.explain(err)
 		close(exited)
 	}()

@@ -1,0 +1,226 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+	"meshnode/tasks/blob"
+)
+
+const hostOS, hostArch = runtime.GOOS, runtime.GOARCH
+
+const (
+	// maxResultBlob bounds what is fetched as a result: a task's output is at most 16 MiB.
+	maxResultBlob = 32 << 20
+	// maxProgram bounds what is fetched as a program.
+	maxProgram = 256 << 20
+	// fetches run at once; more wait.
+	fetches = 8
+	// blobStall is how long a blob's stream may stand still.
+	blobStall = 15 * time.Second
+	// blobServes streams of blobs are served at once.
+	blobServes = 32
+)
+
+// programs knows which programs are here for which jobs.
+type programs struct {
+	mu  sync.Mutex
+	all map[programKey]*program
+}
+
+type programKey struct {
+	origin protocol.NodeID
+	job    protocol.JobID
+}
+
+type program struct {
+	id      protocol.BlobID
+	dropped bool
+	pinned  bool
+}
+
+var fetchSlots = make(chan struct{}, fetches)
+
+// serveBlobs answers members that ask for blobs. Whoever knows the hash of a blob may have it: hashes travel only
+// with the jobs that use them.
+func (n *Node) serveBlobs() {
+	slots := make(chan struct{}, blobServes)
+	n.host.SetStreamHandler(blob.Protocol, func(s network.Stream) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			n.log.Warn("limit hit: blob streams", "limit", blobServes, "peer", s.Conn().RemotePeer())
+			s.Reset()
+			return
+		}
+		defer s.Close()
+		if err := blob.Serve(stalling{s}, n.blobs, nil); err != nil {
+			s.Reset()
+			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
+		}
+	})
+}
+
+// stalling is a stream that may be slow, but not stand still.
+type stalling struct{ network.Stream }
+
+func (s stalling) Read(b []byte) (int, error) {
+	s.SetReadDeadline(time.Now().Add(blobStall))
+	return s.Stream.Read(b)
+}
+
+func (s stalling) Write(b []byte) (int, error) {
+	s.SetWriteDeadline(time.Now().Add(blobStall))
+	return s.Stream.Write(b)
+}
+
+// fetch brings a blob of at most limit bytes from a peer and pins it.
+func (n *Node) fetch(ctx context.Context, from protocol.NodeID, b *protocol.Blob, limit uint64) error {
+	id, err := protocol.BlobIDFrom(b.GetId())
+	if err != nil {
+		return err
+	}
+	if b.Size > limit {
+		return fmt.Errorf("blob %s of %d bytes: at most %d", id, b.Size, limit)
+	}
+	if from == n.self || n.blobs.Has(id) {
+		return n.blobs.Pin(id)
+	}
+	select {
+	case fetchSlots <- struct{}{}:
+		defer func() { <-fetchSlots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	p, err := peer.Decode(string(from))
+	if err != nil {
+		return err
+	}
+	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "blob"), helloTimeout)
+	defer cancel()
+	s, err := n.host.NewStream(octx, p, blob.Protocol)
+	if err != nil {
+		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
+	}
+	if err := blob.Fetch(ctx, stalling{s}, b, n.blobs); err != nil {
+		s.Reset()
+		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
+	}
+	s.Close()
+	return nil
+}
+
+// prepare fetches a job's program and has it compiled, or drops it.
+func (n *Node) prepare(p tasks.Prepare) {
+	key := programKey{p.Origin, protocol.JobID(p.Info.Job)}
+	n.programs.mu.Lock()
+	defer n.programs.mu.Unlock()
+	if p.Drop {
+		if pr := n.programs.all[key]; pr != nil {
+			delete(n.programs.all, key)
+			pr.dropped = true
+			n.executor.Drop(key.origin, key.job)
+			if pr.pinned {
+				n.blobs.Unpin(pr.id)
+			}
+		}
+		return
+	}
+	if n.programs.all[key] != nil {
+		return
+	}
+	pr := &program{}
+	n.programs.all[key] = pr
+	go func() {
+		code := p.Info.Program.Code
+		err := n.fetch(n.ctx, p.Origin, code, maxProgram)
+		var path string
+		id, _ := protocol.BlobIDFrom(code.GetId())
+		if err == nil {
+			path, err = n.blobs.Path(id)
+		}
+		n.programs.mu.Lock()
+		defer n.programs.mu.Unlock()
+		switch {
+		case err != nil:
+			if !pr.dropped {
+				delete(n.programs.all, key) // the next JobInfo tries again
+			}
+			n.log.Warn("program not to be had", "job", key.job, "origin", key.origin, "err", err)
+			n.post(input{event: tasks.Prepared{Origin: key.origin, Job: key.job, Unable: fmt.Sprintf("its program could not be fetched: %v", err)}})
+		case pr.dropped:
+			n.blobs.Unpin(id)
+		default:
+			pr.id, pr.pinned = id, true
+			n.executor.Prepare(key.origin, p.Info, path)
+		}
+	}()
+}
+
+// fetchResult brings the bytes of an outcome here, verified and synced.
+func (n *Node) fetchResult(f tasks.Fetch) {
+	go func() {
+		ev := tasks.Fetched{Attempt: f.Attempt, Peer: f.Peer}
+		for _, b := range f.Blobs {
+			if err := n.fetch(n.ctx, f.Peer, b, maxResultBlob); err != nil {
+				for _, id := range ev.Blobs {
+					n.blobs.Unpin(id)
+				}
+				ev.Blobs, ev.Err = nil, err.Error()
+				break
+			}
+			ev.Blobs = append(ev.Blobs, protocol.BlobID(b.Id))
+		}
+		n.post(input{event: ev})
+	}()
+}
+
+// taskBlobs is how the executor sees the blob store.
+type taskBlobs struct{ n *Node }
+
+func (t taskBlobs) PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
+	return t.n.blobs.Put(ctx, r)
+}
+
+func (t taskBlobs) OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (string, func(), error) {
+	if err := t.n.fetch(ctx, origin, b, blob.MaxSize); err != nil {
+		return "", nil, err
+	}
+	id := protocol.BlobID(b.Id)
+	path, err := t.n.blobs.Path(id)
+	if err != nil {
+		t.n.blobs.Unpin(id)
+		return "", nil, err
+	}
+	return path, func() { t.n.blobs.Unpin(id) }, nil
+}
+
+// readBlob reads a result's blob whole.
+func (n *Node) readBlob(b *protocol.Blob) ([]byte, error) {
+	id, err := protocol.BlobIDFrom(b.GetId())
+	if err != nil {
+		return nil, err
+	}
+	f, size, err := n.blobs.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if size > maxResultBlob {
+		return nil, errors.New("too large")
+	}
+	out := make([]byte, size)
+	_, err = io.ReadFull(f, out)
+	return out, err
+}

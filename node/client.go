@@ -1,0 +1,740 @@
+package node
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"google.golang.org/protobuf/proto"
+
+	"meshnode/discovery/members"
+	"meshnode/protocol"
+	"meshnode/tasks"
+	"meshnode/tasks/blob"
+)
+
+const (
+	// clientGrace is how long an attached job waits for its client to come back.
+	clientGrace = 10 * time.Second
+	// watchBytes of results wait in memory for a slow client; the rest is read from the journal again.
+	watchBytes = 1 << 20
+	watchBatch = 1024
+	// putGrace is how long a blob that a client put stays pinned before a job uses it.
+	putGrace = 10 * time.Minute
+)
+
+// jobWatch is what the loop knows of a job for its clients. Only the loop touches it.
+type jobWatch struct {
+	id       protocol.JobID
+	watchers []*watcher
+	gone     *time.Timer       // runs while an attached job has no client
+	pins     []protocol.BlobID // of its program and large inputs, until it ends
+	accepted []chan<- struct{} // told when the tasks it has now are accepted
+}
+
+// job is the jobWatch of a job, made at the first mention.
+func (l *loop) job(id protocol.JobID) *jobWatch {
+	j := l.jobs[id]
+	if j == nil {
+		j = &jobWatch{id: id}
+		l.jobs[id] = j
+	}
+	return j
+}
+
+// abandon gives the client of an attached job its grace to come (back).
+func (j *jobWatch) abandon(l *loop) {
+	if len(j.watchers) > 0 {
+		return
+	}
+	if j.gone != nil {
+		j.gone.Stop()
+	}
+	n, id := l.n, j.id
+	var mine *time.Timer
+	mine = time.AfterFunc(clientGrace, func() {
+		n.do(func(s *tasks.Scheduler) {
+			if j.gone != mine || len(j.watchers) > 0 {
+				return
+			}
+			if st, ok := s.Job(id); ok && st.State < tasks.JobDone && !st.Spec.Detached {
+				n.log.Info("attached job cancelled: its client is gone", "job", id)
+				s.Step(l.now(), tasks.Cancel{Job: id, Reason: "its client is gone"})
+			}
+		})
+	})
+	j.gone = mine
+}
+
+// pinRestored keeps what a restored record needs from being evicted.
+func (l *loop) pinRestored(r tasks.Record) {
+	pin := func(b *protocol.Blob) {
+		if id, err := protocol.BlobIDFrom(b.GetId()); b != nil && err == nil {
+			if err := l.n.blobs.Pin(id); err != nil {
+				l.n.log.Warn("blob of an earlier run is missing", "blob", id, "err", err)
+			}
+		}
+	}
+	pinFor := func(job protocol.JobID, b *protocol.Blob) {
+		if id, err := protocol.BlobIDFrom(b.GetId()); b != nil && err == nil && l.n.blobs.Pin(id) == nil {
+			j := l.job(job)
+			j.pins = append(j.pins, id)
+		}
+	}
+	switch r := r.(type) {
+	case tasks.JobRecord:
+		if id, err := protocol.JobIDFrom(r.Spec.Job); err == nil {
+			pinFor(id, r.Spec.Program.GetCode())
+		}
+	case tasks.TasksRecord:
+		for _, in := range r.Inputs {
+			pinFor(r.Job, in.Blob)
+		}
+	case tasks.DoneRecord:
+		pin(r.Done.Outcome.OutputBlob)
+		pin(r.Done.Outcome.LogBlob)
+	case tasks.HeldRecord:
+		pin(r.Outcome.OutputBlob)
+		pin(r.Outcome.LogBlob)
+	}
+}
+
+// releaseInputs lets go of a job's program and inputs.
+func (l *loop) releaseInputs(id protocol.JobID) {
+	if j := l.jobs[id]; j != nil {
+		for _, b := range j.pins {
+			l.n.blobs.Unpin(b)
+		}
+		j.pins = nil
+	}
+}
+
+// notice tells a job's clients what happened.
+func (l *loop) notice(nt tasks.Notice) {
+	j := l.job(nt.Job)
+	switch nt.Kind {
+	case tasks.Accepted:
+		for _, c := range j.accepted {
+			close(c)
+		}
+		j.accepted = nil
+	case tasks.TaskDone:
+		for _, w := range j.watchers {
+			w.add(nt.Done)
+		}
+	case tasks.JobEnded:
+		for _, w := range j.watchers {
+			w.end()
+		}
+		if j.gone != nil {
+			j.gone.Stop()
+			j.gone = nil
+		}
+		l.releaseInputs(nt.Job)
+		if len(j.watchers) == 0 && len(j.accepted) == 0 {
+			delete(l.jobs, nt.Job)
+		}
+	}
+}
+
+// watcher gathers a job's results for one client.
+type watcher struct {
+	mu    sync.Mutex // guards what follows
+	next  uint32     // seq of the next result to deliver
+	buf   []*tasks.Done
+	bytes int
+	total uint32 // results there are
+	ended bool
+	wake  chan struct{} // has room for one
+}
+
+func (w *watcher) add(d *tasks.Done) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.total = d.Seq + 1
+	// In order, and as long as the client keeps up; else it reads from the journal.
+	if d.Seq == w.next+uint32(len(w.buf)) && w.bytes < watchBytes {
+		w.buf = append(w.buf, d)
+		w.bytes += len(d.Outcome.Output) + len(d.Outcome.Log) + 64
+	}
+	w.signal()
+}
+
+func (w *watcher) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.signal()
+}
+
+func (w *watcher) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what is to be delivered now, or says that it is in the journal, or that all is delivered.
+func (w *watcher) take() (ds []*tasks.Done, from uint32, inJournal, ended bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ds, w.buf, w.bytes = w.buf, nil, 0
+	from = w.next
+	w.next += uint32(len(ds))
+	return ds, from, len(ds) == 0 && w.next < w.total, len(ds) == 0 && w.ended && w.next >= w.total
+}
+
+func (w *watcher) delivered(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.next += uint32(n)
+	w.buf, w.bytes = nil, 0 // not in order any more
+}
+
+var _ clientAPI = (*Node)(nil)
+
+// jobError makes a person's error of what the scheduler refused.
+func jobError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, tasks.ErrNoJob):
+		return &Error{Code: CodeNoJob, Message: err.Error(), Fix: "meshnode jobs -a lists the jobs of this node"}
+	case errors.Is(err, tasks.ErrStopped):
+		return errStopping
+	case errors.Is(err, tasks.ErrGap), errors.Is(err, tasks.ErrTooMany), errors.Is(err, tasks.ErrClosed), errors.Is(err, tasks.ErrRunning):
+		return &Error{Code: CodeBadRequest, Message: err.Error()}
+	}
+	return err
+}
+
+// OpenJob implements clientAPI.
+func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
+	rt := n.runtimes[spec.Runtime]
+	if rt == nil {
+		return &Error{Code: CodeBadProgram, Message: fmt.Sprintf("no runtime %q in this version", spec.Runtime), Fix: "this version runs wasm modules"}
+	}
+	if spec.ID.IsZero() {
+		return &Error{Code: CodeBadRequest, Message: "the job has no id"}
+	}
+	if len(spec.Name) > protocol.MaxName || !utf8.ValidString(spec.Name) {
+		return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("job name: want UTF-8 of at most %d bytes", protocol.MaxName)}
+	}
+	words := 0
+	for _, a := range spec.Args {
+		words += len(a) + 8
+		if !utf8.ValidString(a) {
+			return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("argument %q is not UTF-8", a)}
+		}
+	}
+	if words > protocol.MaxControl/2 {
+		return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("the arguments have more than %d bytes", protocol.MaxControl/2), Fix: "give large data as inputs"}
+	}
+	if err := n.blobs.Pin(spec.Code); err != nil {
+		return &Error{Code: CodeBadProgram, Message: "the program is not on this node", Fix: "send it first"}
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			n.blobs.Unpin(spec.Code)
+		}
+	}()
+	path, err := n.blobs.Path(spec.Code)
+	if err != nil {
+		return fmt.Errorf("program %s: %w", spec.Code, err)
+	}
+	if err := rt.Check(path); err != nil {
+		return &Error{Code: CodeBadProgram, Message: err.Error()}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("program %s: %w", spec.Code, err)
+	}
+	job := &protocol.Job{
+		Job: spec.ID[:], Name: spec.Name, Detached: spec.Detached, MaxParallel: spec.MaxParallel,
+		SubmittedUnixMs: time.Now().UnixMilli(),
+		Program: &protocol.Program{
+			Runtime: spec.Runtime, Code: &protocol.Blob{Id: spec.Code[:], Size: uint64(info.Size())},
+			Args: spec.Args, ClockReal: spec.ClockReal,
+		},
+		Limits: &protocol.Limits{TimeoutUs: uint64(spec.Timeout.Microseconds()), MemoryBytes: spec.Memory},
+	}
+	var stepped error
+	err = n.ask(func(s *tasks.Scheduler) {
+		if st, ok := s.Job(spec.ID); ok {
+			if !proto.Equal(st.Spec.Program, job.Program) {
+				stepped = &Error{Code: CodeRefused, Message: fmt.Sprintf("there is a job %s with another program", spec.ID.Short()), Fix: "choose another id"}
+			}
+			return
+		}
+		if stepped = s.Step(n.loop.now(), tasks.Submit{Job: spec.ID, Spec: job}); stepped != nil {
+			return
+		}
+		kept = true
+		j := n.loop.job(spec.ID)
+		j.pins = append(j.pins, spec.Code)
+		if !spec.Detached {
+			j.abandon(&n.loop)
+		}
+	})
+	return cmp.Or(err, jobError(stepped))
+}
+
+// AddTasks implements clientAPI.
+func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error {
+	ins := make([]tasks.Input, len(inputs))
+	var pins []protocol.BlobID
+	for i, b := range inputs {
+		if len(b) <= protocol.MaxInline {
+			ins[i] = tasks.Input{Data: b}
+			continue
+		}
+		bl, err := n.blobs.Put(ctx, bytes.NewReader(b))
+		if err != nil {
+			for _, id := range pins {
+				n.blobs.Unpin(id)
+			}
+			return putError(err)
+		}
+		ins[i] = tasks.Input{Blob: bl}
+		pins = append(pins, protocol.BlobID(bl.Id))
+	}
+	var stepped error
+	err := n.ask(func(s *tasks.Scheduler) {
+		stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: first, Inputs: ins})
+		j := n.loop.job(job)
+		j.pins = append(j.pins, pins...)
+		if j.gone != nil {
+			j.abandon(&n.loop) // its client lives
+		}
+		if st, ok := s.Job(job); !ok || st.State >= tasks.JobDone {
+			n.loop.releaseInputs(job)
+		}
+	})
+	return cmp.Or(err, jobError(stepped))
+}
+
+// CloseJob implements clientAPI.
+func (n *Node) CloseJob(ctx context.Context, job protocol.JobID, count uint32) error {
+	accepted := make(chan struct{})
+	var stepped error
+	err := n.ask(func(s *tasks.Scheduler) {
+		if stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: count, Close: true, Count: count}); stepped == nil {
+			j := n.loop.job(job)
+			j.accepted = append(j.accepted, accepted)
+		}
+	})
+	if err = cmp.Or(err, jobError(stepped)); err != nil {
+		return err
+	}
+	select {
+	case <-accepted:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.done:
+		return errStopping
+	}
+}
+
+// Watch implements clientAPI.
+func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]TaskResult) error) (Job, error) {
+	w := &watcher{next: cursor, wake: make(chan struct{}, 1)}
+	found := false
+	err := n.ask(func(s *tasks.Scheduler) {
+		st, ok := s.Job(job)
+		if found = ok; !ok {
+			return
+		}
+		w.total, w.ended = s.Ended(job), st.State >= tasks.JobDone
+		if !w.ended {
+			j := n.loop.job(job)
+			j.watchers = append(j.watchers, w)
+		}
+	})
+	if err != nil {
+		return Job{}, err
+	}
+	if !found {
+		return Job{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
+	}
+	defer n.do(func(s *tasks.Scheduler) {
+		j := n.loop.jobs[job]
+		if j == nil {
+			return
+		}
+		j.watchers = slices.DeleteFunc(j.watchers, func(x *watcher) bool { return x == w })
+		if st, ok := s.Job(job); ok && st.State < tasks.JobDone && !st.Spec.Detached {
+			j.abandon(&n.loop)
+		}
+	})
+	for {
+		ds, from, inJournal, ended := w.take()
+		if inJournal {
+			if ds, err = n.journal.Results(job, uint64(from), watchBatch, watchBytes); err != nil {
+				return Job{}, fmt.Errorf("read results of job %s: %w", job.Short(), err)
+			}
+			w.delivered(len(ds))
+		}
+		if len(ds) > 0 {
+			rs, err := n.results(ds)
+			if err != nil {
+				return Job{}, err
+			}
+			if err := deliver(rs); err != nil {
+				return Job{}, err
+			}
+			continue
+		}
+		if ended {
+			return n.Job(ctx, job)
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+			return Job{}, ctx.Err()
+		case <-n.ctx.Done():
+			return Job{}, ErrWatchLost
+		}
+	}
+}
+
+// results turns the scheduler's outcomes into a client's.
+func (n *Node) results(ds []*tasks.Done) ([]TaskResult, error) {
+	rs := make([]TaskResult, len(ds))
+	names := map[protocol.NodeID]string{}
+	for i, d := range ds {
+		o := d.Outcome
+		name, ok := names[d.Worker]
+		if !ok {
+			name = n.nameOf(d.Worker)
+			names[d.Worker] = name
+		}
+		rs[i] = TaskResult{
+			Seq: d.Seq, Index: o.Index, Status: o.Status, ExitCode: o.ExitCode, Error: o.Error,
+			Output: o.Output, Log: o.Log, Worker: d.Worker, Name: name, Attempts: d.Attempts,
+			Queued: time.Duration(o.QueuedUs) * time.Microsecond, Run: time.Duration(o.RunUs) * time.Microsecond,
+		}
+		for _, b := range []struct {
+			blob *protocol.Blob
+			to   *[]byte
+		}{{o.OutputBlob, &rs[i].Output}, {o.LogBlob, &rs[i].Log}} {
+			if b.blob == nil {
+				continue
+			}
+			var err error
+			if *b.to, err = n.readBlob(b.blob); err != nil {
+				return nil, &Error{Code: CodeUnavailable, Message: fmt.Sprintf("output of task %d cannot be read: %v", o.Index, err), Fix: "is the disk of this node whole? submit the job again"}
+			}
+		}
+	}
+	return rs, nil
+}
+
+// nameOf is the label of a node, as far as this one has met it.
+func (n *Node) nameOf(id protocol.NodeID) string {
+	if id == n.self {
+		return n.cfg.Name
+	}
+	if p, err := peer.Decode(string(id)); err == nil {
+		if c, ok := n.members.Certificate(p); ok {
+			return c.Name
+		}
+	}
+	return id.Short()
+}
+
+// Jobs implements clientAPI.
+func (n *Node) Jobs(ctx context.Context) ([]Job, error) {
+	var all []tasks.JobStatus
+	if err := n.ask(func(s *tasks.Scheduler) { all = s.Jobs() }); err != nil {
+		return nil, err
+	}
+	jobs := make([]Job, len(all))
+	for i, st := range all {
+		jobs[i] = n.jobOf(st)
+	}
+	slices.SortStableFunc(jobs, func(a, b Job) int { return b.Submitted.Compare(a.Submitted) })
+	return jobs, nil
+}
+
+// Job implements clientAPI.
+func (n *Node) Job(ctx context.Context, job protocol.JobID) (Job, error) {
+	var st tasks.JobStatus
+	var ok bool
+	if err := n.ask(func(s *tasks.Scheduler) { st, ok = s.Job(job) }); err != nil {
+		return Job{}, err
+	}
+	if !ok {
+		return Job{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
+	}
+	return n.jobOf(st), nil
+}
+
+func (n *Node) jobOf(st tasks.JobStatus) Job {
+	j := Job{
+		ID: st.ID.String(), Name: st.Spec.Name, State: st.State.String(), Tasks: st.Tasks, Done: st.Done, Failed: st.Failed,
+		Running: st.Running, Pending: st.Pending, Submitted: time.UnixMilli(st.Spec.SubmittedUnixMs), Reason: st.Reason,
+		Detached: st.Spec.Detached, ElapsedMS: float64(st.Elapsed) / 1e6,
+		Attempts: st.Attempts, Stolen: st.Stolen, Reissued: st.Reissued, Spares: st.Spares, Peers: []JobShare{},
+	}
+	for _, sh := range st.Shares {
+		j.Peers = append(j.Peers, JobShare{Peer: string(sh.Worker), Name: n.nameOf(sh.Worker), Tasks: sh.Tasks, BusyMS: float64(sh.Busy) / 1e6})
+	}
+	return j
+}
+
+// Inputs implements clientAPI.
+func (n *Node) Inputs(ctx context.Context, job protocol.JobID, first uint32, count int) ([][]byte, error) {
+	ins, err := n.journal.Inputs(job, first, count)
+	if err != nil {
+		return nil, fmt.Errorf("read inputs of job %s: %w", job.Short(), err)
+	}
+	out := make([][]byte, len(ins))
+	for i, in := range ins {
+		if out[i] = in.Data; in.Blob != nil {
+			if out[i], err = n.readBlob(in.Blob); err != nil {
+				out[i] = nil // evicted after the job ended; its result is what counts
+			}
+		}
+	}
+	return out, nil
+}
+
+// Result implements clientAPI.
+func (n *Node) Result(ctx context.Context, job protocol.JobID, index uint32) (TaskResult, bool, error) {
+	var seq uint32
+	var ended, found bool
+	err := n.ask(func(s *tasks.Scheduler) {
+		seq, ended = s.Seq(job, index)
+		_, found = s.Job(job)
+	})
+	switch {
+	case err != nil:
+		return TaskResult{}, false, err
+	case !found:
+		return TaskResult{}, false, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
+	case !ended:
+		return TaskResult{}, false, nil
+	}
+	d, err := n.journal.Result(job, seq)
+	if err != nil {
+		return TaskResult{}, false, fmt.Errorf("read result of task %d of job %s: %w", index, job.Short(), err)
+	}
+	rs, err := n.results([]*tasks.Done{d})
+	if err != nil {
+		return TaskResult{}, false, err
+	}
+	return rs[0], true, nil
+}
+
+// Cancel implements clientAPI.
+func (n *Node) Cancel(ctx context.Context, job protocol.JobID, index *uint32) error {
+	return jobError(n.step(tasks.Cancel{Job: job, Task: index, Reason: "cancelled by its owner"}))
+}
+
+// PutBlob implements clientAPI.
+func (n *Node) PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error) {
+	b, err := n.blobs.Put(ctx, io.Reader(r))
+	if err != nil {
+		return protocol.BlobID{}, putError(err)
+	}
+	id := protocol.BlobID(b.Id)
+	time.AfterFunc(putGrace, func() { n.blobs.Unpin(id) })
+	return id, nil
+}
+
+func putError(err error) error {
+	if errors.Is(err, blob.ErrFull) || errors.Is(err, blob.ErrTooLarge) {
+		return &Error{Code: CodeUnavailable, Message: err.Error(), Fix: "free some disk space below the data directory"}
+	}
+	return err
+}
+
+// Status implements clientAPI.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	st := Status{
+		ID: string(n.self), Name: n.cfg.Name, Version: n.cfg.Version, Mesh: n.members.Mesh().String(), Addrs: n.Addrs(),
+		Started: n.started, UI: "off", DataDir: n.cfg.DataDir, PID: os.Getpid(),
+	}
+	err := n.ask(func(s *tasks.Scheduler) {
+		for _, p := range s.Peers() {
+			switch {
+			case p.Self:
+				st.Slots, st.Running, st.Queued = p.Slots, p.Running, p.Queued
+				if p.Paused != "" {
+					st.Paused = &p.Paused
+				}
+			case p.Up:
+				st.Peers++
+			}
+		}
+	})
+	return st, err
+}
+
+// Peers implements clientAPI.
+func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
+	var all []tasks.PeerStatus
+	if err := n.ask(func(s *tasks.Scheduler) { all = s.Peers() }); err != nil {
+		return nil, err
+	}
+	byID := map[string]*Peer{}
+	own := n.members.Own()
+	at := func(id string) *Peer {
+		if byID[id] == nil {
+			byID[id] = &Peer{ID: id, Name: n.nameOf(protocol.NodeID(id)), State: "gone", Path: "direct", Runtimes: []string{}, Sandbox: "wasm", Addrs: []string{}}
+			if p, err := peer.Decode(id); err == nil {
+				if c, ok := n.members.Certificate(p); ok {
+					if byID[id].Owner = shortOwner(c.Owner); c.Owner == own.Owner {
+						byID[id].Owner = "mine"
+					}
+				}
+			}
+		}
+		return byID[id]
+	}
+	for _, k := range n.finder.Known() {
+		id := k.Peer.String()
+		if k.Peer == "" { // an address that was given and where no member was found yet
+			id = k.Name
+		}
+		p := at(id)
+		p.Name, p.Reason = cmp.Or(k.Name, p.Name), k.Reason
+		if wait := time.Until(k.NextTry); p.Reason != "" && wait > 0 {
+			p.Reason += fmt.Sprintf("; next try in %s", wait.Round(time.Second))
+		}
+		for _, a := range k.Addrs {
+			p.Addrs = append(p.Addrs, a.String())
+		}
+	}
+	for _, st := range all {
+		if !st.Self && !st.Up {
+			if p := byID[string(st.ID)]; p != nil && st.Name != "" {
+				p.Name, p.Version, p.Slots = st.Name, st.Version, st.Slots
+			}
+			continue // known only if discovery knows it: it may have left the mesh
+		}
+		p := at(string(st.ID))
+		p.Slots, p.Running, p.Queued = st.Slots, st.Running, st.Queued
+		p.Version, p.Reason = st.Version, st.Paused
+		p.Runtimes = append(p.Runtimes, st.Runtimes...)
+		switch {
+		case st.Self:
+			p.State, p.Version, p.Addrs, p.Owner = "self", n.cfg.Version, n.Addrs(), "mine"
+		case st.Suspect:
+			p.State, p.Name = "suspect", cmp.Or(st.Name, p.Name)
+			p.Reason = "no sign of life for a while"
+		default:
+			p.State, p.Name = "connected", cmp.Or(st.Name, p.Name)
+		}
+		if s := n.sessions.get(st.ID); s != nil {
+			p.RTT = float64(s.pings.roundTrip()) / float64(time.Millisecond)
+			p.Addrs = []string{s.stream.Conn().RemoteMultiaddr().String()}
+		}
+	}
+	out := make([]Peer, 0, len(byID))
+	for _, p := range byID {
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(a, b Peer) int {
+		return cmp.Or(-compareBool(a.State == "self", b.State == "self"), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+func shortOwner(o string) string { return o[:min(8, len(o))] }
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// Invite implements clientAPI.
+func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
+	var addrs []ma.Multiaddr
+	addrs = append(addrs, n.host.Addrs()...)
+	t, err := n.members.Invite(members.InviteOptions{
+		Mine: o.Mine, Guest: o.Guest, Expires: o.Expires, Uses: o.Uses, Runtimes: o.Runtimes, Addrs: addrs,
+	})
+	if errors.Is(err, members.ErrNotAdmin) {
+		return "", &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of `meshnode invite --mine`"}
+	}
+	if err != nil {
+		return "", &Error{Code: CodeBadRequest, Message: err.Error()}
+	}
+	return t, nil
+}
+
+// Join implements clientAPI.
+func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
+	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{}); err != nil {
+		return "", &Error{Code: CodeRefused, Message: err.Error()}
+	}
+	return n.members.Mesh().String(), nil
+}
+
+// Leave implements clientAPI.
+func (n *Node) Leave(ctx context.Context) error {
+	_, err := n.members.Leave()
+	return err
+}
+
+// SetSlots implements clientAPI.
+func (n *Node) SetSlots(ctx context.Context, k int) error {
+	if k < 0 {
+		return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("%d slots", k), Fix: "want 0 or more"}
+	}
+	return n.step(tasks.SetSlots{Slots: k})
+}
+
+// Pause implements clientAPI.
+func (n *Node) Pause(ctx context.Context, d time.Duration) error {
+	reason := "paused by its owner"
+	if d > 0 {
+		reason += " until " + time.Now().Add(d).Format("15:04:05")
+	}
+	n.pause.mu.Lock()
+	defer n.pause.mu.Unlock()
+	if n.pause.timer != nil {
+		n.pause.timer.Stop()
+		n.pause.timer = nil
+	}
+	if d > 0 {
+		n.pause.timer = time.AfterFunc(d, func() { n.step(tasks.SetPaused{}) })
+	}
+	return n.step(tasks.SetPaused{Reason: reason})
+}
+
+// Resume implements clientAPI.
+func (n *Node) Resume(ctx context.Context) error {
+	n.pause.mu.Lock()
+	defer n.pause.mu.Unlock()
+	if n.pause.timer != nil {
+		n.pause.timer.Stop()
+		n.pause.timer = nil
+	}
+	return n.step(tasks.SetPaused{})
+}
+
+// pauseEnd is the end of a pause for a while.
+type pauseEnd struct {
+	mu    sync.Mutex
+	timer *time.Timer
+}

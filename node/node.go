@@ -1,0 +1,335 @@
+// Package node is the running whole of one node: a libp2p host, one goroutine that owns the scheduler, and the
+// wiring between it, the disk, the worker processes, the peers and the local clients. It decides nothing about
+// tasks: package tasks does, and this package carries out what it says.
+//
+// The goroutines, each ended before Run returns:
+//
+//   - the loop (loop.go) owns the scheduler; everything else reaches it through the inbox;
+//   - per peer one reader and one writer of the stream (session.go); the writer also repeats beats while the loop is busy;
+//   - the journal's writer; the executor's slots; fetches of blobs (blob.go); discovery.
+//
+// Clients' calls (client.go) come from package node/control.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"meshnode/discovery"
+	"meshnode/discovery/members"
+	"meshnode/protocol"
+	"meshnode/tasks"
+	"meshnode/tasks/blob"
+	"meshnode/tasks/executor"
+	"meshnode/tasks/journal"
+)
+
+// Config is what a node needs. DataDir and Runtimes are required; the caller holds the data directory's lock.
+type Config struct {
+	DataDir  string
+	Name     string   // default: the host's name
+	Slots    int      // tasks at once; 0: it only submits
+	Listen   []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
+	Peers    []string // members to connect to: multiaddresses or HOST:PORT
+	MDNS     bool
+	Memory   uint64 // bytes one task may use where its job says nothing; 0: the executor's default
+	Version  string
+	Runtimes []executor.Runtime
+	Logger   *slog.Logger // default: none
+}
+
+// Node is a running node. Make it with New, then call Run once; the other methods are for clients.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time // also the zero of the scheduler's time
+
+	members  *members.Membership
+	host     host.Host
+	finder   *discovery.Discovery
+	journal  *journal.Journal
+	blobs    *blob.Store
+	executor *executor.Executor
+	programs programs
+	pause    pauseEnd
+	runtimes map[string]executor.Runtime
+	self     protocol.NodeID
+
+	inbox chan input
+	loop  loop
+
+	ready    chan struct{}
+	stop     chan struct{} // closed by Shutdown
+	stopOnce sync.Once
+	done     chan struct{}   // closed when the loop has ended: nobody reads the inbox any more
+	tasks    sync.WaitGroup  // goroutines that serve the node for as long as it runs
+	ctx      context.Context // ends with Run
+	cancel   context.CancelFunc
+
+	sessions    sessions
+	incarnation uint64
+	steppedAt   atomic.Int64 // scheduler time of the last Step
+}
+
+// New opens the data directory and the network, and reads the journal. Errors are one line for a person.
+func New(cfg Config) (_ *Node, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Name == "" {
+		cfg.Name, _ = os.Hostname()
+	}
+	n := &Node{
+		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
+		inbox: make(chan input, inboxSize), programs: programs{all: map[programKey]*program{}},
+		ready: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Logger: n.log}); err != nil {
+		return nil, err
+	}
+	opened := n.members.Opened()
+	for _, s := range opened.Notices {
+		n.log.Warn("membership", "notice", s)
+	}
+	n.self = protocol.NodeID(n.members.Self().String())
+	if opened.Copied {
+		if err := setAside(filepath.Join(cfg.DataDir, "journal")); err != nil {
+			return nil, err
+		}
+	}
+	if n.blobs, err = blob.Open(filepath.Join(cfg.DataDir, "blobs"), blob.Config{Logger: n.log}); err != nil {
+		return nil, err
+	}
+	if n.journal, err = journal.Open(filepath.Join(cfg.DataDir, "journal"), journal.Config{Logger: n.log}); err != nil {
+		return nil, err
+	}
+	for _, r := range cfg.Runtimes {
+		n.runtimes[r.Name()] = r
+	}
+	n.executor, err = executor.New(executor.Config{
+		Runtimes: cfg.Runtimes, Emit: n.emit, Blobs: taskBlobs{n}, Logger: n.log, Memory: cfg.Memory,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := n.loop.open(n); err != nil {
+		return nil, err
+	}
+	if err := n.listen(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// setAside renames what belongs to another identity of a copied data directory: its jobs are that node's.
+func setAside(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for i := 1; ; i++ {
+		aside := fmt.Sprintf("%s-of-old-identity-%d", path, i)
+		if _, err := os.Stat(aside); errors.Is(err, os.ErrNotExist) {
+			return os.Rename(path, aside)
+		}
+	}
+}
+
+// listen opens the libp2p host and what it serves.
+func (n *Node) listen() error {
+	var listen []ma.Multiaddr
+	for _, t := range n.cfg.Listen {
+		a, err := ma.NewMultiaddr(t)
+		if err != nil {
+			return fmt.Errorf("listen on %q: want a multiaddress like /ip4/0.0.0.0/tcp/4001: %w", t, err)
+		}
+		listen = append(listen, a)
+	}
+	dir := filepath.Join(n.cfg.DataDir, "membership")
+	var err error
+	n.host, err = discovery.NewHost(discovery.HostConfig{
+		Members: n.members, Listen: listen, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	var given []discovery.Given
+	for _, t := range n.cfg.Peers {
+		g, err := discovery.ParseGiven(t)
+		if err != nil {
+			return err
+		}
+		given = append(given, g)
+	}
+	n.sessions.open(n)
+	n.serveBlobs()
+	n.finder, err = discovery.New(discovery.Config{
+		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, Logger: n.log,
+	})
+	return err
+}
+
+// Ready is closed when the node serves.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// ID is this node.
+func (n *Node) ID() protocol.NodeID { return n.self }
+
+// Name is this node's label.
+func (n *Node) Name() string { return n.cfg.Name }
+
+// RecoveryCode is the code of a mesh that was made by this start, "" otherwise. It is to be shown once.
+func (n *Node) RecoveryCode() string { return n.members.Opened().RecoveryCode }
+
+// Addrs are the addresses under which others can reach this node, with its ID.
+func (n *Node) Addrs() []string {
+	as, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
+	if err != nil {
+		return nil
+	}
+	out := make([]string, len(as))
+	for i, a := range as {
+		out[i] = a.String()
+	}
+	return out
+}
+
+// Run serves until ctx ends or Shutdown is called, then stops cleanly, within 5 s: leases go back, what was written is
+// synced. It returns nil then, and an error if the node cannot go on (its disk failed).
+func (n *Node) Run(ctx context.Context) error {
+	defer n.close()
+	jctx, jstop := context.WithCancel(context.Background())
+	defer jstop()
+	journalDone := make(chan error, 1)
+	go func() { journalDone <- n.journal.Run(jctx) }()
+
+	loopErr := make(chan error, 1)
+	go func() {
+		defer close(n.done)
+		loopErr <- n.loop.run()
+	}()
+	n.goRun("discovery", n.finder.Run)
+	n.goRun("membership", n.watchMembership)
+	n.sessions.start()
+	close(n.ready)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-n.stop:
+	case err = <-loopErr:
+		n.cancel()
+		n.tasks.Wait()
+		return err
+	case <-n.journal.Failed():
+		// Nothing may be carried out any more; what was synced is safe.
+		n.cancel()
+		return fmt.Errorf("the journal below %s cannot be written: %w", n.cfg.DataDir, n.journal.Err())
+	}
+	// The order of shutting down: leases, attempts, streams, journal, host.
+	n.Shutdown()
+	n.sessions.bye(n.loop.shutdown())
+	n.executor.Close()
+	n.cancel()
+	n.tasks.Wait()
+	n.loop.end()
+	err = <-loopErr
+	jstop()
+	return errors.Join(err, <-journalDone)
+}
+
+// goRun keeps a part of the node running until it stops. A part that ends with an error is logged: the others go on.
+func (n *Node) goRun(part string, run func(context.Context) error) {
+	n.tasks.Add(1)
+	go func() {
+		defer n.tasks.Done()
+		if err := run(n.ctx); err != nil && n.ctx.Err() == nil {
+			n.log.Error("part of the node ended", "part", part, "err", err)
+		}
+	}()
+}
+
+// watchMembership cuts all connections when the node joins or leaves a mesh: who was a member is none any more.
+func (n *Node) watchMembership(ctx context.Context) error {
+	changes, stop := n.members.Subscribe()
+	defer stop()
+	mesh := n.members.Mesh()
+	hourly := time.NewTicker(time.Hour)
+	defer hourly.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changes:
+			if now := n.members.Mesh(); now != mesh {
+				mesh = now
+				n.log.Info("mesh changed", "mesh", mesh)
+				for _, p := range n.host.Network().Peers() {
+					n.host.Network().ClosePeer(p)
+				}
+			}
+		case <-hourly.C:
+			if err := n.members.Maintain(); err != nil {
+				n.log.Warn("certificates not maintained", "err", err)
+			}
+		}
+	}
+}
+
+// Shutdown begins a clean stop and returns at once.
+func (n *Node) Shutdown() { n.stopOnce.Do(func() { close(n.stop) }) }
+
+// close frees what New opened.
+func (n *Node) close() {
+	n.cancel()
+	if n.executor != nil {
+		n.executor.Close()
+	}
+	if n.host != nil {
+		n.host.Close()
+	}
+	if n.journal != nil {
+		n.journal.Close()
+	}
+}
+
+func randomUint64() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func newRand() *mathrand.Rand {
+	return mathrand.New(mathrand.NewPCG(randomUint64(), randomUint64()))
+}
+
+func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
+	n.incarnation = randomUint64()
+	var names []string
+	for _, r := range n.cfg.Runtimes {
+		names = append(names, r.Name())
+	}
+	return tasks.New(tasks.Config{
+		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),
+		Slots: n.cfg.Slots, Runtimes: names,
+	})
+}

@@ -1,0 +1,498 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+const (
+	// sessionCredit frames of one peer may wait for the loop; with protocol.MaxBatch this bounds the memory that
+	// one peer can take.
+	sessionCredit = 16
+	// sessionBacklog bytes of messages may wait for a peer that reads slowly; more closes its stream, and its
+	// leases end like those of any lost peer.
+	sessionBacklog = 64 << 20
+	// helloTimeout bounds opening a stream, both Hellos included.
+	helloTimeout = 5 * time.Second
+	// writeTimeout of one batch of frames: a peer that reads nothing for so long is gone.
+	writeTimeout = 10 * time.Second
+	// byeTime is how long a clean stop waits for streams to take the last frames.
+	byeTime = time.Second
+	// reopenFirst and reopenMost bound the pause before a stream is opened again on a connection that is there.
+	reopenFirst, reopenMost = 50 * time.Millisecond, 2 * time.Second
+	// aliveWithin says that another process with a peer's identity is alive: it was read from within the time of a lease.
+	aliveWithin = 3 * time.Second
+)
+
+// sessions are the streams to all peers: one per peer. The node with the lower ID opens it; who the connection
+// was dialled by does not matter.
+type sessions struct {
+	n    *Node
+	mu   sync.Mutex // guards what follows
+	all  map[protocol.NodeID]*session
+	next uint64
+	// opening has the peers for which a goroutine opens streams.
+	opening map[peer.ID]bool
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+// session is one stream, from its Hello to its end.
+type session struct {
+	n           *Node
+	id          uint64
+	node        protocol.NodeID
+	peer        peer.ID
+	stream      network.Stream
+	incarnation uint64
+	credit      chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	queue   []tasks.Outgoing
+	bytes   int
+	bye     string
+	dead    error
+	wake    chan struct{} // has room for one
+	flushed chan struct{} // closed when the writer has ended
+
+	readAt   atomic.Int64 // scheduler time of the last frame read
+	pings    pings
+	clean    atomic.Bool
+	lastBeat *protocol.Beat // the writer's
+	beatAt   time.Time
+	again    time.Duration
+}
+
+// pings measures the round trip by the beats' ping and pong.
+type pings struct {
+	mu     sync.Mutex
+	sent   uint64
+	sentAt [16]time.Time // of the last pings, by number
+	seen   uint64        // the peer's last ping
+	seenAt time.Time
+	rtt    time.Duration // smoothed; 0: not known
+}
+
+func (ss *sessions) open(n *Node) {
+	ss.n, ss.all, ss.opening = n, map[protocol.NodeID]*session{}, map[peer.ID]bool{}
+}
+
+// start serves streams and opens them for each connection, from now on.
+func (ss *sessions) start() {
+	h := ss.n.host
+	h.SetStreamHandler(protocol.PeerProtocol, func(s network.Stream) {
+		ss.run(func() { ss.incoming(s) })
+	})
+	h.Network().Notify(&network.NotifyBundle{
+		ConnectedF: func(_ network.Network, c network.Conn) { ss.connected(c.RemotePeer()) },
+	})
+	for _, p := range h.Network().Peers() {
+		ss.connected(p)
+	}
+}
+
+// run starts a goroutine that bye waits for, unless the node stops.
+func (ss *sessions) run(f func()) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.closed {
+		return
+	}
+	ss.wg.Add(1)
+	go func() { defer ss.wg.Done(); f() }()
+}
+
+// connected opens a stream to p, and again after it ended, for as long as there is a connection.
+func (ss *sessions) connected(p peer.ID) {
+	if ss.n.host.ID() > p {
+		return // it opens
+	}
+	ss.mu.Lock()
+	if ss.opening[p] {
+		ss.mu.Unlock()
+		return
+	}
+	ss.opening[p] = true
+	ss.mu.Unlock()
+	ss.run(func() {
+		defer func() {
+			ss.mu.Lock()
+			delete(ss.opening, p)
+			ss.mu.Unlock()
+			// A connection that came while this goroutine was ending is not to be missed.
+			if ss.n.ctx.Err() == nil && ss.n.host.Network().Connectedness(p) == network.Connected {
+				ss.connected(p)
+			}
+		}()
+		pause := reopenFirst
+		for ss.n.ctx.Err() == nil && ss.n.host.Network().Connectedness(p) == network.Connected {
+			ctx, cancel := context.WithTimeout(network.WithNoDial(ss.n.ctx, "stream of a connection"), helloTimeout)
+			s, err := ss.n.host.NewStream(ctx, p, protocol.PeerProtocol)
+			cancel()
+			if err == nil {
+				began := time.Now()
+				err = ss.serve(s)
+				if time.Since(began) > reopenMost {
+					pause = reopenFirst
+				}
+			}
+			if err != nil {
+				ss.n.log.Debug("stream ended", "peer", p, "err", err)
+			}
+			select {
+			case <-time.After(pause):
+			case <-ss.n.ctx.Done():
+			}
+			pause = min(2*pause, reopenMost)
+		}
+	})
+}
+
+func (ss *sessions) incoming(s network.Stream) {
+	if p := s.Conn().RemotePeer(); p >= ss.n.host.ID() {
+		ss.misbehaved(s, fmt.Errorf("%w: we open the stream of this pair", protocol.ErrProtocol))
+		s.Reset()
+		return
+	}
+	if err := ss.serve(s); err != nil {
+		ss.n.log.Debug("stream ended", "peer", s.Conn().RemotePeer(), "err", err)
+	}
+}
+
+// misbehaved logs a peer that broke the protocol, in the one form that operators can search for.
+func (ss *sessions) misbehaved(s network.Stream, err error) {
+	ss.n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
+}
+
+// serve exchanges Hellos and runs a session until it ends.
+func (ss *sessions) serve(stream network.Stream) (err error) {
+	defer stream.Reset()
+	n, remote := ss.n, stream.Conn().RemotePeer()
+	node := protocol.NodeID(remote.String())
+	stream.SetDeadline(time.Now().Add(helloTimeout))
+
+	var hello *protocol.Hello
+	if err := n.ask(func(s *tasks.Scheduler) { hello = s.Hello(node) }); err != nil {
+		return err
+	}
+	hello.Name, hello.NodeVersion = n.cfg.Name, n.cfg.Version
+	hello.Os, hello.Arch = hostOS, hostArch
+	b, err := protocol.AppendMessage(nil, hello)
+	if err != nil {
+		return err
+	}
+	if _, err := stream.Write(b); err != nil {
+		return fmt.Errorf("send hello: %w", err)
+	}
+	r := bufio.NewReaderSize(stream, 64<<10)
+	m, err := protocol.ReadMessage(r)
+	if err != nil {
+		return ss.readError(stream, fmt.Errorf("read hello: %w", err))
+	}
+	theirs, ok := m.(*protocol.Hello)
+	if bye, refused := m.(*protocol.Bye); refused {
+		n.log.Warn("peer refused the stream", "peer", node, "reason", bye.Reason)
+		return fmt.Errorf("refused: %s", bye.Reason)
+	}
+	if !ok {
+		return ss.readError(stream, fmt.Errorf("%w: first frame is a %T, not a hello", protocol.ErrProtocol, m))
+	}
+	stream.SetDeadline(time.Time{})
+
+	s := &session{
+		n: n, node: node, peer: remote, stream: stream, incarnation: theirs.Incarnation,
+		credit: make(chan struct{}, sessionCredit), wake: make(chan struct{}, 1), flushed: make(chan struct{}),
+	}
+	if err := ss.add(s); err != nil {
+		refusal, _ := protocol.AppendMessage(nil, &protocol.Bye{Reason: err.Error()})
+		stream.SetWriteDeadline(time.Now().Add(byeTime))
+		stream.Write(refusal)
+		stream.Close()
+		return err
+	}
+	s.readAt.Store(n.loop.now())
+	up := tasks.PeerUp{
+		Peer: node, Session: s.id, Hello: theirs,
+		MayUseHere: n.members.MayUseHere(remote), MayUseThere: n.members.MayUseThere(remote),
+	}
+	if err := n.step(up); err != nil {
+		ss.remove(s)
+		return err
+	}
+	n.log.Info("peer connected", "peer", node, "name", theirs.Name, "addr", stream.Conn().RemoteMultiaddr())
+	go s.write()
+	err = ss.readError(stream, s.read(r))
+	s.end(err)
+	<-s.flushed
+	ss.remove(s)
+	n.post(input{event: tasks.PeerDown{Peer: node, Session: s.id, Clean: s.clean.Load(), Reason: fmt.Sprint(err)}})
+	n.log.Info("peer disconnected", "peer", node, "name", theirs.Name, "clean", s.clean.Load(), "err", err)
+	return err
+}
+
+// readError logs an error that the peer's bytes caused.
+func (ss *sessions) readError(s network.Stream, err error) error {
+	if errors.Is(err, protocol.ErrProtocol) {
+		ss.misbehaved(s, err)
+	}
+	return err
+}
+
+// add makes s the session of its peer. Another process with the same identity that is alive keeps its place: two
+// of them, each answering for the other's leases, would undo each other.
+func (ss *sessions) add(s *session) error {
+	ss.mu.Lock()
+	old := ss.all[s.node]
+	if old != nil && old.incarnation != s.incarnation && time.Duration(ss.n.loop.now()-old.readAt.Load()) < aliveWithin {
+		ss.mu.Unlock()
+		return fmt.Errorf("another process with the identity of %s is connected: was its data directory copied?", s.node.Short())
+	}
+	ss.next++
+	s.id = ss.next
+	ss.all[s.node] = s
+	ss.mu.Unlock()
+	if old != nil {
+		old.end(errors.New("replaced by a newer stream"))
+	}
+	return nil
+}
+
+func (ss *sessions) remove(s *session) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	if ss.all[s.node] == s {
+		delete(ss.all, s.node)
+	}
+}
+
+// get is the session with a peer, or nil.
+func (ss *sessions) get(node protocol.NodeID) *session {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.all[node]
+}
+
+// send queues a message of the scheduler for its stream; if that is gone, the message is dropped.
+func (ss *sessions) send(m tasks.Outgoing) {
+	if s := ss.get(m.Peer); s != nil && s.id == m.Session {
+		s.enqueue(m)
+	}
+}
+
+func (s *session) enqueue(m tasks.Outgoing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead != nil {
+		return
+	}
+	s.queue = append(s.queue, m)
+	s.signal()
+}
+
+func (s *session) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// end ends the session; its reader and writer return.
+func (s *session) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead == nil {
+		if err == nil {
+			err = io.EOF
+		}
+		s.dead = err
+		if s.bye == "" {
+			s.stream.Reset()
+		}
+		s.signal()
+	}
+}
+
+// read hands frames to the loop until the stream ends.
+func (s *session) read(r *bufio.Reader) error {
+	for {
+		m, err := protocol.ReadMessage(r)
+		if err != nil {
+			return err
+		}
+		s.readAt.Store(s.n.loop.now())
+		switch m := m.(type) {
+		case *protocol.Hello:
+			return fmt.Errorf("%w: a second hello", protocol.ErrProtocol)
+		case *protocol.Bye:
+			s.clean.Store(true)
+			return fmt.Errorf("bye: %s", m.Reason)
+		case *protocol.Beat:
+			s.pings.read(m)
+		}
+		select {
+		case s.credit <- struct{}{}:
+		case <-s.n.done:
+			return errStopping
+		}
+		ev := tasks.Receive{Peer: s.node, Session: s.id, Message: m}
+		if !s.n.post(input{event: ev, done: func() { <-s.credit }}) {
+			return errStopping
+		}
+	}
+}
+
+// write sends what is queued, and the last beat again when its time has come, until the session ends.
+func (s *session) write() {
+	defer close(s.flushed)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var buf []byte
+	for {
+		s.mu.Lock()
+		queue, bye, dead := s.queue, s.bye, s.dead
+		s.queue = nil
+		s.mu.Unlock()
+		if dead != nil && bye == "" {
+			return
+		}
+		buf = buf[:0]
+		for _, m := range queue {
+			if b, ok := m.Message.(*protocol.Beat); ok {
+				s.lastBeat, s.again = b, time.Duration(m.Again)
+				s.beatAt = time.Now()
+				s.fill(b)
+			}
+			var err error
+			if buf, err = protocol.AppendMessage(buf, m.Message); err != nil {
+				s.n.log.Error("message not sent", "peer", s.node, "err", err)
+				s.end(err)
+				return
+			}
+			if len(buf) >= 256<<10 {
+				if !s.flush(buf) {
+					return
+				}
+				buf = buf[:0]
+			}
+		}
+		if s.lastBeat != nil && time.Since(s.beatAt) >= s.again {
+			// What a beat lists is true for the grants that it has counted, however old it is.
+			s.beatAt = time.Now()
+			s.fill(s.lastBeat)
+			if b, err := protocol.AppendMessage(buf, s.lastBeat); err == nil {
+				buf = b
+			}
+		}
+		if bye != "" {
+			buf, _ = protocol.AppendMessage(buf, &protocol.Bye{Reason: bye})
+		}
+		if len(buf) > 0 && !s.flush(buf) {
+			return
+		}
+		if bye != "" {
+			s.stream.CloseWrite()
+			return
+		}
+		if s.lastBeat != nil {
+			timer.Reset(max(0, s.again-time.Since(s.beatAt)))
+		}
+		select {
+		case <-s.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// fill puts into a beat what is true only at the moment of sending.
+func (s *session) fill(b *protocol.Beat) {
+	now := s.n.loop.now()
+	b.HeardAgeMs = uint32((now - s.readAt.Load()) / int64(time.Millisecond))
+	b.StepAgeMs = uint32((now - s.n.steppedAt.Load()) / int64(time.Millisecond))
+	s.pings.fill(b)
+}
+
+func (s *session) flush(buf []byte) bool {
+	s.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if _, err := s.stream.Write(buf); err != nil {
+		s.end(fmt.Errorf("write: %w", err))
+		return false
+	}
+	return true
+}
+
+func (p *pings) fill(b *protocol.Beat) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.sent++
+	p.sentAt[p.sent%uint64(len(p.sentAt))] = now
+	b.Ping, b.Pong = p.sent, p.seen
+	if p.seen > 0 {
+		b.PongDelayUs = uint32(min(now.Sub(p.seenAt)/time.Microsecond, 1<<31))
+	}
+}
+
+func (p *pings) read(b *protocol.Beat) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if b.Ping > p.seen {
+		p.seen, p.seenAt = b.Ping, now
+	}
+	if b.Pong == 0 || b.Pong > p.sent || p.sent-b.Pong >= uint64(len(p.sentAt)) {
+		return
+	}
+	rtt := now.Sub(p.sentAt[b.Pong%uint64(len(p.sentAt))]) - time.Duration(b.PongDelayUs)*time.Microsecond
+	if rtt < 0 {
+		return
+	}
+	if p.rtt == 0 {
+		p.rtt = rtt
+	}
+	p.rtt += (rtt - p.rtt) / 4
+}
+
+func (p *pings) roundTrip() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rtt
+}
+
+// bye ends all sessions cleanly: what is queued goes out, then a Bye.
+func (ss *sessions) bye(reason string) {
+	ss.mu.Lock()
+	ss.closed = true
+	var all []*session
+	for _, s := range ss.all {
+		all = append(all, s)
+	}
+	ss.mu.Unlock()
+	ss.n.host.RemoveStreamHandler(protocol.PeerProtocol)
+	for _, s := range all {
+		s.mu.Lock()
+		s.bye = reason
+		s.signal()
+		s.mu.Unlock()
+	}
+	late := time.After(byeTime)
+	for _, s := range all {
+		select {
+		case <-s.flushed:
+		case <-late:
+			late = time.After(0)
+		}
+		s.stream.SetReadDeadline(time.Now()) // its reader returns, and with it the session
+	}
+}
