@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"meshnode/discovery/members"
@@ -97,7 +98,7 @@ func NewHost(c HostConfig) (host.Host, error) {
 	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
 		// Many members may be behind one router; strangers do not get as far as counting here.
 		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: maxConns}}, []rcmgr.ConnLimitPerSubnet{{PrefixLength: 64, ConnCount: maxConns}}),
-		rcmgr.WithConnRateLimiters(nil),
+		rcmgr.WithConnRateLimiters(&rate.Limiter{}),
 		rcmgr.WithMetrics(&limitLog{log: c.Logger}))
 	if err != nil {
 		return nil, err
