@@ -277,14 +277,13 @@ func (s *Scheduler) Ready() Ready {
 			s.startTasks()
 			s.askForTasks()
 			s.grantEagerly()
+			s.flushResults() // an own result that ends a task may let another one be granted
 			if len(s.loop) == 0 {
 				break
 			}
 			s.drainLoop()
 		}
-		s.flushResults()
 		s.flushAnswers()
-		s.drainLoop()
 	}
 	r := s.out
 	s.out = Ready{}
