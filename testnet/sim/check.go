@@ -121,6 +121,10 @@ func senderEpoch(m protocol.Message) (uint64, bool) {
 
 func (p *process) checkEpoch(m protocol.Message) {
 	e, ok := senderEpoch(m)
+	switch m.(type) {
+	case *protocol.Hello, *protocol.Beat:
+		return // they fence nothing: who has seen their epoch says of which incarnation it was
+	}
 	if !ok {
 		return
 	}
