@@ -1,0 +1,298 @@
+// Command meshnode is the whole product in one binary: a node, the command line that talks to it, and the
+// worker processes that the node starts. Commands hold no logic of the mesh; they ask the node through
+// control.Client. There is one file per command.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"meshnode/node"
+	"meshnode/node/control"
+	"meshnode/tasks/executor/wasm"
+)
+
+// Exit codes. 1 to 100 count failed tasks; a job of one task ends with the task's own.
+const (
+	exitManyFailed  = 101
+	exitTimedOut    = 124
+	exitFailure     = 125 // meshnode's own
+	exitInterrupted = 130
+)
+
+func main() {
+	// Before all else: a worker process starts on the way to somebody's result.
+	if len(os.Args) == 3 && os.Args[1] == "worker" && os.Args[2] == wasm.Name {
+		os.Exit(wasm.WorkerMain(os.Stdin, os.Stdout, os.Stderr))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		os.Exit(exitInterrupted)
+	}()
+	os.Exit(run(ctx, system(), os.Args[1:]))
+}
+
+// env is what a command sees of the process.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	inTTY, outTTY  bool
+	errTTY         bool
+	getenv         func(string) (string, bool)
+}
+
+func system() env {
+	return env{
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		inTTY: term.IsTerminal(int(os.Stdin.Fd())), outTTY: term.IsTerminal(int(os.Stdout.Fd())), errTTY: term.IsTerminal(int(os.Stderr.Fd())),
+		getenv: os.LookupEnv,
+	}
+}
+
+// cli is one call of the command line.
+type cli struct {
+	env
+	dataDir string
+	format  string // table, wide, json
+	asJSON  bool   // --json
+}
+
+// exitCode is an error that was told already, or needs no words.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// codeUsage is the code of errors in what was typed.
+const codeUsage = "usage"
+
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &node.Error{Code: codeUsage, Message: fmt.Sprintf(format, args...), Fix: "see " + cmd.Root().Name() + " help" + strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())}
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, e env, args []string) int {
+	c := &cli{env: e}
+	root := c.root()
+	if bare(root, args) {
+		args = append([]string{"up"}, args...)
+	}
+	root.SetArgs(args)
+	root.SetIn(e.stdin)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	if code := exitCode(0); errors.As(err, &code) {
+		return int(code)
+	}
+	if ctx.Err() != nil {
+		return exitInterrupted
+	}
+	c.tell(cmd, args, err)
+	return exitFailure
+}
+
+// bare reports whether args name no command: that is `up`.
+func bare(root *cobra.Command, args []string) bool {
+	for _, a := range args {
+		if slices.Contains([]string{"-h", "--help", "--version"}, a) {
+			return false
+		}
+	}
+	if len(args) > 0 && strings.HasPrefix(args[0], "__") { // completion asks
+		return false
+	}
+	cmd, rest, err := root.Find(args)
+	return err == nil && cmd == root && (len(rest) == 0 || strings.HasPrefix(rest[0], "-"))
+}
+
+// tell says why a command failed: one line for people, and an object for programs that asked for one.
+func (c *cli) tell(cmd *cobra.Command, args []string, err error) {
+	e := explain(cmd, err)
+	line := e.Message
+	if e.Fix != "" {
+		line += "; " + e.Fix
+	}
+	fmt.Fprintln(c.stderr, "meshnode: "+oneLine(line))
+	if c.json() || wantsJSON(args) {
+		b, _ := json.Marshal(struct {
+			Error *node.Error `json:"error"`
+		}{e})
+		fmt.Fprintf(c.stdout, "%s\n", b)
+	}
+}
+
+// explain makes an error for people of any error.
+func explain(cmd *cobra.Command, err error) *node.Error {
+	if e := (*node.Error)(nil); errors.As(err, &e) {
+		return e
+	}
+	if errors.Is(err, control.ErrNoNode) {
+		return &node.Error{Code: "no_node", Message: err.Error(), Fix: "start one: meshnode up -d"}
+	}
+	if e := (*control.RunningError)(nil); errors.As(err, &e) {
+		return &node.Error{Code: node.CodeRefused, Message: err.Error(), Fix: "stop it with meshnode down, or choose another directory with --data-dir"}
+	}
+	if e := (*fs.PathError)(nil); errors.As(err, &e) {
+		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "check the path and its permissions"}
+	}
+	if strings.HasPrefix(err.Error(), "unknown command") {
+		return &node.Error{Code: codeUsage, Message: firstLine(err.Error()), Fix: "see meshnode help"}
+	}
+	return &node.Error{Code: "failed", Message: err.Error()}
+}
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	return s
+}
+
+// oneLine makes any text one line that a terminal shows as it is.
+func oneLine(s string) string {
+	return clean(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " "))
+}
+
+// wantsJSON looks for --json in arguments that could not be parsed.
+func wantsJSON(args []string) bool {
+	for i, a := range args {
+		switch {
+		case a == "--" || a == ":::" || a == "::::":
+			return false
+		case a == "--json" || a == "-ojson" || a == "-o=json" || a == "--output=json":
+			return true
+		case (a == "-o" || a == "--output") && i+1 < len(args) && args[i+1] == "json":
+			return true
+		}
+	}
+	return false
+}
+
+func (c *cli) json() bool { return c.format == "json" }
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "meshnode",
+		Short: "Your laptops, one computer",
+		Long: `meshnode makes the computers of a house, a lab or a class one: run it on each, submit
+work on any of them, and the idle ones come and take it.
+
+  meshnode up -d                                 start a node in the background
+  meshnode invite --mine                         print a ticket for another machine
+  meshnode join TICKET                           use it there
+  meshnode submit prog.wasm ::: 1 2 3            run prog.wasm once for each input
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 to 100
+the number of failed tasks, 101 for more; a job of one task ends with the task's own code, 124 if
+it timed out; 125 meshnode's own failure; 130 interrupted.
+
+Every flag has a variable: MESHNODE_ and its long name (MESHNODE_DATA_DIR for --data-dir), or with
+the command's name in between, which comes first (MESHNODE_SUBMIT_TIMEOUT). Where "up" has a flag of
+the same name (--name, --memory), other commands read only the longer variable. A flag wins over a
+variable. Without a command, meshnode does what "up" does.`,
+		Version:           version,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: c.prepare,
+		CompletionOptions: cobra.CompletionOptions{DisableDescriptions: false},
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if errors.Is(err, pflag.ErrHelp) {
+			return err
+		}
+		return usage(cmd, "%s", err)
+	})
+	p := root.PersistentFlags()
+	p.StringVar(&c.dataDir, "data-dir", defaultDataDir(), "the node's `directory`: all of its state is below it")
+	p.StringVarP(&c.format, "output", "o", "table", "`format`: table, wide or json")
+	p.BoolVar(&c.asJSON, "json", false, "the same as -o json")
+	root.AddCommand(
+		c.upCommand(), c.downCommand(), c.statusCommand(),
+		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.peersCommand(),
+		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.logsCommand(),
+		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
+	)
+	return root
+}
+
+// prepare runs before each command: variables, then what all commands share.
+func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
+	if err := c.readVariables(cmd); err != nil {
+		return err
+	}
+	if c.asJSON {
+		c.format = "json"
+	}
+	if !slices.Contains([]string{"table", "wide", "json"}, c.format) {
+		bad := c.format
+		c.format = "table"
+		return usage(cmd, "output format %q: want table, wide or json", bad)
+	}
+	return nil
+}
+
+// readVariables sets the flags that were not given from the environment.
+func (c *cli) readVariables(cmd *cobra.Command) error {
+	if cmd.Hidden || strings.HasPrefix(cmd.Name(), "__") {
+		return nil
+	}
+	var err error
+	up, _, _ := cmd.Root().Find([]string{"up"})
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed || err != nil || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		name := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		names := []string{"MESHNODE_" + strings.ToUpper(cmd.Name()) + "_" + name}
+		if cmd == up || cmd.InheritedFlags().Lookup(f.Name) != nil || up.LocalNonPersistentFlags().Lookup(f.Name) == nil {
+			names = append(names, "MESHNODE_"+name)
+		}
+		for _, n := range names {
+			v, ok := c.getenv(n)
+			if !ok || v == "" {
+				continue
+			}
+			if e := cmd.Flags().Set(f.Name, v); e != nil {
+				err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s=%s: %v", n, v, e), Fix: "correct or unset the variable"}
+			}
+			return
+		}
+	})
+	return err
+}
+
+// dial finds the node of --data-dir.
+func (c *cli) dial() (*control.Client, error) {
+	return control.Dial(c.dataDir)
+}
+
+func workerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "worker RUNTIME",
+		Short:  "A worker process; the node starts it",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return &node.Error{Code: codeUsage, Message: fmt.Sprintf("no runtime %q", args[0]), Fix: "worker processes are started by their node"}
+		},
+	}
+}

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"meshnode/node"
+	"meshnode/node/control"
+	"meshnode/protocol"
+)
+
+// printer writes results as submit, run and results show them.
+type printer struct {
+	c      *cli
+	client *control.Client
+	job    protocol.JobID
+	out    *bufio.Writer
+	bar    *bar
+
+	keepOrder, tag, passThrough bool
+	failures                    int // told so far
+	last                        control.Result
+	seen                        int
+
+	// For keepOrder: what came before its turn. Beyond heldMost bytes only the fact is kept, and the result is
+	// asked for again when its turn has come.
+	next uint32
+	held map[uint32]control.Result
+	size int
+	late map[uint32]bool
+}
+
+// heldMost is how many bytes of results wait for their turn.
+const heldMost = 64 << 20
+
+// maxFailuresTold bounds the lines about failed tasks: the exit code and `job` say how many there were.
+const maxFailuresTold = 20
+
+func (c *cli) newPrinter(client *control.Client, f *submitFlags, job protocol.JobID) *printer {
+	return &printer{
+		c: c, client: client, job: job, out: bufio.NewWriterSize(c.stdout, 64<<10),
+		keepOrder: f.keepOrder, tag: f.tag, passThrough: f.passThrough, held: make(map[uint32]control.Result),
+		late: make(map[uint32]bool),
+	}
+}
+
+// print takes a batch of results. It keeps what they point to, not the slice.
+func (p *printer) print(rs []control.Result) error {
+	p.bar.add(rs)
+	for i := range rs {
+		r := &rs[i]
+		p.seen++
+		if !p.keepOrder {
+			if err := p.write(r); err != nil {
+				return err
+			}
+			continue
+		}
+		if r.Index == p.next {
+			if err := p.write(r); err != nil {
+				return err
+			}
+			p.next++
+			continue
+		}
+		n := len(r.Output) + len(r.Log) + len(r.Input) + len(r.Error)
+		if p.size+n > heldMost {
+			p.late[r.Index] = true
+		} else {
+			p.size += n
+			p.held[r.Index] = *r
+		}
+	}
+	if p.keepOrder {
+		if err := p.turns(context.Background()); err != nil {
+			return err
+		}
+	}
+	return p.flush()
+}
+
+// turns writes what is next in order, as far as it has come.
+func (p *printer) turns(ctx context.Context) error {
+	for {
+		r, ok := p.held[p.next]
+		switch {
+		case ok:
+			delete(p.held, p.next)
+			p.size -= len(r.Output) + len(r.Log) + len(r.Input) + len(r.Error)
+		case p.late[p.next]:
+			delete(p.late, p.next)
+			var err error
+			if r.TaskResult, err = p.client.Result(ctx, p.job.String(), p.next); err != nil {
+				return fmt.Errorf("read result %d again: %w", p.next, err)
+			}
+			if r.Input, err = p.client.Input(ctx, p.job.String(), p.next); err != nil {
+				return fmt.Errorf("read input %d again: %w", p.next, err)
+			}
+		default:
+			return nil
+		}
+		if err := p.write(&r); err != nil {
+			return err
+		}
+		p.next++
+	}
+}
+
+// finish writes what has no turn: a job that did not end has gaps.
+func (p *printer) finish(ctx context.Context) error {
+	rest := slices.AppendSeq(slices.Collect(maps.Keys(p.held)), maps.Keys(p.late))
+	slices.Sort(rest)
+	for _, p.next = range rest {
+		if err := p.turns(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *printer) flush() error {
+	if p.c.outTTY {
+		p.bar.clear()
+	}
+	return p.out.Flush()
+}
+
+// resultLine is a result with --json.
+type resultLine struct {
+	Job       string  `json:"job"`
+	Index     uint32  `json:"index"`
+	Input     *string `json:"input,omitempty"`
+	InputB64  []byte  `json:"input_b64,omitempty"`
+	Status    string  `json:"status"`
+	Output    *string `json:"output,omitempty"`
+	OutputB64 []byte  `json:"output_b64,omitempty"`
+	ExitCode  int32   `json:"exit_code"`
+	Error     string  `json:"error"`
+	Reason    string  `json:"reason,omitempty"`
+	Peer      string  `json:"peer"`
+	PeerName  string  `json:"peer_name"`
+	Attempts  uint32  `json:"attempts"`
+	QueuedMS  float64 `json:"queued_ms"`
+	RunMS     float64 `json:"run_ms"`
+}
+
+// status is the word for s in JSON; reason is a finer one for what is not ok.
+func status(s protocol.Status) (status, reason string) {
+	switch s {
+	case protocol.Status_OK:
+		return "ok", ""
+	case protocol.Status_CANCELLED:
+		return "cancelled", ""
+	}
+	return "failed", strings.ToLower(s.String())
+}
+
+func jsonLine(job string, r *control.Result) resultLine {
+	l := resultLine{
+		Job: job, Index: r.Index, ExitCode: r.ExitCode, Error: r.Error, Peer: string(r.Worker), PeerName: r.Name, Attempts: r.Attempts,
+		QueuedMS: milliseconds(r.Queued), RunMS: milliseconds(r.Run),
+	}
+	l.Status, l.Reason = status(r.Status)
+	if l.Status == "failed" && l.Error == "" {
+		l.Error = failure(r)
+	}
+	if utf8.Valid(r.Input) {
+		s := string(r.Input)
+		l.Input = &s
+	} else {
+		l.InputB64 = r.Input
+	}
+	if utf8.Valid(r.Output) {
+		s := string(r.Output)
+		l.Output = &s
+	} else {
+		l.OutputB64 = r.Output
+	}
+	return l
+}
+
+// failure says in words how a task failed.
+func failure(r *control.Result) string {
+	if r.Error != "" {
+		return r.Error
+	}
+	switch r.Status {
+	case protocol.Status_CANCELLED:
+		return "cancelled"
+	case protocol.Status_FAILED:
+		return fmt.Sprintf("exit code %d", r.ExitCode)
+	}
+	return strings.ReplaceAll(strings.ToLower(r.Status.String()), "_", " ")
+}
+
+func (p *printer) write(r *control.Result) error {
+	p.last = *r
+	if p.c.json() {
+		b, err := encodeJSON(jsonLine(p.job.String(), r))
+		if err == nil {
+			_, err = p.out.Write(b)
+		}
+		return err
+	}
+	out := r.Output
+	switch {
+	case p.passThrough:
+		if err := p.passLog(r); err != nil {
+			return err
+		}
+	case r.Status == protocol.Status_OK || len(out) > 0:
+		if !bytes.HasSuffix(out, []byte("\n")) {
+			out = append(out[:len(out):len(out)], '\n')
+		}
+	}
+	if p.tag {
+		out = tagged(r.Input, out)
+	}
+	if _, err := p.out.Write(toTerminal(out, p.c.outTTY)); err != nil {
+		return err
+	}
+	if r.Status != protocol.Status_OK && r.Status != protocol.Status_CANCELLED {
+		p.tellFailure(r)
+	}
+	return nil
+}
+
+// passLog writes a task's standard error to ours.
+func (p *printer) passLog(r *control.Result) error {
+	if len(r.Log) == 0 {
+		return nil
+	}
+	p.bar.clear()
+	log := r.Log
+	if p.tag {
+		log = tagged(r.Input, log)
+	}
+	_, err := p.c.stderr.Write(toTerminal(log, p.c.errTTY))
+	return err
+}
+
+func (p *printer) tellFailure(r *control.Result) {
+	if p.failures++; p.failures > maxFailuresTold {
+		return
+	}
+	p.bar.clear()
+	where := ""
+	if r.Name != "" {
+		where = " on " + r.Name
+	}
+	input := string(r.Input[:min(len(r.Input), 40)])
+	if len(input) < len(r.Input) {
+		input += "…"
+	}
+	fmt.Fprintf(p.c.stderr, "meshnode: task %d (%s) failed%s: %s; its log: meshnode logs %s/%d\n", r.Index, oneLine(input), oneLine(where), oneLine(failure(r)), p.job.Short(), r.Index)
+	if p.failures == maxFailuresTold {
+		fmt.Fprintf(p.c.stderr, "meshnode: more failures are not shown: meshnode results --json %s\n", p.job.Short())
+	}
+}
+
+// exit is the exit code for a job whose results were printed.
+func (p *printer) exit(j node.Job) error {
+	if j.Tasks == 1 && p.seen == 1 {
+		return oneTask(p.last.TaskResult)
+	}
+	return manyTasks(int(j.Failed))
+}
+
+// oneTask is the exit code of a job of one task: the task's own.
+func oneTask(r node.TaskResult) error {
+	switch {
+	case r.Status == protocol.Status_OK:
+		return nil
+	case r.Status == protocol.Status_TIMED_OUT:
+		return exitCode(exitTimedOut)
+	case r.ExitCode&0xff != 0:
+		return exitCode(r.ExitCode & 0xff)
+	}
+	return exitCode(1)
+}
+
+func manyTasks(failed int) error {
+	if failed == 0 {
+		return nil
+	}
+	return exitCode(min(failed, exitManyFailed))
+}

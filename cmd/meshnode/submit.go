@@ -1,0 +1,435 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"meshnode/node"
+	"meshnode/node/control"
+	"meshnode/protocol"
+	"meshnode/tasks/executor/wasm"
+)
+
+const submitHelp = `Runs PROGRAM, a WebAssembly module, once for each input, on this node and its peers.
+
+Inputs are the words after ":::", the lines of FILE after "::::" (- is standard input), or, with "-" as
+the last word, the lines of standard input. Without any of these it is one task with an empty input;
+standard input is then not read.
+
+Words between PROGRAM and ":::" are the program's arguments, in each of which {} becomes the input and
+{#} its number from 1; standard input of the program is empty then. Without words, the program reads
+the input from its standard input.
+
+Flags come before PROGRAM. `
+
+// submitFlags are the flags of submit and run.
+type submitFlags struct {
+	detach, keepOrder, tag, stats bool
+	bar, noBar                    bool
+	maxParallel                   uint32
+	name, memory, clock           string
+	timeout                       duration
+	// passThrough: the task's output and log as they are, for run.
+	passThrough bool
+}
+
+func (c *cli) submitCommand() *cobra.Command {
+	var f submitFlags
+	cmd := &cobra.Command{
+		Use:   "submit [flags] PROGRAM [WORD...] [::: INPUT...] [:::: FILE]",
+		Short: "Run a program once for each input",
+		Long: submitHelp + `Each task's output is written as it ends, with a line feed if it lacks one. The first
+Ctrl-C cancels the job, the second leaves at once.`,
+		Example: `  meshnode submit prog.wasm ::: 1 2 3
+  seq 1000 | meshnode submit -k prog.wasm -
+  meshnode submit --json --stats prog.wasm --depth {} :::: depths.txt`,
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "print the job's id and leave; the job goes on")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.submit(cmd, &f, args) }
+	return cmd
+}
+
+func (c *cli) runCommand() *cobra.Command {
+	f := submitFlags{passThrough: true}
+	cmd := &cobra.Command{
+		Use:   "run [flags] PROGRAM [WORD...] [::: INPUT...] [:::: FILE]",
+		Short: "Run a program as if it ran here",
+		Long: submitHelp + `The output of tasks is passed through as it is, and what they write to standard error, too.
+Otherwise the same as submit.`,
+		Example: "  meshnode run prog.wasm --verbose",
+	}
+	f.add(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.submit(cmd, &f, args) }
+	return cmd
+}
+
+func (f *submitFlags) add(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.SetInterspersed(false) // what follows PROGRAM is the program's
+	fs.BoolVarP(&f.keepOrder, "keep-order", "k", false, "results in the order of the inputs (default: as tasks end)")
+	fs.BoolVar(&f.tag, "tag", false, "each line of output with its input in front")
+	fs.BoolVar(&f.stats, "stats", false, "at the end, who did what")
+	fs.Uint32VarP(&f.maxParallel, "jobs", "j", 0, "at most `MAX` tasks at once (default: no limit)")
+	fs.StringVarP(&f.name, "name", "n", "", "the job's `name` (default: the program's)")
+	fs.Var(&f.timeout, "timeout", "end a task after this `time` from its start: 500ms, 10s, 1h (default: never)")
+	fs.StringVar(&f.memory, "memory", "", "`limit` of a task's memory: 64M, 1G (default: the node's)")
+	fs.StringVar(&f.clock, "clock", "", "`real`: the system's clock and randomness (default: deterministic ones)")
+	fs.BoolVar(&f.bar, "bar", false, "show progress, also when results go to the same terminal")
+	fs.BoolVar(&f.noBar, "no-bar", false, "do not show progress")
+}
+
+// duration is a flag that also takes a bare number of seconds, as other tools do.
+type duration time.Duration
+
+func (d *duration) String() string {
+	if *d == 0 {
+		return ""
+	}
+	return time.Duration(*d).String()
+}
+func (d *duration) Type() string { return "duration" }
+
+func (d *duration) Set(s string) error {
+	v, err := time.ParseDuration(s)
+	if n, e := strconv.ParseFloat(s, 64); e == nil && err != nil {
+		v, err = time.Duration(n*float64(time.Second)), nil
+	}
+	if err != nil || v < 0 || v > 100*365*24*time.Hour {
+		return fmt.Errorf("%q is no duration: want 500ms, 10s, 2h", s)
+	}
+	*d = duration(v)
+	return nil
+}
+
+// parseBytes reads a number of bytes: 1000, 64K, 64M, 1.5G, also with B or iB; K is 1024.
+func parseBytes(s string) (uint64, error) {
+	digits := strings.TrimRight(strings.ToUpper(s), "KMGTIB")
+	unit := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s)[len(digits):], "B"), "I")
+	shift, ok := map[string]uint{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[unit]
+	v, err := strconv.ParseFloat(digits, 64)
+	if !ok || err != nil || !(v > 0) || v*float64(uint64(1)<<shift) > 1<<50 {
+		return 0, fmt.Errorf("%q is no size: want 64M, 1.5G", s)
+	}
+	return uint64(v * float64(uint64(1)<<shift)), nil
+}
+
+// invocation is what follows submit's flags.
+type invocation struct {
+	program string
+	words   []string
+	inputs  []string // after :::
+	files   []string // after ::::; "-" is standard input
+	given   bool     // there was a :::, :::: or -
+}
+
+func parseInvocation(cmd *cobra.Command, args []string) (invocation, error) {
+	var v invocation
+	if cmd.ArgsLenAtDash() == 0 {
+		return v, &node.Error{Code: codeUsage, Message: "a command after -- cannot be run by this version", Fix: "give a WebAssembly module: meshnode " + cmd.Name() + " prog.wasm ::: INPUT"}
+	}
+	if len(args) == 0 || strings.HasPrefix(args[0], ":::") {
+		return v, usage(cmd, "%s: no PROGRAM", cmd.Name())
+	}
+	v.program = args[0]
+	group, groups := "", 0
+	for _, a := range args[1:] {
+		switch {
+		case a == ":::" || a == "::::":
+			if group, v.given = a, true; a == ":::" {
+				groups++
+			}
+		case group == "":
+			v.words = append(v.words, a)
+		case group == ":::":
+			v.inputs = append(v.inputs, a)
+		default:
+			v.files = append(v.files, a)
+		}
+	}
+	if groups > 1 {
+		return v, usage(cmd, "%s: more than one :::; inputs are not combined", cmd.Name())
+	}
+	if group == "::::" && len(v.files) == 0 {
+		return v, usage(cmd, "%s: no FILE after ::::", cmd.Name())
+	}
+	if n := len(v.words); !v.given && n > 0 && v.words[n-1] == "-" {
+		v.words, v.files, v.given = v.words[:n-1], []string{"-"}, true
+	}
+	return v, nil
+}
+
+// read opens the files and returns the inputs. Total counts them as they come.
+func (v *invocation) read(stdin io.Reader, total *progressTotal) (iter.Seq2[[]byte, error], func(), error) {
+	var open []io.Reader
+	var files []*os.File
+	closeAll := func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	for _, name := range v.files {
+		if name == "-" {
+			open = append(open, stdin)
+			continue
+		}
+		f, err := os.Open(name)
+		if err == nil {
+			files = append(files, f)
+			var st os.FileInfo
+			if st, err = f.Stat(); err == nil && st.IsDir() {
+				err = fmt.Errorf("%s is a directory", name)
+			}
+		}
+		if err != nil {
+			closeAll()
+			return nil, nil, &node.Error{Code: codeUsage, Message: "read inputs: " + err.Error(), Fix: "give a file with one input a line after ::::"}
+		}
+		open = append(open, f)
+	}
+	words := v.inputs
+	if !v.given {
+		words = []string{""}
+	}
+	return func(yield func([]byte, error) bool) {
+		defer total.known.Store(true)
+		for _, w := range words {
+			total.n.Add(1)
+			if !yield([]byte(w), nil) {
+				return
+			}
+		}
+		for i, r := range open {
+			lines := bufio.NewScanner(r)
+			lines.Buffer(make([]byte, 64<<10), control.MaxInput+2)
+			for lines.Scan() { // without the line's end, \r\n too
+				total.n.Add(1)
+				if !yield(lines.Bytes(), nil) {
+					return
+				}
+			}
+			if err := lines.Err(); err != nil {
+				if errors.Is(err, bufio.ErrTooLong) {
+					err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("read inputs from %s: a line is longer than %d MiB", v.files[i], control.MaxInput>>20), Fix: "an input is one line"}
+				}
+				yield(nil, err)
+				return
+			}
+		}
+	}, closeAll, nil
+}
+
+// openProgram opens a module and says what is wrong with it before anything is submitted.
+func openProgram(path string) (*os.File, error) {
+	bad := func(code, message, fix string) (*os.File, error) {
+		return nil, &node.Error{Code: code, Message: path + ": " + message, Fix: fix}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		if file, function, ok := strings.Cut(path, ".py:"); ok && file != "" && function != "" {
+			return bad(node.CodeBadProgram, "Python functions cannot be run by this version", "give a WebAssembly module")
+		}
+		if e := (*os.PathError)(nil); errors.As(err, &e) {
+			err = e.Err
+		}
+		return bad(codeUsage, err.Error(), "give the path of a WebAssembly module")
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		f.Close()
+		return bad(codeUsage, "not a file", "give the path of a WebAssembly module")
+	}
+	if err == nil {
+		err = wasm.Check(path)
+	}
+	if err != nil {
+		f.Close()
+		message, fix, _ := strings.Cut(err.Error(), "; ")
+		return bad(node.CodeBadProgram, message, fix)
+	}
+	return f, nil
+}
+
+func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
+	ctx := cmd.Context()
+	v, err := parseInvocation(cmd, args)
+	if err != nil {
+		return err
+	}
+	spec := node.JobSpec{
+		ID: protocol.NewJobID(), Name: f.name, Runtime: wasm.Name, Args: v.words, Timeout: time.Duration(f.timeout),
+		MaxParallel: f.maxParallel, Detached: f.detach,
+	}
+	if spec.Name == "" {
+		spec.Name = programName(v.program)
+	}
+	if len(spec.Name) > protocol.MaxName {
+		return usage(cmd, "the job's name is longer than %d bytes", protocol.MaxName)
+	}
+	if f.memory != "" {
+		if spec.Memory, err = parseBytes(f.memory); err != nil {
+			return usage(cmd, "--memory: %v", err)
+		}
+	}
+	switch f.clock {
+	case "":
+	case "real":
+		spec.ClockReal = true
+	default:
+		return usage(cmd, "--clock %q: want real", f.clock)
+	}
+	program, err := openProgram(v.program)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	var total progressTotal
+	inputs, closeInputs, err := v.read(c.stdin, &total)
+	if err != nil {
+		return err
+	}
+	defer closeInputs()
+	client, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if spec.Code, err = client.PutProgram(ctx, program); err != nil {
+		return err
+	}
+	if words := strings.Join(v.words, " "); v.given && len(v.words) > 0 && !strings.Contains(words, "{}") && !strings.Contains(words, "{#}") {
+		fmt.Fprintf(c.stderr, "meshnode: no {} in the arguments of %s: each task gets the same\n", oneLine(v.program))
+	}
+	client.Lost = func(err error) {
+		if err == nil {
+			fmt.Fprintln(c.stderr, "meshnode: the node is back")
+		} else {
+			fmt.Fprintln(c.stderr, "meshnode: the connection to the node was lost; waiting for it to come back")
+		}
+	}
+
+	p := c.newPrinter(client, f, spec.ID)
+	p.bar = c.newBar(f, &total)
+	job, err := client.Submit(ctx, spec, inputs, p.print)
+	if err == nil {
+		err = p.finish(ctx)
+	}
+	p.bar.clear()
+	if ctx.Err() != nil {
+		p.out.Flush()
+		return c.interrupted(client, spec.ID, p, &total)
+	}
+	if err != nil {
+		p.out.Flush()
+		return fmt.Errorf("job %s: %w", spec.ID.Short(), err)
+	}
+	if f.detach {
+		if c.json() {
+			return c.writeJob(c.stdout, job, false)
+		}
+		_, err := fmt.Fprintln(c.stdout, job.ID)
+		return err
+	}
+	if f.stats {
+		if err := c.writeStats(p.out, job); err != nil {
+			return err
+		}
+	}
+	if err := p.out.Flush(); err != nil {
+		return err
+	}
+	if job.State == "cancelled" {
+		fmt.Fprintf(c.stderr, "meshnode: job %s was cancelled%s\n", spec.ID.Short(), colon(oneLine(job.Reason)))
+	}
+	return p.exit(job)
+}
+
+func colon(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+func programName(path string) string {
+	path = path[strings.LastIndexAny(path, `/\`)+1:]
+	return strings.TrimSuffix(path, ".wasm")
+}
+
+// interrupted cancels the job after the first Ctrl-C.
+func (c *cli) interrupted(client *control.Client, id protocol.JobID, p *printer, total *progressTotal) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	job, err := client.Cancel(ctx, id.String(), nil)
+	if e := (*node.Error)(nil); errors.As(err, &e) && e.Code == node.CodeNoJob {
+		fmt.Fprintln(c.stderr, "meshnode: interrupted; nothing was submitted")
+		return exitCode(exitInterrupted)
+	}
+	if err != nil {
+		fmt.Fprintf(c.stderr, "meshnode: interrupted; job %s could not be cancelled: %s; meshnode cancel %s\n", id.Short(), oneLine(err.Error()), id.Short())
+		return exitCode(exitInterrupted)
+	}
+	fmt.Fprintf(c.stderr, "meshnode: interrupted; job %s is cancelled, %d of its %d tasks are done: meshnode results %s\n", id.Short(), job.Done, job.Tasks, id.Short())
+	return exitCode(exitInterrupted)
+}
+
+// statsLine is the last line of --json --stats.
+type statsLine struct {
+	Job       string          `json:"job"`
+	Done      uint32          `json:"done"`
+	Failed    uint32          `json:"failed"`
+	ElapsedMS float64         `json:"elapsed_ms"`
+	Peers     []node.JobShare `json:"peers"`
+	Stolen    uint32          `json:"stolen"`
+	Reissued  uint32          `json:"reissued"`
+	Spares    uint32          `json:"spares"`
+}
+
+func (c *cli) writeStats(out io.Writer, j node.Job) error {
+	if j.Peers == nil {
+		j.Peers = []node.JobShare{}
+	}
+	if c.json() {
+		b, err := encodeJSON(statsLine{j.ID, j.Done, j.Failed, j.ElapsedMS, j.Peers, j.Stolen, j.Reissued, j.Spares})
+		if err == nil {
+			_, err = out.Write(b)
+		}
+		return err
+	}
+	fmt.Fprintf(c.stderr, "job %s: %d done, %d failed in %s; %d stolen, %d reissued, %d spare\n", j.ID[:8], j.Done, j.Failed,
+		short(time.Duration(j.ElapsedMS*float64(time.Millisecond))), j.Stolen, j.Reissued, j.Spares)
+	return table(c.stderr, c.errTTY, shareRows(j.Peers))
+}
+
+// tagged puts the input in front of each line of b.
+func tagged(input, b []byte) []byte {
+	input = bytes.ReplaceAll(input, []byte("\n"), []byte(" "))
+	var out []byte
+	for len(b) > 0 {
+		line := b
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			line = b[:i+1]
+		}
+		b = b[len(line):]
+		out = append(append(append(out, input...), '\t'), line...)
+	}
+	return out
+}
+
+// progressTotal counts the inputs as they are read.
+type progressTotal struct {
+	n     atomic.Int64
+	known atomic.Bool // there are no more
+}

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/adrg/xdg"
+	"github.com/shirou/gopsutil/v4/mem"
+	"github.com/spf13/cobra"
+
+	"meshnode/node"
+	"meshnode/node/control"
+	"meshnode/tasks/executor"
+	"meshnode/tasks/executor/wasm"
+)
+
+const (
+	// stopTimeout is what a clean stop may take; a node that takes longer is left as if it had crashed.
+	stopTimeout = 5 * time.Second
+	// startTimeout is how long `up -d` waits for the node: a large journal opens within seconds.
+	startTimeout = 60 * time.Second
+)
+
+func defaultDataDir() string { return filepath.Join(xdg.DataHome, "meshnode") }
+
+type upFlags struct {
+	name, slots, memory, dht, control, logLevel string
+	listen, peers                               []string
+	noMDNS, noWork, detach                      bool
+	detached, withParent                        bool // hidden
+}
+
+func (c *cli) upCommand() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up [flags]",
+		Short: "Start a node",
+		Long: `Starts the node of this data directory and serves until interrupted (or, with -d, in the background until
+"meshnode down"). The first start makes an identity and a mesh of its own; "meshnode join" enters another.
+When it is ready it prints one line: ready: NAME ID ADDRESSES ui off
+On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops within 5 s.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.up(cmd, &f) },
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.name, "name", "", "what people call this node (default: the computer's name)")
+	fs.StringVar(&f.slots, "slots", "auto", "how many tasks run at once: `K`, or auto for one per core")
+	fs.StringArrayVar(&f.listen, "listen", nil, "`MULTIADDR` to listen on; may be repeated (default: all interfaces, on a port that is kept)")
+	fs.StringArrayVar(&f.peers, "peer", nil, "`ADDRESS` of a member, HOST:PORT or a multiaddr; may be repeated")
+	fs.BoolVar(&f.noMDNS, "no-mdns", false, "do not look for members in the local network")
+	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
+	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
+	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "return when the node is ready; it goes on in the background")
+	fs.StringVar(&f.control, "control", "", "network of the local interface: unix or tcp")
+	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fs.BoolVar(&f.detached, "detached", false, "this is the background process of up -d")
+	fs.BoolVar(&f.withParent, "with-parent", false, "stop when standard input ends")
+	for _, hidden := range []string{"control", "log-level", "detached", "with-parent"} {
+		fs.MarkHidden(hidden)
+	}
+	return cmd
+}
+
+// nodeConfig makes the node's configuration of flags.
+func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logger) (node.Config, error) {
+	cfg := node.Config{DataDir: dataDir, Name: f.name, Listen: f.listen, Peers: f.peers, MDNS: !f.noMDNS, Version: version, Logger: log}
+	if f.name != "" && (len(f.name) > 64 || strings.IndexFunc(f.name, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) >= 0) {
+		return cfg, usage(cmd, "--name %q: want up to 64 printable characters without blanks", f.name)
+	}
+	if f.dht != "off" {
+		return cfg, usage(cmd, "--dht %s: this version has only off", f.dht)
+	}
+	var err error
+	if cfg.Slots, err = parseSlots(f.slots); err != nil || cfg.Slots == 0 {
+		return cfg, usage(cmd, "--slots %s: want a number from 1 to %d, or auto; for none there is --no-work", f.slots, control.MaxSlots)
+	}
+	memory, err := parseMemory(f.memory)
+	if err != nil {
+		return cfg, usage(cmd, "--memory %s: %v", f.memory, err)
+	}
+	cfg.Memory = memory / uint64(cfg.Slots) // of one task
+	if f.noWork {
+		cfg.Slots = 0
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return cfg, fmt.Errorf("find the path of this program: %w", err)
+	}
+	cfg.Runtimes = []executor.Runtime{wasm.New(wasm.Config{Command: []string{self, "worker", wasm.Name}})}
+	return cfg, nil
+}
+
+// parseSlots reads K or auto. Auto is what Go may use at once: affinity and cgroups count.
+func parseSlots(s string) (int, error) {
+	if s == "auto" {
+		return runtime.GOMAXPROCS(0), nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > control.MaxSlots {
+		return 0, fmt.Errorf("%q: want a number up to %d, or auto", s, control.MaxSlots)
+	}
+	return n, nil
+}
+
+// parseMemory reads a size, or a share of this computer's memory.
+func parseMemory(s string) (uint64, error) {
+	percent, ok := strings.CutSuffix(s, "%")
+	if !ok {
+		return parseBytes(s)
+	}
+	p, err := strconv.ParseFloat(percent, 64)
+	if err != nil || !(p > 0) || p > 100 {
+		return 0, errors.New("want a share up to 100%")
+	}
+	v, err := mem.VirtualMemory()
+	if err != nil {
+		return 0, fmt.Errorf("read this computer's memory: %w", err)
+	}
+	return uint64(p / 100 * float64(v.Total)), nil
+}
+
+func (c *cli) up(cmd *cobra.Command, f *upFlags) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return usage(cmd, "--log-level %s: want debug, info, warn or error", f.logLevel)
+	}
+	if f.detach && !f.detached {
+		// What was typed wrong is said here, by the process that the person sees.
+		if _, err := f.nodeConfig(cmd, c.dataDir, nil); err != nil {
+			return err
+		}
+		return c.upDetached(cmd)
+	}
+	logs := c.stderr
+	if f.detached {
+		w, err := openLog(filepath.Join(c.dataDir, logFile))
+		if err != nil {
+			return c.reportDetached(cmd, fmt.Errorf("open the log: %w", err))
+		}
+		defer w.Close()
+		logs = w
+	}
+	log := slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: level}))
+	err := c.serve(cmd, f, log)
+	if f.detached && err != nil {
+		log.Error("node ended", "err", err)
+		return c.reportDetached(cmd, err)
+	}
+	return err
+}
+
+// serve runs the node until ctx is done or it is told to shut down.
+func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
+	cfg, err := f.nodeConfig(cmd, c.dataDir, log)
+	if err != nil {
+		return err
+	}
+	ln, err := control.Listen(c.dataDir, f.control)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	n, err := node.New(cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	if f.withParent {
+		go func() {
+			io.Copy(io.Discard, c.stdin)
+			cancel()
+		}()
+	}
+	return runNode(ctx, n, ln, log, func() error {
+		if code := n.RecoveryCode(); code != "" {
+			if f.detached {
+				fmt.Fprintln(c.stdout, recoveryPrefix+code)
+			} else {
+				c.tellRecovery(code)
+			}
+		}
+		st, err := n.Status(ctx)
+		if err != nil {
+			return err
+		}
+		addrs := strings.Join(n.Addrs(), ",")
+		if addrs == "" {
+			addrs = "-"
+		}
+		_, err = fmt.Fprintf(c.stdout, "ready: %s %s %s ui off\n", st.Name, st.ID, addrs)
+		return err
+	})
+}
+
+// recoveryPrefix begins the line in which a background process says its mesh's recovery code.
+const recoveryPrefix = "recovery: "
+
+// tellRecovery shows the code of a mesh that was just made. It is shown only once.
+func (c *cli) tellRecovery(code string) {
+	fmt.Fprintf(c.stderr, "meshnode: a new mesh; its recovery code, to be kept apart from this computer: %s\n", code)
+}
+
+// runNode runs a node and its local interface until ctx is done or the node stops. It calls ready once both serve.
+// When it returns, all of it has ended, unless the node took longer than stopTimeout.
+func runNode(ctx context.Context, n *node.Node, ln *control.Listener, log *slog.Logger, ready func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	nodeDone := make(chan error, 1)
+	go func() { nodeDone <- n.Run(ctx) }()
+	// Clients are served until the node has ended: they see its last results.
+	serveCtx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	served := make(chan error, 1)
+	stopped := func(err error) error {
+		cancel()
+		if nodeDone != nil {
+			select {
+			case e := <-nodeDone:
+				err = errors.Join(err, notCanceled(e))
+			case <-time.After(stopTimeout):
+				err = errors.Join(err, fmt.Errorf("the node did not stop within %v", stopTimeout))
+			}
+		}
+		stopServing()
+		if served != nil {
+			err = errors.Join(err, <-served)
+		}
+		return err
+	}
+	select {
+	case err := <-nodeDone:
+		nodeDone, served = nil, nil
+		return notCanceled(err)
+	case <-ctx.Done():
+		served = nil
+		return stopped(nil)
+	case <-n.Ready():
+	}
+	go func() { served <- control.New(n, ln, log).Run(serveCtx) }()
+	if err := ready(); err != nil && ctx.Err() == nil {
+		return stopped(err)
+	}
+	select {
+	case err := <-nodeDone:
+		nodeDone = nil
+		return stopped(notCanceled(err))
+	case err := <-served:
+		served = nil
+		return stopped(err)
+	case <-ctx.Done():
+		return stopped(nil)
+	}
+}
+
+func notCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// upDetached starts this program again in the background and waits until it is ready or says why not.
+func (c *cli) upDetached(cmd *cobra.Command) error {
+	if held, err := control.Held(c.dataDir); err == nil && held {
+		ln, err := control.Listen(c.dataDir, "") // for its error, which names the process
+		if err == nil {
+			ln.Close() // it ended just now
+		} else {
+			return err
+		}
+	}
+	if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
+		return err
+	}
+	p, err := startDetached(append(os.Args[1:len(os.Args):len(os.Args)], "--detached"))
+	if err != nil {
+		return fmt.Errorf("start the background process: %w", err)
+	}
+	line := make(chan string, 1)
+	go func() {
+		r := bufio.NewReader(io.LimitReader(p.stdout, 64<<10))
+		s, _ := r.ReadString('\n')
+		if code, ok := strings.CutPrefix(s, recoveryPrefix); ok {
+			c.tellRecovery(strings.TrimSpace(code))
+			s, _ = r.ReadString('\n')
+		}
+		line <- strings.TrimSpace(s)
+	}()
+	fix := "see " + filepath.Join(c.dataDir, logFile)
+	select {
+	case s := <-line:
+		p.release()
+		if strings.HasPrefix(s, "ready:") {
+			_, err := fmt.Fprintln(c.stdout, s)
+			return err
+		}
+		var e struct{ Error *node.Error }
+		if json.Unmarshal([]byte(s), &e) == nil && e.Error != nil {
+			return e.Error
+		}
+		return &node.Error{Code: "failed", Message: "the node ended before it was ready", Fix: fix}
+	case <-cmd.Context().Done():
+		p.kill()
+		return exitCode(exitInterrupted)
+	case <-time.After(startTimeout):
+		p.kill()
+		return &node.Error{Code: "failed", Message: fmt.Sprintf("the node was not ready within %v", startTimeout), Fix: fix}
+	}
+}
+
+// reportDetached tells the process that started this one what went wrong; it may be gone already.
+func (c *cli) reportDetached(cmd *cobra.Command, err error) error {
+	b, _ := json.Marshal(struct {
+		Error *node.Error `json:"error"`
+	}{explain(cmd, err)})
+	c.stdout.Write(append(b, '\n'))
+	return exitCode(exitFailure)
+}
