@@ -105,27 +105,17 @@ func (s *Store) answer(w *bufio.Writer, id protocol.BlobID, offset uint64, allow
 	return bao.ExtractSlice(w, f, bytes.NewReader(tree), group, offset, uint64(size)-offset)
 }
 
-// pacer writes at most a slice at once and asks pace before each.
+// pacer asks pace before each write. The buffer before it passes on at most a slice at once.
 type pacer struct {
 	w    io.Writer
 	pace func(n int)
 }
 
-func (p pacer) Write(b []byte) (n int, err error) {
-	for len(b) > 0 && err == nil {
-		part := b[:min(len(b), slice)]
-		if p.pace != nil {
-			p.pace(len(part))
-		}
-		var m int
-		m, err = p.w.Write(part)
-		n += m
-		b = b[m:]
-		if err == nil && m < len(part) {
-			err = io.ErrShortWrite
-		}
+func (p pacer) Write(b []byte) (int, error) {
+	if p.pace != nil {
+		p.pace(len(b))
 	}
-	return n, err
+	return p.w.Write(b)
 }
 
 // trees holds the hash trees of blobs that were served lately, so that one that goes to fifty nodes is hashed once.

@@ -60,16 +60,18 @@ func checkPrefix(t *testing.T, j *Journal, least int) (n int) {
 // are whole, and none is there without those before it.
 func TestPowerLoss(t *testing.T) {
 	t.Parallel()
-	// run appends 60 batches and takes an image of the disk before its at-th change, and what was reported by then.
-	run := func(at int64) (image *vfs.MemFS, reported int, changes int64) {
+	// run appends 60 batches and takes images of the disk before its at-th change, each with other parts of what is not synced, and what was reported by then.
+	run := func(at int64) (images []*vfs.MemFS, reported int, changes int64) {
 		var count, synced atomic.Int64
 		var mem *vfs.MemFS
 		var fs vfs.FS
 		mem, fs = faulty(func(op errorfs.Op) error {
 			if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && count.Add(1) == at {
 				reported = int(synced.Load()) // before the image: what is reported later need not be in it
-				rng := rand.New(rand.NewPCG(uint64(at), 1))
-				image = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rng})
+				for percent := 20; percent < 100; percent += 20 {
+					rng := rand.New(rand.NewPCG(uint64(at), uint64(percent)))
+					images = append(images, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng}))
+				}
 			}
 			return nil
 		})
@@ -88,7 +90,7 @@ func TestPowerLoss(t *testing.T) {
 			j.mu.Unlock()
 		}
 		stop()
-		return image, reported, count.Load()
+		return images, reported, count.Load()
 	}
 	_, _, changes := run(0)
 	if changes < 50 {
@@ -96,16 +98,60 @@ func TestPowerLoss(t *testing.T) {
 	}
 	most := 0
 	for at := int64(1); at <= changes; at++ {
-		image, reported, _ := run(at)
-		if image == nil {
-			continue // this run took fewer
+		images, reported, _ := run(at) // none if this run took fewer changes
+		for _, image := range images {
+			j, stop := start(t, "journal", Config{fs: image})
+			most = max(most, checkPrefix(t, j, reported))
+			stop()
 		}
-		j, stop := start(t, "journal", Config{fs: image})
-		most = max(most, checkPrefix(t, j, reported))
-		stop()
 	}
 	if most < 50 {
 		t.Errorf("at most %d batches were found: the images are wrong", most)
+	}
+}
+
+// What is reported as synced is, also if it was written long before and only then synced: by an empty batch,
+// after a time, or at the end.
+func TestSyncedLater(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"empty batch", "time", "end"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			mem := vfs.NewCrashableMem()
+			j, err := Open("journal", Config{fs: mem})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			ran := make(chan error, 1)
+			go func() { ran <- j.Run(ctx) }()
+			wait(t, j, must(t, j, true))
+			n := must(t, j, false, pair(0)...)
+			checkPrefix(t, j, 1) // reads, so it was written
+			switch how {
+			case "empty batch":
+				wait(t, j, must(t, j, true))
+			case "time":
+				wait(t, j, n)
+			case "end":
+				cancel()
+				if err := <-ran; err != nil {
+					t.Fatal(err)
+				}
+				wait(t, j, n)
+			}
+			again, stop := start(t, "journal", Config{fs: mem.CrashClone(vfs.CrashCloneCfg{})})
+			checkPrefix(t, again, 1)
+			stop()
+			if how != "end" {
+				cancel()
+				<-ran
+			}
+			if err := j.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -210,6 +256,35 @@ func TestDiskFails(t *testing.T) {
 				stop()
 			}
 		})
+	}
+}
+
+// After a failure nothing that would change the disk is done, nor does it return to Pebble with an error.
+func TestFence(t *testing.T) {
+	t.Parallel()
+	d := &disk{FS: vfs.NewMem(), failure: newFailure("journal")}
+	f, err := d.Create("f", vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.failure.set(syscall.EIO)
+	passed := make(chan string)
+	for name, op := range map[string]func(){
+		"create": func() { d.Create("g", vfs.WriteCategoryUnspecified) }, "open": func() { d.OpenReadWrite("f", vfs.WriteCategoryUnspecified) },
+		"reuse": func() { d.ReuseForWrite("f", "g", vfs.WriteCategoryUnspecified) }, "link": func() { d.Link("f", "g") },
+		"rename": func() { d.Rename("f", "g") }, "mkdir": func() { d.MkdirAll("h", 0o700) }, "remove": func() { d.Remove("f") },
+		"remove all": func() { d.RemoveAll("f") }, "write": func() { f.Write([]byte("x")) }, "write at": func() { f.WriteAt([]byte("x"), 0) },
+		"preallocate": func() { f.Preallocate(0, 1) }, "sync": func() { f.Sync() }, "sync data": func() { f.SyncData() }, "sync to": func() { f.SyncTo(1) },
+	} {
+		go func() {
+			op()
+			passed <- name
+		}()
+	}
+	select {
+	case name := <-passed:
+		t.Errorf("%s passed", name)
+	case <-time.After(100 * time.Millisecond): // they must never return: this waits for a defect, not for success
 	}
 }
 

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"meshnode/protocol"
@@ -21,6 +22,10 @@ func FuzzDecode(f *testing.F) {
 		o := e.ops[0]
 		f.Add(append([]byte(nil), e.buf[o.key:o.mid]...), append([]byte(nil), e.buf[o.mid:o.stop]...))
 	}
+	f.Add(numberKey(nil, a, partTasks, 0), binary.AppendUvarint(nil, 1<<40-1)) // more inputs than there is memory
+	f.Add(numberKey(nil, a, partTasks, 0), binary.AppendUvarint([]byte{1}, 1<<40))
+	f.Add(numberKey(nil, a, partDone, 0), binary.AppendUvarint([]byte{1}, 1<<63))
+	f.Add(append([]byte{kindHeld}, binary.AppendUvarint(nil, 1<<63)...), []byte{})
 	f.Fuzz(func(t *testing.T, k, v []byte) {
 		_ = describe(k)
 		decode := decodeJobPart
