@@ -77,8 +77,9 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 	}
 	limitTime(ctx, c)
 	if _, err := s.m.admitIn(c); err != nil {
+		err = refuse(c.RemotePeer(), err)
 		c.Close()
-		return nil, refuse(c.RemotePeer(), err)
+		return nil, err
 	}
 	c.SetDeadline(time.Time{})
 	if pending != nil {

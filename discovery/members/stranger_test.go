@@ -1,0 +1,415 @@
+package members
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	libp2pwebrtc "github.com/libp2p/go-libp2p/p2p/transport/webrtc"
+	"github.com/libp2p/go-libp2p/p2p/transport/websocket"
+	webtransport "github.com/libp2p/go-libp2p/p2p/transport/webtransport"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/multiformats/go-multibase"
+	"github.com/multiformats/go-multihash"
+	mss "github.com/multiformats/go-multistream"
+
+	"meshnode/protocol"
+)
+
+// gone is how soon a stranger must have been dropped.
+const gone = 3500 * time.Millisecond
+
+// TestStrangers dials a member's host with a plain libp2p host over each transport that libp2p has.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	sum := sha256.Sum256([]byte("any certificate"))
+	mh, err := multihash.Encode(sum[:], multihash.SHA2_256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, err := multibase.Encode(multibase.Base64url, mh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	defer done.Wait()
+	for _, c := range []struct {
+		name string
+		opts []libp2p.Option
+		addr string // %s: the member's port
+	}{
+		{"tcp tls", []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New)}, "/ip4/127.0.0.1/tcp/%s"},
+		{"tcp noise", []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(noise.ID, noise.New)}, "/ip4/127.0.0.1/tcp/%s"},
+		{"tcp insecure", []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport), libp2p.NoSecurity}, "/ip4/127.0.0.1/tcp/%s"},
+		{"tcp, our protocol's name", []libp2p.Option{libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(protocol.AdmissionProtocol, libp2ptls.New)}, "/ip4/127.0.0.1/tcp/%s"},
+		{"websocket", []libp2p.Option{libp2p.Transport(websocket.New)}, "/ip4/127.0.0.1/tcp/%s/ws"},
+		{"quic", []libp2p.Option{libp2p.Transport(libp2pquic.NewTransport)}, "/ip4/127.0.0.1/udp/%s/quic-v1"},
+		{"webtransport", []libp2p.Option{libp2p.Transport(webtransport.New)}, "/ip4/127.0.0.1/udp/%s/quic-v1/webtransport/certhash/" + hash},
+		{"webrtc-direct", []libp2p.Option{libp2p.Transport(libp2pwebrtc.New)}, "/ip4/127.0.0.1/udp/%s/webrtc-direct/certhash/" + hash},
+	} {
+		// Most of them wait for their time to be up: all at once, and not as many as there are processors.
+		m := open(t, "", Options{})
+		h := listen(t, m)
+		h.SetStreamHandler("/secret", func(s network.Stream) { t.Error("a stranger opened a protocol"); s.Reset() })
+		count := events(h)
+		_, port, err := net.SplitHostPort(tcpAddr(t, h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger, err := libp2p.New(append(c.opts, libp2p.NoListenAddrs, libp2p.DisableRelay(), libp2p.DisableMetrics())...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { stranger.Close() })
+		addr, err := ma.NewMultiaddr(fmt.Sprintf(c.addr, port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done.Go(func() {
+			start := time.Now()
+			short, cancel := context.WithTimeout(t.Context(), gone)
+			defer cancel()
+			err = stranger.Connect(short, peer.AddrInfo{ID: h.ID(), Addrs: []ma.Multiaddr{addr}})
+			if strings.Contains(fmt.Sprint(err), "no transport") {
+				t.Errorf("%s: the test did not dial: %v", c.name, err)
+			}
+			for _, p := range []libp2pproto.ID{"/secret", "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"} {
+				if s, err := stranger.NewStream(network.WithNoDial(short, ""), h.ID(), p); err == nil {
+					s.SetDeadline(time.Now().Add(gone))
+					s.Write([]byte("x"))
+					if _, err := s.Read(make([]byte, 1)); err == nil {
+						t.Errorf("%s: %s answered a stranger", c.name, p)
+					}
+				}
+			}
+			for pending(m) != 0 || len(h.Network().Conns()) != 0 {
+				if time.Since(start) > gone+50*time.Millisecond {
+					t.Errorf("%s: still there after %v", c.name, time.Since(start))
+					break
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			if n := count(); n != 0 {
+				t.Errorf("%s: %d Connected events", c.name, n)
+			}
+			if len(h.Peerstore().Addrs(stranger.ID())) != 0 {
+				t.Errorf("%s: the stranger is in the peerstore", c.name)
+			}
+			t.Logf("%s: gone after %v: %.150v", c.name, time.Since(start).Round(time.Millisecond), err)
+		})
+	}
+	done.Wait()
+	// And there is nothing else to dial.
+	for _, a := range listen(t, open(t, "", Options{})).Network().ListenAddresses() {
+		if !dialable(a) {
+			t.Errorf("listens on %s", a)
+		}
+	}
+}
+
+func pending(m *Membership) int {
+	m.gate.mu.Lock()
+	defer m.gate.mu.Unlock()
+	return m.gate.pending
+}
+
+// TestRawStrangers is about those who speak TCP only, or stop at some point of the exchange.
+func TestRawStrangers(t *testing.T) {
+	t.Parallel()
+	frame := func(n int) []byte { return append([]byte{byte(n&0x7f) | 0x80, byte(n >> 7)}, make([]byte, n)...) }
+	stranger := open(t, "", Options{})
+	secure := func(c net.Conn) (io.ReadWriter, error) { // TLS under our protocol's name, with a key of its own
+		if err := mss.SelectProtoOrFail(protocol.AdmissionProtocol, c); err != nil {
+			return nil, err
+		}
+		tls, err := libp2ptls.New(protocol.AdmissionProtocol, stranger.Key(), nil)
+		if err != nil {
+			return nil, err
+		}
+		return tls.SecureOutbound(t.Context(), c, "")
+	}
+	after := func(b []byte) func(c net.Conn) error {
+		return func(c net.Conn) error {
+			s, err := secure(c)
+			if err == nil {
+				_, err = s.Write(b)
+			}
+			return err
+		}
+	}
+	var done sync.WaitGroup
+	for name, speak := range map[string]func(c net.Conn) error{
+		"says nothing":            func(net.Conn) error { return nil },
+		"says nonsense":           func(c net.Conn) error { _, err := c.Write([]byte("GET / HTTP/1.1\r\n\r\n")); return err },
+		"drips":                   drip,
+		"floods":                  func(c net.Conn) error { c.Write(make([]byte, 1<<20)); return nil },
+		"stops before TLS":        func(c net.Conn) error { return mss.SelectProtoOrFail(protocol.AdmissionProtocol, c) },
+		"stops after TLS":         after(nil),
+		"half a message":          after(frame(1000)[:500]),
+		"too long a message":      after(frame(5000)),
+		"no chain":                after([]byte{0}),
+		"garbage for a chain":     after([]byte{4, 0x0a, 2, 0x0a, 0}),
+		"a join that proves none": after([]byte{2, 0x12, 0}),
+	} {
+		log := &logged{}
+		m := open(t, "", Options{Logger: log.logger()})
+		h := listen(t, m)
+		count := events(h)
+		c, err := net.Dial("tcp", tcpAddr(t, h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		done.Go(func() {
+			start := time.Now()
+			c.SetDeadline(start.Add(gone))
+			if err := speak(c); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			io.Copy(io.Discard, c) // ends when the member closes
+			if d := time.Since(start); d > gone-50*time.Millisecond {
+				t.Errorf("%s: still there after %v", name, d)
+			}
+			for end := time.Now().Add(time.Second); pending(m) != 0 || log.String() == ""; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Errorf("%s: %d pending, logged %q", name, pending(m), log)
+					break
+				}
+			}
+			if n := count(); n != 0 {
+				t.Errorf("%s: %d Connected events", name, n)
+			}
+			if s := log.String(); strings.Count(s, "connection refused") != 1 || !strings.Contains(s, "addr=/ip4/127.0.0.1/tcp/") ||
+				!strings.Contains(s, "protocol="+protocol.AdmissionProtocol) || !strings.Contains(s, "err=") || !strings.Contains(s, "peer=") {
+				t.Errorf("%s: logged %q", name, s)
+			}
+		})
+	}
+	done.Wait()
+}
+
+// drip sends a byte at a time, one that no protocol's name has.
+func drip(c net.Conn) error {
+	for range 40 {
+		if _, err := c.Write([]byte{0xff}); err != nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return nil
+}
+
+// TestBadCertificates has members of all sorts that are none.
+func TestBadCertificates(t *testing.T) {
+	t.Parallel()
+	a := open(t, "", Options{})
+	ha := listen(t, a)
+	count := events(ha)
+	honest := open(t, "", Options{})
+	join(t, honest, invite(t, a, ha, InviteOptions{}))
+	hh := listen(t, honest)
+	honestCount := events(hh)
+	root := ed25519.NewKeyFromSeed(a.st.Root)
+
+	for name, c := range map[string]struct {
+		chain func(x *Membership, body *protocol.CertificateBody) (*protocol.Chain, error)
+		says  string
+	}{
+		"of another mesh": {func(x *Membership, _ *protocol.CertificateBody) (*protocol.Chain, error) { return x.own.chain, nil }, "another mesh"},
+		"of another mesh, under our name": {func(x *Membership, b *protocol.CertificateBody) (*protocol.Chain, error) {
+			return issue(x.rawKey, a.Mesh(), b, nil)
+		}, "another mesh"},
+		"forged": {func(x *Membership, b *protocol.CertificateBody) (*protocol.Chain, error) {
+			ch, err := issue(root, a.Mesh(), b, nil)
+			ch.Certificates[0].Signature[5] ^= 1
+			return ch, err
+		}, "wrong signature"},
+		"changed": {func(x *Membership, b *protocol.CertificateBody) (*protocol.Chain, error) {
+			b.Name = "aaaa"
+			ch, err := issue(root, a.Mesh(), b, nil)
+			ch.Certificates[0].Body = []byte(strings.Replace(string(ch.Certificates[0].Body), "aaaa", "bbbb", 1))
+			return ch, err
+		}, "wrong signature"},
+		"expired": {func(x *Membership, b *protocol.CertificateBody) (*protocol.Chain, error) {
+			b.NotAfterUnixS = time.Now().Add(-time.Minute).Unix()
+			b.NotBeforeUnixS = b.NotAfterUnixS - 100
+			return issue(root, a.Mesh(), b, nil)
+		}, "expired"},
+		"stolen": {func(*Membership, *protocol.CertificateBody) (*protocol.Chain, error) { return honest.own.chain, nil }, "another key"},
+		"none":   {func(*Membership, *protocol.CertificateBody) (*protocol.Chain, error) { return nil, nil }, "0 certificates"},
+		"issued by a member that is no admin": {func(x *Membership, b *protocol.CertificateBody) (*protocol.Chain, error) {
+			b.Owner = b.Key
+			return issue(honest.rawKey, a.Mesh(), b, honest.own.chain)
+		}, "no admin"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := open(t, "", Options{})
+			own, err := keyOf(x.Self())
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := time.Now().Unix()
+			body := &protocol.CertificateBody{
+				Key: own, Name: "x", Owner: own, Capabilities: []protocol.Capability{protocol.Capability_SUBMIT}, Runtimes: []string{Wasm},
+				NotBeforeUnixS: now, NotAfterUnixS: now + 1000,
+			}
+			chain, err := c.chain(x, body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.st.Mesh = a.st.Mesh // it does everything to get in
+			x.own = &Cert{chain: chain, body: body, Peer: x.self, NotAfter: time.Now().Add(time.Hour)}
+			hx := listen(t, x)
+			ha := ha
+			if name == "expired" {
+				ha = hh // who cannot renew it
+			}
+			start := time.Now()
+			err = hx.Connect(ctx(t), info(ha))
+			var r *Refused
+			if !errors.As(err, &r) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("as the dialer: %v; want it to say %q", err, c.says)
+			}
+			// Dialled, it does not get further either.
+			err = ha.Connect(ctx(t), info(hx))
+			var rejected *Rejected
+			if !errors.As(err, &rejected) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("as the listener: %v; want it to say %q", err, c.says)
+			}
+			if d := time.Since(start); d > gone {
+				t.Errorf("took %v", d)
+			}
+		})
+	}
+	if n := count() + honestCount(); n != 0 {
+		t.Errorf("%d Connected events", n)
+	}
+}
+
+func TestGateLimits(t *testing.T) {
+	t.Parallel()
+	m := open(t, "", Options{})
+	h := listen(t, m)
+	// Real connections from one network: the ninth is closed at once, and the first eight in time.
+	var conns []net.Conn
+	for range maxPerNet {
+		c, err := net.Dial("tcp", tcpAddr(t, h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	eventually(t, time.Second, "they are pending", func() bool { return pending(m) == maxPerNet })
+	if c, err := net.Dial("tcp", tcpAddr(t, h)); err == nil { // else it was reset already
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
+			t.Error("one too many is kept")
+		}
+	}
+	if n := pending(m); n != maxPerNet {
+		t.Errorf("%d pending", n)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	eventually(t, gone, "their places are free", func() bool { return pending(m) == 0 })
+
+	// Strangers from everywhere leave the members' share alone, and the share has its end.
+	g := newGate(m)
+	member := netip.MustParseAddr("10.9.9.9")
+	g.sawMember(member)
+	n := 0
+	for i := range 200 {
+		if _, ok := g.enter(netip.AddrFrom4([4]byte{10, 1, byte(i), 1})); ok {
+			n++
+		}
+	}
+	if n != maxStrangers {
+		t.Errorf("%d strangers are pending, want %d", n, maxStrangers)
+	}
+	var leave []func()
+	for range 50 {
+		if l, ok := g.enter(member); ok {
+			leave = append(leave, l)
+		}
+	}
+	if len(leave) != maxPerMemberAddress || g.pending != maxPending {
+		t.Errorf("%d from a member's address, %d in all; want %d, %d", len(leave), g.pending, maxPerMemberAddress, maxPending)
+	}
+	for _, l := range leave {
+		l()
+		l() // twice is once
+	}
+	if g.pending != maxStrangers || len(g.perAddr) != 0 {
+		t.Errorf("after they left: %d pending, %v", g.pending, g.perAddr)
+	}
+	// IPv6: by /64.
+	g = newGate(m)
+	n = 0
+	for i := range 20 {
+		a := netip.MustParseAddr("2001:db8::").As16()
+		a[15] = byte(i)
+		if _, ok := g.enter(netip.AddrFrom16(a)); ok {
+			n++
+		}
+	}
+	if n != maxPerNet {
+		t.Errorf("%d from one /64", n)
+	}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	a, b := open(t, "", Options{}), open(t, "", Options{Name: "b"})
+	ha := listen(t, a)
+	join(t, b, invite(t, a, ha, InviteOptions{}))
+	hb := listen(t, b)
+	count := events(hb)
+	cert, addr, err := a.Probe(ctx(t), "tcp", tcpAddr(t, hb), "")
+	if err != nil || cert.Peer != b.Self() || cert.Name != "b" || addr == nil || !strings.HasPrefix(addr.String(), "/ip4/127.0.0.1/tcp/") {
+		t.Errorf("probe: %+v, %v, %v", cert, addr, err)
+	}
+	if _, _, err := a.Probe(ctx(t), "tcp", tcpAddr(t, hb), a.Self()); err == nil {
+		t.Error("a probe took another peer for the one expected")
+	}
+	stranger := open(t, "", Options{})
+	var r *Refused
+	if _, _, err := stranger.Probe(ctx(t), "tcp", tcpAddr(t, hb), ""); !errors.As(err, &r) || r.Denial != protocol.Denial_OTHER_MESH {
+		t.Errorf("a stranger's probe: %v", err)
+	}
+	plain, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if _, _, err := a.Probe(ctx(t), "tcp", tcpAddr(t, plain), ""); err == nil || !strings.Contains(err.Error(), "no meshnode") {
+		t.Errorf("a probe of a plain libp2p host: %v", err)
+	}
+	if n := count(); n != 0 {
+		t.Errorf("%d Connected events for probes", n)
+	}
+}
