@@ -41,6 +41,7 @@ type process struct {
 	replies chan []reply
 	dead    string // one line: "killed by signal 9 (killed)"
 	memory  bool   // it ended because the system gave it no more memory
+	ended   time.Time
 	loaded  []uint64
 }
 
@@ -96,6 +97,7 @@ func (e *Executor) start(rt Runtime) (*process, error) {
 	}()
 	go func() {
 		readReplies(outR, p.replies)
+		p.ended = time.Now()
 		p.tree.kill()
 		outR.Close()
 		<-exited

@@ -23,8 +23,8 @@ const (
 	// grace is how long an answer may be under way: a worker holds it back for 1 ms at most.
 	grace = 10 * time.Millisecond
 	// certain is how long an item must have been the first without an answer for its worker's death to be
-	// put down to it, if there are others behind it.
-	certain = 5 * time.Millisecond
+	// put down to it, if there are others behind it: far longer than answers are held back, also on a busy machine.
+	certain = 100 * time.Millisecond
 	// maxLoad is how long loading or compiling a program may take. The largest modules take seconds.
 	maxLoad = 2 * time.Minute
 	// maxLoaded is how many programs a worker process keeps.
@@ -408,7 +408,7 @@ func (s *slot) died() {
 			again = append(again, f)
 		case why.timeout:
 			s.ended(f, protocol.Status_TIMED_OUT, exitTimedOut, fmt.Sprintf("timed out after %v", s.prog.timeout), now)
-		case len(flight) > 1 && now.Sub(s.since) < certain:
+		case len(flight) > 1 && p.ended.Sub(s.since) < certain:
 			// An answer may have been lost with the process, and then a later item is to blame. Run them again one
 			// by one: if it happens again, it is certain.
 			log.Debug("worker process died among several items")

@@ -201,7 +201,7 @@ func WaitGone(t testing.TB, pid int) {
 	}
 }
 
-// WaitBusy waits until a process has used processor time: its task runs.
+// WaitBusy waits until a process has used 0.2 s of processor time: its task runs, and has done so for a while.
 func WaitBusy(t testing.TB, pid int) {
 	t.Helper()
 	p, err := process.NewProcess(int32(pid))
@@ -216,7 +216,7 @@ func WaitBusy(t testing.TB, pid int) {
 		return c.User + c.System
 	}
 	begin := used()
-	for end := time.Now().Add(patience); used() < begin+0.05; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); used() < begin+0.2; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("process %d does nothing", pid)
 		}
@@ -488,8 +488,11 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 		r.collect(s, &e, func() bool { return e.Outcomes[0] != nil })
 		r.Announce(k.Runtime.Name(), k.Echo, nil)
 		pids := r.Processes()
-		if len(pids) < 2 {
-			t.Fatalf("processes %v", pids)
+		for end := time.Now().Add(patience); len(pids) < 2; pids = r.Processes() {
+			if time.Now().After(end) {
+				t.Fatalf("processes %v", pids)
+			}
+			time.Sleep(time.Millisecond)
 		}
 		r.Close()
 		if left := r.Processes(); len(left) != 0 {

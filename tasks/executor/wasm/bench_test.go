@@ -1,6 +1,7 @@
 package wasm_test
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"runtime"
@@ -12,6 +13,8 @@ import (
 	"meshnode/protocol"
 	"meshnode/tasks"
 	"meshnode/tasks/executor"
+	"meshnode/tasks/executor/runtimetest"
+	"meshnode/tasks/executor/wasm"
 )
 
 // flow keeps slots busy with batches of items and counts the outcomes.
@@ -139,4 +142,19 @@ func BenchmarkFirstTask(b *testing.B) {
 	}
 	b.ReportMetric(float64(ready.Milliseconds())/float64(b.N), "ms-prepared")
 	runtime.KeepAlive(ready)
+}
+
+// BenchmarkCompile compiles a module with an empty cache, the start of the process included.
+func BenchmarkCompile(b *testing.B) {
+	path := cmp.Or(os.Getenv("MESHNODE_BENCH_WASM"), "../../../examples/wasm/sum_primes.wasm")
+	for b.Loop() {
+		self, err := os.Executable()
+		if err != nil {
+			b.Fatal(err)
+		}
+		rt := wasm.New(wasm.Config{Command: []string{self}, Env: []string{role + "=worker", "MESHNODE_CACHE_DIR=" + b.TempDir()}})
+		r := runtimetest.NewRig(b, executor.Config{Runtimes: []executor.Runtime{rt}})
+		r.Job("wasm", path, nil)
+		r.Close()
+	}
 }

@@ -24,7 +24,7 @@ const (
 	maxHeld = 64 << 10
 	// garbage is how much is allocated between two collections, which run between tasks only: a collection has to stop all
 	// of Go, and a guest in a loop does not stop.
-	garbage = 64 << 20
+	garbage = 16 << 20
 	// headroom is what Go's heap may grow by within a task before a collection is forced all the same. Guests allocate from it only
 	// in calls to the host, so they can be stopped then.
 	headroom = 256 << 20
@@ -176,6 +176,10 @@ func (w *worker) handle(f frame) error {
 // load compiles a program, or finds it in the cache.
 func (w *worker) load(id uint64, spec protocol.WorkerProgram) {
 	w.out.flush() // this may take long
+	if w.current != nil {
+		w.current.rest()
+		w.current = nil
+	}
 	limitMemory(spec.MemoryBytes + besides)
 	debug.SetGCPercent(100) // no guest runs now
 	p, failure := w.engine.load(spec)

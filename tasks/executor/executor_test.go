@@ -1,0 +1,250 @@
+package executor_test
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+	"meshnode/tasks/executor"
+	"meshnode/tasks/executor/runtimetest"
+)
+
+// odd is a runtime whose worker process does as its input says, the wrong thing too. Its answers wait until there is
+// nothing more to read, so that they are lost when it dies.
+type odd struct{}
+
+const role = "MESHNODE_TEST_ROLE"
+
+func (odd) Name() string       { return "odd" }
+func (odd) Check(string) error { return nil }
+func (odd) Command() (argv, env []string) {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return []string{self}, []string{role + "=odd"}
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(role) == "odd" {
+		os.Exit(oddWorker())
+	}
+	os.Exit(m.Run())
+}
+
+func oddWorker() int {
+	in, out := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
+	for {
+		kind, id, body, err := protocol.ReadLocal(in, protocol.MaxLocal)
+		if err != nil {
+			return 0
+		}
+		switch kind {
+		case protocol.WorkerLoad:
+			switch {
+			case strings.Contains(string(body), "dies"):
+				fmt.Fprintln(os.Stderr, "panic: no idea")
+				return 3
+			case strings.Contains(string(body), "starves"):
+				fmt.Fprintln(os.Stderr, "fatal error: runtime: cannot allocate memory")
+				return 2
+			case strings.Contains(string(body), "unable"):
+				out.Write(protocol.AppendLocal(nil, protocol.WorkerLoadFailed, id, []byte(`{"unable":"not today"}`)))
+			case strings.Contains(string(body), "silent"):
+				select {}
+			default:
+				out.Write(protocol.AppendLocal(nil, protocol.WorkerLoaded, id, []byte("{}")))
+			}
+		case protocol.WorkerRun:
+			o := protocol.WorkerOutcome{Status: protocol.Status_OK, RunUs: 1}
+			switch input := string(body[12:]); input {
+			case "die":
+				return 7
+			case "starve":
+				fmt.Fprintln(os.Stderr, "fatal error: runtime: out of memory")
+				return 2
+			case "hang":
+				out.Flush()
+				select {}
+			case "close":
+				os.Stdout.Close()
+				select {}
+			case "garbage":
+				out.WriteString("this is no frame at all")
+				out.Flush()
+				select {}
+			case "another":
+				id += 100
+			case "skip":
+				out.Write(protocol.AppendLocal(nil, protocol.WorkerSkipped, id))
+				id += 100
+			case "lie":
+				o.Status = protocol.Status_CANCELLED
+			case "number":
+				o.Output = fmt.Append(nil, binary.LittleEndian.Uint32(body[8:]))
+			}
+			out.Write(protocol.AppendWorkerDone(nil, id, &o))
+		}
+		if in.Buffered() == 0 {
+			out.Flush()
+		}
+	}
+}
+
+func newRig(t *testing.T) *runtimetest.Rig {
+	return runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}})
+}
+
+// many is n times the same input.
+func many(n int, input string) []string { return slices.Repeat([]string{input}, n) }
+
+// TestPoison has an item kill its worker process together with the answers of those before it. Those must not be
+// charged for it, and it must be.
+func TestPoison(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.Job("odd", "program", nil)
+	r.Do(0, job, many(200, "number")...) // they are short: many at once from now on
+	for at := range 5 {
+		inputs := many(50, "number")
+		inputs[at*9] = "die"
+		e := r.Do(0, job, inputs...)
+		for i, o := range e.Outcomes {
+			if i == uint32(at*9) {
+				r.Want(o, protocol.Status_WORKER_LOST, 1, "worker process died: exit code 7")
+			} else if o.Status != protocol.Status_OK || string(o.Output) != fmt.Sprint(i) {
+				t.Errorf("item %d: %v %q", i, o.Status, o.Output)
+			}
+		}
+		if e.Outcomes[uint32(at*9)] == nil || len(e.Outcomes) < at*9+1 {
+			t.Errorf("die at %d: %d outcomes, returned %v", at*9, len(e.Outcomes), e.Returned)
+		}
+	}
+	e := r.Do(0, job, "starve", "number")
+	r.Want(e.Outcomes[0], protocol.Status_MEMORY_LIMIT, 1, "memory limit of 512 MiB")
+	r.Want(e.Outcomes[1], protocol.Status_OK, 0, "")
+}
+
+// TestBrokenProtocol has worker processes say what they must not.
+func TestBrokenProtocol(t *testing.T) {
+	t.Parallel()
+	for input, text := range map[string]string{
+		"garbage": "local frame of",
+		"another": "which is not the next",
+		"skip":    "which is not the next",
+		"lie":     "outcome with status",
+		"close":   "killed by signal 9",
+	} {
+		t.Run(input, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			job := r.Job("odd", "program", nil)
+			r.Want(r.Do(0, job, input, "number").Outcomes[0], protocol.Status_WORKER_LOST, 1, text)
+			r.Want(r.Do(0, job, "number").Outcomes[0], protocol.Status_OK, 0, "")
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for path, text := range map[string]string{
+		"dies":    "died: exit code 3: panic: no idea",
+		"starves": "exit code 2, out of memory",
+		"unable":  "not today",
+	} {
+		job := r.Announce("odd", path, nil)
+		if p := r.Next().(tasks.Prepared); p.Job != job || p.Invalid != "" || !strings.Contains(p.Unable, text) {
+			t.Errorf("%s: %+v", path, p)
+		}
+		if e := r.Do(0, job, "number", "number"); !slices.Equal(e.Returned, []uint32{0, 1}) {
+			t.Errorf("%s: %+v", path, e)
+		}
+	}
+	// More programs than a process keeps, in turn.
+	var jobs []protocol.JobID
+	for range 6 {
+		jobs = append(jobs, r.Job("odd", "program", nil))
+	}
+	for range 2 {
+		for _, job := range jobs {
+			r.Want(r.Do(0, job, "number").Outcomes[0], protocol.Status_OK, 0, "")
+		}
+	}
+	// A compiler that does not come to an end is ended by Drop, and there is no answer.
+	job := r.Announce("odd", "silent", nil)
+	r.Drop("origin", job)
+	r.Job("odd", "program", nil)
+}
+
+// TestStopAtOnce stops what has not come to run, or runs, in a slot that is in any state.
+func TestStopAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.Job("odd", "program", nil)
+	r.Do(0, job, many(100, "number")...)
+	for range 3 {
+		s := r.Begin(0, job, append(many(20, "number"), append([]string{"hang"}, many(20, "number")...)...)...)
+		var all []protocol.Attempt
+		for _, item := range s.Items {
+			all = append(all, item.Attempt)
+		}
+		r.Stop(tasks.Stop{Attempts: all})
+		if e := r.Collect(s); slices.Contains(e.Returned, 20) == (e.Outcomes[20] != nil) {
+			t.Errorf("%+v", e)
+		}
+	}
+	// A Start in a slot that is not idle is the caller's defect; its items are not lost.
+	s := r.Begin(0, job, "hang")
+	r.Begin(0, job, "number")
+	if f := r.Next().(tasks.Finished); len(f.Returned) != 1 || f.Idle {
+		t.Errorf("%+v", f)
+	}
+	r.Stop(tasks.Stop{Attempts: []protocol.Attempt{s.Items[0].Attempt}})
+	if e := r.Collect(s); len(e.Returned) != 1 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestSoon has outcomes come before the batch that they are in ends.
+func TestSoon(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job := r.Job("odd", "program", nil)
+	s := r.Begin(0, job, "number", "hang", "number")
+	if f := r.Next().(tasks.Finished); len(f.Outcomes) != 1 || f.Idle {
+		t.Errorf("%+v", f)
+	}
+	r.Stop(tasks.Stop{Attempts: []protocol.Attempt{s.Items[1].Attempt, s.Items[2].Attempt}})
+	for idle := false; !idle; {
+		idle = r.Next().(tasks.Finished).Idle
+	}
+}
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range []executor.Config{{}, {Emit: func(tasks.Event) {}}, {Blobs: struct{ executor.Blobs }{}}} {
+		if _, err := executor.New(cfg); err == nil {
+			t.Errorf("%+v is taken", cfg)
+		}
+	}
+	began := time.Now()
+	e, err := executor.New(executor.Config{Emit: func(tasks.Event) {}, Blobs: struct{ executor.Blobs }{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Drop("nobody", protocol.NewJobID())
+	e.Stop(tasks.Stop{Slot: 3})
+	e.Close()
+	e.Close()
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
