@@ -367,7 +367,13 @@ func (s *Scheduler) startTasks() {
 	if s.unavailable() != "" {
 		return
 	}
-	for i := 0; i < s.wanted && i < len(s.slots); i++ {
+	busy := 0 // those of slots that were taken away count until they end
+	for i := range s.slots {
+		if s.slots[i].busy {
+			busy++
+		}
+	}
+	for i := 0; i < len(s.slots) && busy < s.wanted; i++ {
 		if s.slots[i].busy {
 			continue
 		}
@@ -376,6 +382,7 @@ func (s *Scheduler) startTasks() {
 			return
 		}
 		s.start(i, p, j)
+		busy++
 	}
 }
 

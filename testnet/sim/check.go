@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -137,7 +138,7 @@ func (p *process) checkEpoch(m protocol.Message) {
 }
 
 // checkOutgoing looks at a message as it leaves the scheduler.
-func (p *process) checkOutgoing(x tasks.Outgoing) {
+func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 	n, w := p.n, p.n.w
 	to := w.byID[x.Peer]
 	if to == nil || to == n {
@@ -172,7 +173,9 @@ func (p *process) checkOutgoing(x tasks.Outgoing) {
 					w.fail("%v grants %v, which is not accepted", n, a)
 					return
 				}
-				if _, done := b.done[t.Index]; done || b.cancelled {
+				// What ended in this very Ready is on the disk already, and its revoke or cancel follows.
+				before := len(n.disk.batches) - 1
+				if d, done := b.done[t.Index]; done && d.batch < before || b.cancelled && b.cancelAt < before {
 					w.fail("%v grants %v, whose task has ended", n, a)
 					return
 				}
@@ -181,7 +184,7 @@ func (p *process) checkOutgoing(x tasks.Outgoing) {
 	case *protocol.GiveBack:
 		for _, a := range protocol.UngroupAttempts(m.Attempts) {
 			p.gave[heldKey{x.Peer, a}] = true
-			if p.runs(x.Peer, a) {
+			if p.runs(x.Peer, a) && !slices.ContainsFunc(stops, func(s tasks.Stop) bool { return slices.Contains(s.Attempts, a) }) {
 				w.fail("%v gives back %v, which runs", n, a)
 				return
 			}
@@ -272,7 +275,7 @@ func (p *process) checkStart(x tasks.Start) {
 func (p *process) checkRun(origin protocol.NodeID, a protocol.Attempt) {
 	w := p.n.w
 	k := ranKey{p.n, origin, a}
-	if w.ran[k] && w.jobs[a.Job].n.rollbacks == 0 {
+	if w.ran[k] && w.jobs[a.Job].n.rollbacks == 0 && !w.byID[origin].liar {
 		w.fail("%v runs %v twice", p.n, a)
 	}
 	w.ran[k] = true

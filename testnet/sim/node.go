@@ -494,7 +494,7 @@ func (p *process) carryOut(r tasks.Ready) {
 		}
 	}
 	for _, m := range r.Messages {
-		p.checkOutgoing(m)
+		p.checkOutgoing(m, r.Stop)
 		when(m.Durable, func() { p.send(m) })
 	}
 	for _, x := range r.Stop {
