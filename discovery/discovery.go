@@ -111,6 +111,7 @@ type known struct {
 	cert     *members.Cert
 	addrs    []hint // best first
 	up       bool   // connected, as far as the events tell
+	public   bool   // the other members know of it, or have been told
 	dialing  bool
 	backoff  backoff
 	next     time.Time // of the next dial; zero: none planned
@@ -182,6 +183,9 @@ func (d *Discovery) Run(ctx context.Context) error {
 	}
 	d.mesh = d.members.Mesh()
 	d.sync()
+	for _, k := range d.peers {
+		k.public = true
+	}
 	for _, p := range d.host.Network().Peers() {
 		d.connChanged(p)
 	}
@@ -267,7 +271,7 @@ func (d *Discovery) sync() {
 		if e := d.book.peers[c.Peer]; e != nil {
 			k.lastSeen = e.LastSeen
 		}
-		d.plan(c.Peer, k)
+		d.plan(c.Peer, k, false)
 		if addrs := d.unmet[c.Peer]; addrs != nil {
 			delete(d.unmet, c.Peer)
 			d.hint(c.Peer, "mDNS", addrs...)
@@ -279,7 +283,7 @@ func (d *Discovery) sync() {
 		}
 	}
 	if i := d.members.Inviter(); i.ID != "" {
-		d.hint(i.ID, "ticket", i.Addrs...)
+		d.hint(i.ID, fromTicket, i.Addrs...)
 	}
 }
 
@@ -305,20 +309,28 @@ func (d *Discovery) hint(p peer.ID, source string, addrs ...ma.Multiaddr) {
 		}
 	}
 	k.addrs = k.addrs[:min(len(k.addrs), protocol.MaxMemberAddresses)]
-	if !k.up && (fresh || source == "given") {
+	// A person's word is taken at once, and again. Who has just joined is not known to the other side by any address.
+	urgent := source == fromPerson || (fresh && source == fromTicket)
+	if !k.up && (fresh || urgent) {
 		k.backoff.reset()
-		d.plan(p, k)
+		d.plan(p, k, urgent)
 	}
 }
 
+// Sources of hints that count for more.
+const (
+	fromPerson = "given"
+	fromTicket = "ticket"
+)
+
 // plan sets the next dial of a peer that has just been lost or heard of: the lower peer ID at once, the other a little
-// later, so that one connection comes of it.
-func (d *Discovery) plan(p peer.ID, k *known) {
+// later, so that one connection comes of it; or now, if it is urgent.
+func (d *Discovery) plan(p peer.ID, k *known, urgent bool) {
 	if k.up || k.dialing || len(k.addrs) == 0 {
 		return
 	}
 	at := time.Now()
-	if d.host.ID() > p {
+	if d.host.ID() > p && !urgent {
 		at = at.Add(yield)
 	}
 	if early := k.lastDial.Add(minDialGap); at.Before(early) {
@@ -403,9 +415,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 	k := d.peers[p]
 	if k == nil && up {
 		d.sync() // it was admitted, so its certificate is held now
-		if k = d.peers[p]; k != nil {
-			d.announceMember(p)
-		}
+		k = d.peers[p]
 	}
 	if k == nil {
 		if up {
@@ -430,12 +440,16 @@ func (d *Discovery) connChanged(p peer.ID) {
 		}
 		d.log.Info("member connected", "peer", p.String(), "name", k.cert.Name)
 		d.tell(p, d.records(p))
+		if !k.public {
+			k.public = true
+			d.announceMember(p)
+		}
 		return
 	}
 	d.book.seen(p, k.lastSeen)
 	k.reason = "the connection was lost"
 	d.log.Info("member disconnected", "peer", p.String(), "name", k.cert.Name)
-	d.plan(p, k)
+	d.plan(p, k, false)
 }
 
 // oneConnection closes what is too much when both sides dialled. Only the lower peer ID closes: two judges could each
@@ -501,7 +515,7 @@ func (d *Discovery) rediscover() {
 	for p, k := range d.peers {
 		if !k.up {
 			k.backoff.reset()
-			d.plan(p, k)
+			d.plan(p, k, false)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
@@ -28,7 +29,7 @@ func ParseGiven(s string) (Given, error) {
 	g := Given{Text: s, Network: "tcp"}
 	if !strings.HasPrefix(s, "/") {
 		host, port, err := net.SplitHostPort(s)
-		if err != nil || host == "" || strings.ContainsAny(host, " /\\@?#") || len(host) > 255 {
+		if err != nil || host == "" || strings.ContainsFunc(host, notInHost) || len(host) > 255 {
 			return Given{}, fmt.Errorf("address %.80q: want HOST:PORT (192.168.1.5:4001) or a multiaddr (/ip4/192.168.1.5/tcp/4001)", s)
 		}
 		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
@@ -53,6 +54,10 @@ func ParseGiven(s string) (Given, error) {
 		return Given{}, fmt.Errorf("address %.80q: the port must be a number from 1 to 65535", s)
 	}
 	return g, nil
+}
+
+func notInHost(r rune) bool {
+	return !unicode.IsPrint(r) || unicode.IsSpace(r) || strings.ContainsRune(`/\@?#"'`, r)
 }
 
 // dialable reports whether a is an address for this node's transport: an IP address or DNS name and a TCP port.
@@ -85,7 +90,7 @@ func (d *Discovery) seek(ctx context.Context, g Given) {
 				d.do(ctx, func() {
 					d.given[g.Text] = givenState{peer: found}
 					d.sync()
-					d.hint(found, "given", addr)
+					d.hint(found, fromPerson, addr)
 				})
 			default:
 				next := wait.next()

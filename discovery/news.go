@@ -45,7 +45,7 @@ func (d *Discovery) record(p, to peer.ID) *protocol.MemberRecord {
 }
 
 // announceMember tells everybody who is connected of a member that was met here first: one that has just joined
-// through this node, or that has been away since before they came. The others meet it themselves or hear it from here,
+// through this node, or that came with a certificate nobody had told of. The others meet it themselves or hear it from here,
 // so nothing is passed on a second time.
 func (d *Discovery) announceMember(p peer.ID) {
 	for _, to := range d.order() {
@@ -118,6 +118,11 @@ func (d *Discovery) hear(s network.Stream) {
 	d.do(d.ctx, func() {
 		if len(fresh) > 0 {
 			d.sync()
+		}
+		for _, c := range fresh {
+			if k := d.peers[c.Peer]; k != nil {
+				k.public = true
+			}
 		}
 		source := "member " + from.String()
 		if k := d.peers[from]; k != nil {

@@ -96,6 +96,9 @@ func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
 		if _, err := m.Add(reply.Issued); err != nil {
 			return nil, err
 		}
+		m.mu.Lock()
+		m.changed()
+		m.mu.Unlock()
 		m.log.Info("gave a certificate to a new member", "peer", c.RemotePeer(), "name", cleanName(a.Join.Name))
 		return nil, errJoined
 	}

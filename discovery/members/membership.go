@@ -252,8 +252,8 @@ func (m *Membership) Inviter() peer.AddrInfo {
 	return info
 }
 
-// Subscribe returns a channel that gets a value after the node's mesh or its own certificate changed (at most one
-// waits in it), until stop is called.
+// Subscribe returns a channel that gets a value after the node's mesh or its own certificate changed, or somebody
+// joined through this node (at most one value waits in it), until stop is called.
 func (m *Membership) Subscribe() (changes <-chan struct{}, stop func()) {
 	ch := make(chan struct{}, 1)
 	m.mu.Lock()
