@@ -293,7 +293,7 @@ func (p *peer) wake(s *Scheduler, at func(int64)) {
 			at(c.from)
 		}
 	}
-	if len(p.results) > 0 {
+	if p.up && len(p.results) > 0 {
 		at(p.flushAt)
 	}
 	if p.askFrom > s.now && p.pending > 0 {

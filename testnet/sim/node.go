@@ -363,6 +363,12 @@ func (p *process) turn() {
 		}
 	}
 	p.wake = r.Wake
+	if len(events) > 0 || !r.Empty() || r.Wake == 0 || r.Wake > now {
+		p.spins = 0
+	} else if p.spins++; p.spins > 5 {
+		w.fail("%v is woken again and again for nothing: now %d, Wake %d", n, now, r.Wake)
+		return
+	}
 	p.armWake()
 	p.busyUntil = w.now + max(cost, costEvent)*n.cpu/100
 	if !r.Empty() {
@@ -494,6 +500,9 @@ func (p *process) carryOut(r tasks.Ready) {
 		}
 	}
 	for _, m := range r.Messages {
+		if p.dead {
+			return
+		}
 		p.checkOutgoing(m, r.Stop)
 		when(m.Durable, func() { p.send(m) })
 	}
