@@ -98,6 +98,7 @@ type process struct {
 	dead        bool
 	stopping    bool
 	turns       int
+	spins       int // turns in a row that had nothing to do and want another one at once
 
 	slot     map[int]*slot
 	running  int // busy slots
