@@ -48,6 +48,11 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 			return
 		}
 		s.dropLease(l)
+		if j.charged[a] { // the same again: its answer was lost with a stream
+			s.answer(p, a, accepted)
+			return
+		}
+		j.charged[a] = true
 		t.deaths++
 		if t.deaths >= maxDeaths && t.state == pending {
 			// A new Outcome: the worker, which may be this node, still keeps o.

@@ -37,6 +37,7 @@ type job struct {
 	limboUntil int64
 
 	fetching map[protocol.Attempt]*protocol.Outcome // results whose bytes are on their way
+	charged  map[protocol.Attempt]bool              // whose worker process died: each counts once
 
 	run                        mean // of successes, over all workers
 	byWorker                   map[protocol.NodeID]*share
@@ -135,7 +136,7 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 	j := &job{
 		id: id, spec: spec, state: JobWaiting, openedAt: s.now,
 		leases: map[uint32][]*lease{}, grantedTo: map[protocol.NodeID]bool{},
-		fetching: map[protocol.Attempt]*protocol.Outcome{}, byWorker: map[protocol.NodeID]*share{},
+		fetching: map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{}, byWorker: map[protocol.NodeID]*share{},
 	}
 	s.jobs[id] = j
 	s.jobOrder = append(s.jobOrder, j)
@@ -213,7 +214,7 @@ func (s *Scheduler) checkEnd(j *job) {
 // endJob tells watchers and workers that a job is over, and frees what only a running one needs.
 func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.state, j.reason, j.endedAt = state, reason, s.now
-	j.limboUntil, j.awaited = 0, nil
+	j.limboUntil, j.awaited, j.charged = 0, nil, nil
 	for i := range j.tasks {
 		j.tasks[i].input = Input{}
 	}

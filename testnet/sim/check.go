@@ -501,7 +501,7 @@ func (w *world) finished() {
 				w.fail("%v has lost the bytes of a result of %s", n, j.id.Short())
 			}
 		}
-		if n.life == 1 && !j.ended {
+		if n.life == 1 && !j.endTold {
 			w.fail("%v never told that %s ended", n, j.id.Short())
 		}
 		if n.life == 1 && !b.cancelled && len(j.seen) != int(b.tasks) {

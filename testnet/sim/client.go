@@ -40,8 +40,7 @@ type job struct {
 	durable     map[uint32]protocol.Status // told, durably
 	p           *process
 	seen        map[uint32]bool // told by p
-	seq         uint32
-	endedAt     int64
+	endTold     bool
 	endedIn     *process // who told so
 	endKept     bool     // its records were synced by then
 }
@@ -91,10 +90,7 @@ func (j *job) connect(p *process) {
 	w := j.w
 	j.p = p
 	j.seen = map[uint32]bool{}
-	j.seq = 0
-	if b := j.n.disk.book.jobs[j.id]; b != nil {
-		j.seq = b.seq
-	}
+	j.endTold = j.ended
 	if j.ended {
 		// An attached client has what it wanted and is gone: what the crash brought back is cancelled.
 		if b := j.n.disk.book.jobs[j.id]; b != nil && !b.ended() && !j.detached {
@@ -180,6 +176,7 @@ func (j *job) told(p *process, x tasks.Notice) {
 		if x.Count == j.tasks && (x.Durable || !j.detached) {
 			if b := j.n.disk.book.jobs[j.id]; b != nil && b.closed {
 				j.accepted = true
+				j.ended = j.endTold
 			}
 		}
 	case tasks.TaskDone:
@@ -199,10 +196,8 @@ func (j *job) told(p *process, x tasks.Notice) {
 		if j.ended && x.State != j.state && (j.p == p && j.endedIn == p || j.endKept) {
 			j.w.fail("%v told that %s was %v, and now %v", p.n, j.id.Short(), j.state, x.State)
 		}
-		if !j.ended {
-			j.endedAt = j.w.now
-		}
-		j.ended, j.state, j.endedIn = true, x.State, p
+		j.endTold, j.state, j.endedIn = true, x.State, p
+		j.ended = j.accepted || !j.detached // a client does not believe in the end of what is not accepted
 		j.endKept = b != nil && j.n.disk.synced == len(j.n.disk.batches)
 		j.w.lastEnd = max(j.w.lastEnd, j.w.now)
 	}

@@ -150,7 +150,7 @@ func (p *process) lie() {
 		}
 		var ups []*end
 		for _, e := range p.sortedEnds() {
-			if e.up && !e.down {
+			if e.up && e.greeted && !e.down {
 				ups = append(ups, e)
 			}
 		}

@@ -48,6 +48,7 @@ type end struct {
 	session uint64
 	conn    *conn
 	side    int
+	greeted bool // our Hello was sent
 	up      bool // the peer's Hello was read
 	down    bool // the loop was told, or the process has let go
 	bye     bool
@@ -102,6 +103,7 @@ func (l *link) dial() {
 	for _, e := range c.ends {
 		e.p.put(waiting{call: func() {
 			if !e.down {
+				e.greeted = true
 				e.send(e.p.s.Hello(e.peer))
 			}
 		}})
