@@ -250,7 +250,14 @@ func runNode(ctx context.Context, n *node.Node, ln *control.Listener, log *slog.
 		return stopped(nil)
 	case <-n.Ready():
 	}
-	go func() { served <- control.New(n, ln, log).Run(serveCtx) }()
+	server := control.New(n, ln, log)
+	go func() { served <- server.Run(serveCtx) }()
+	select {
+	case err := <-served:
+		served = nil
+		return stopped(err)
+	case <-server.Ready():
+	}
 	if err := ready(); err != nil && ctx.Err() == nil {
 		return stopped(err)
 	}

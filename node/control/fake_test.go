@@ -296,16 +296,12 @@ func serve(t testing.TB, dir, network string, n Node) (stop func()) {
 		})
 	}
 	t.Cleanup(stop)
-	end := time.Now().Add(10 * time.Second)
-	for {
-		if _, err := readInfo(dir); err == nil {
-			return stop
-		}
-		if time.Now().After(end) {
-			t.Fatal("no control.json in 10 s")
-		}
-		time.Sleep(time.Millisecond) // the file system has no event for it
+	select {
+	case <-s.Ready():
+	case <-time.After(10 * time.Second):
+		t.Fatal("not ready in 10 s")
 	}
+	return stop
 }
 
 func dial(t testing.TB, dir string) *Client {

@@ -61,14 +61,15 @@ type Server struct {
 	log  *slog.Logger
 	http http.Server
 
+	ready   chan struct{}
 	streams sync.WaitGroup
 	slots   chan struct{} // one for each upgraded connection
 	ctx     context.Context
 }
 
-// New returns a server that Run starts. The listener stays the caller's to close.
+// New returns a server that Run starts, once. The listener stays the caller's to close.
 func New(n Node, ln *Listener, log *slog.Logger) *Server {
-	s := &Server{node: n, ln: ln, log: log, slots: make(chan struct{}, maxStreams)}
+	s := &Server{node: n, ln: ln, log: log, ready: make(chan struct{}), slots: make(chan struct{}, maxStreams)}
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(r *http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -128,6 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.ln.publish(); err != nil {
 		return err
 	}
+	close(s.ready)
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.ln.Listener) }()
 	var err error
@@ -148,6 +150,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.streams.Wait()
 	return err
 }
+
+// Ready is closed when clients can find the node.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 type empty struct{}
 

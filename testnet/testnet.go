@@ -1,0 +1,403 @@
+// Package testnet runs meshes of real processes on this machine, for tests: each node is a meshnode of its own with a
+// data directory of its own, joined to one mesh over loopback, without mDNS. testnet.sh does the same for people.
+//
+// The table of who imports whom is here too, because it looks at all packages and belongs to none.
+package testnet
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"meshnode/node"
+	"meshnode/node/control"
+)
+
+const (
+	// startTimeout is for a node on a machine that is busy with other tests.
+	startTimeout = 60 * time.Second
+	// stopTimeout is above the 5 s that a node may take to stop.
+	stopTimeout = 10 * time.Second
+	// cliTimeout ends a command that hangs.
+	cliTimeout = 2 * time.Minute
+)
+
+// Options of a mesh; the zero value is one slot for each node.
+type Options struct {
+	Slots int      // of each node; 0: 1
+	Apart bool     // do not join the nodes to one mesh
+	Args  []string // more flags of up, for each node
+	Env   []string // more variables
+}
+
+// Net is a running mesh. It belongs to the test that started it, which ends it.
+type Net struct {
+	t     testing.TB
+	o     Options
+	dir   string
+	nodes []*Node
+}
+
+// Node is one of a Net. Its methods are for the test's goroutine, CLI and Client excepted; they fail the test
+// where something goes wrong that is not what the test is about.
+type Node struct {
+	net    *Net
+	i      int
+	Dir    string // the data directory
+	listen string
+
+	cmd       *exec.Cmd
+	stdin     io.Closer // the node ends with it, and so with this process
+	exited    chan struct{}
+	client    *control.Client
+	frozen    bool
+	readyLine chan string
+	Ready     string // the line that the node printed when it was ready
+}
+
+// Start starts n nodes and returns when each sees the n-1 others. All processes are gone when the test is over;
+// the test fails if one of them panicked.
+func Start(t testing.TB, n int, o Options) *Net {
+	t.Helper()
+	if o.Slots == 0 {
+		o.Slots = 1
+	}
+	net := &Net{t: t, o: o}
+	bin := Binary(t)
+	// t.TempDir would put the test's name into the path: too long for a socket.
+	dir, err := os.MkdirTemp("", "mn-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	net.dir = dir
+	t.Cleanup(net.end)
+	for i := range n {
+		nd := &Node{net: net, i: i + 1, Dir: filepath.Join(dir, strconv.Itoa(i+1)), listen: "/ip4/127.0.0.1/tcp/0"}
+		net.nodes = append(net.nodes, nd)
+		nd.begin(bin)
+	}
+	for _, nd := range net.nodes {
+		nd.awaitReady()
+	}
+	if n > 1 && !o.Apart {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		ticket, err := net.Node(1).Client().Invite(ctx, node.InviteOptions{Mine: true, Expires: time.Hour, Uses: n - 1})
+		if err != nil {
+			t.Fatalf("invite: %v", err)
+		}
+		for _, nd := range net.nodes[1:] {
+			if _, err := nd.Client().Join(ctx, ticket); err != nil {
+				t.Fatalf("node %d joins: %v", nd.i, err)
+			}
+		}
+		for _, nd := range net.nodes {
+			nd.AwaitPeers(n - 1)
+		}
+	}
+	return net
+}
+
+// Node is the i-th node, from 1.
+func (n *Net) Node(i int) *Node { return n.nodes[i-1] }
+
+// Environ is the environment of nodes and commands: ours, without what would change them.
+func (n *Net) Environ(more ...string) []string {
+	var env []string
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "MESHNODE_") || strings.HasPrefix(v, "MESHNODE_CACHE_DIR=") {
+			env = append(env, v)
+		}
+	}
+	return append(append(env, n.o.Env...), more...)
+}
+
+func (nd *Node) begin(bin string) {
+	t := nd.net.t
+	t.Helper()
+	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--no-mdns",
+		"--listen", nd.listen, "--with-parent"}, nd.net.o.Args...)
+	nd.cmd = exec.Command(bin, args...)
+	nd.cmd.Env = nd.net.Environ()
+	log, err := os.OpenFile(nd.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	nd.cmd.Stderr = log
+	stdin, err := nd.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nd.stdin = stdin
+	stdout, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	nd.cmd.Stdout = w
+	if err := nd.cmd.Start(); err != nil {
+		stdout.Close()
+		t.Fatalf("start node %d: %v", nd.i, err)
+	}
+	ready, exited, cmd := make(chan string, 1), make(chan struct{}), nd.cmd
+	nd.exited = exited
+	go func() {
+		cmd.Wait()
+		close(exited)
+	}()
+	go func() {
+		defer stdout.Close()
+		line, _ := bufio.NewReader(stdout).ReadString('\n')
+		ready <- strings.TrimSpace(line)
+	}()
+	nd.Ready = ""
+	nd.readyLine = ready
+}
+
+var listenAddr = regexp.MustCompile(`/ip4/127\.0\.0\.1/tcp/\d+`)
+
+func (nd *Node) awaitReady() {
+	t := nd.net.t
+	t.Helper()
+	select {
+	case nd.Ready = <-nd.readyLine:
+	case <-time.After(startTimeout):
+		t.Fatalf("node %d is not ready after %v\n%s", nd.i, startTimeout, nd.Log())
+	}
+	if !strings.HasPrefix(nd.Ready, "ready: ") {
+		t.Fatalf("node %d ended before it was ready\n%s", nd.i, nd.Log())
+	}
+	// On another port its peers would have to find it anew after a restart.
+	if a := listenAddr.FindString(nd.Ready); a != "" {
+		nd.listen = a
+	}
+	c, err := control.Dial(nd.Dir)
+	if err != nil {
+		t.Fatalf("node %d: %v", nd.i, err)
+	}
+	nd.client = c
+}
+
+func (nd *Node) logPath() string { return nd.Dir + ".log" }
+
+// Log is what the node has logged so far, over its restarts.
+func (nd *Node) Log() string {
+	b, err := os.ReadFile(nd.logPath())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// Client talks to the node. It may be used concurrently, and goes on after a restart.
+func (nd *Node) Client() *control.Client { return nd.client }
+
+// PID is the node's process.
+func (nd *Node) PID() int { return nd.cmd.Process.Pid }
+
+// AwaitPeers waits until the node is connected to n others.
+func (nd *Node) AwaitPeers(n int) {
+	t := nd.net.t
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	for {
+		st, err := nd.client.Status(ctx)
+		if err == nil && st.Peers == n {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("node %d: %d peers and not %d after %v: %v\n%s", nd.i, st.Peers, n, startTimeout, err, nd.Log())
+		}
+		time.Sleep(10 * time.Millisecond) // the interface has no event for it
+	}
+}
+
+// Output is what a command did.
+type Output struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Command is a call of the command line for this node, not yet started.
+func (nd *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, Binary(nd.net.t), args...)
+	cmd.Env = nd.net.Environ("MESHNODE_DATA_DIR=" + nd.Dir)
+	return cmd
+}
+
+// CLI calls the command line for this node and waits for its end. It may be called concurrently.
+func (nd *Node) CLI(args ...string) Output {
+	nd.net.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), cliTimeout)
+	defer cancel()
+	cmd := nd.Command(ctx, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		nd.net.t.Errorf("meshnode %q: %v", args, err)
+	}
+	if ctx.Err() != nil {
+		nd.net.t.Errorf("meshnode %q did not end within %v\n%s", args, cliTimeout, errs.String())
+	}
+	return Output{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Kill ends the node as a crash would, and returns when the process is gone.
+func (nd *Node) Kill() {
+	nd.net.t.Helper()
+	nd.cmd.Process.Kill()
+	nd.awaitExit("SIGKILL")
+}
+
+// Stop freezes the node's process, as a closed lid would.
+func (nd *Node) Stop() {
+	nd.net.t.Helper()
+	if err := freeze(nd.cmd.Process); err != nil {
+		nd.net.t.Fatalf("freeze node %d: %v", nd.i, err)
+	}
+	nd.frozen = true
+}
+
+// Cont lets a stopped node go on.
+func (nd *Node) Cont() {
+	nd.net.t.Helper()
+	if err := thaw(nd.cmd.Process); err != nil {
+		nd.net.t.Fatalf("thaw node %d: %v", nd.i, err)
+	}
+	nd.frozen = false
+}
+
+// Down stops the node cleanly, and returns when the process is gone.
+func (nd *Node) Down() {
+	nd.net.t.Helper()
+	nd.stdin.Close()
+	nd.awaitExit("the end of its standard input")
+}
+
+// Restart ends the node, cleanly if it still runs, and starts it again on its data directory and port.
+func (nd *Node) Restart() {
+	nd.net.t.Helper()
+	select {
+	case <-nd.exited:
+	default:
+		if nd.frozen {
+			nd.Cont()
+		}
+		nd.Down()
+	}
+	nd.client.Close()
+	nd.begin(Binary(nd.net.t))
+	nd.awaitReady()
+}
+
+func (nd *Node) awaitExit(after string) {
+	nd.net.t.Helper()
+	select {
+	case <-nd.exited:
+		nd.frozen = false
+	case <-time.After(stopTimeout):
+		nd.cmd.Process.Kill()
+		nd.net.t.Fatalf("node %d still runs %v after %s\n%s", nd.i, stopTimeout, after, nd.Log())
+	}
+}
+
+// broken is what no log may hold.
+var broken = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE)`)
+
+func (n *Net) end() {
+	var wait sync.WaitGroup
+	for _, nd := range n.nodes {
+		if nd.cmd == nil || nd.exited == nil {
+			continue
+		}
+		wait.Go(func() {
+			if nd.frozen {
+				thaw(nd.cmd.Process)
+			}
+			nd.stdin.Close()
+			select {
+			case <-nd.exited:
+			case <-time.After(stopTimeout):
+				nd.cmd.Process.Kill()
+				<-nd.exited
+				n.t.Errorf("node %d did not stop within %v", nd.i, stopTimeout)
+			}
+			if nd.client != nil {
+				nd.client.Close()
+			}
+		})
+	}
+	wait.Wait()
+	for _, nd := range n.nodes {
+		log := nd.Log()
+		if broken.MatchString(log) {
+			n.t.Errorf("node %d crashed", nd.i)
+		}
+		if n.t.Failed() {
+			n.t.Logf("log of node %d:\n%s", nd.i, log[max(0, len(log)-8<<10):])
+		}
+	}
+	if err := os.RemoveAll(n.dir); err != nil {
+		n.t.Error(err)
+	}
+}
+
+var build struct {
+	once sync.Once
+	dir  string
+	path string
+	err  error
+}
+
+// Binary is the program under test: MESHNODE_BIN, or one that is built once for this process. Main removes it.
+func Binary(t testing.TB) string {
+	t.Helper()
+	build.once.Do(func() {
+		if build.path = os.Getenv("MESHNODE_BIN"); build.path != "" {
+			build.path, build.err = filepath.Abs(build.path)
+			return
+		}
+		if build.dir, build.err = os.MkdirTemp("", "mn-bin-"); build.err != nil {
+			return
+		}
+		build.path = filepath.Join(build.dir, "meshnode")
+		if runtime.GOOS == "windows" {
+			build.path += ".exe"
+		}
+		cmd := exec.Command("go", "build", "-o", build.path, "meshnode/cmd/meshnode")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			build.err = fmt.Errorf("go build meshnode/cmd/meshnode: %w\n%s", err, out)
+		}
+	})
+	if build.err != nil {
+		t.Fatal(build.err)
+	}
+	return build.path
+}
+
+// Main runs the tests of a package that uses Binary, and removes what was built: func TestMain(m *testing.M) {
+// os.Exit(testnet.Main(m)) }
+func Main(m *testing.M) int {
+	code := m.Run()
+	if build.dir != "" {
+		os.RemoveAll(build.dir)
+	}
+	return code
+}
