@@ -19,22 +19,27 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		os.Exit(wasm.WorkerMain(os.Stdin, os.Stdout, os.Stderr))
 	}
-	os.Exit(m.Run())
+	if len(os.Args) == 5 && os.Args[1] == "node" {
+		os.Exit(nodeMain(os.Args[2], os.Args[3], os.Args[4]))
+	}
+	code := m.Run()
+	os.RemoveAll(cacheDir)
+	os.Exit(code)
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(b []byte) (int, error) { l.t.Logf("%s", strings.TrimSpace(string(b))); return len(b), nil }
 
 // start runs a node until the test ends.
-func start(t *testing.T, name string, slots int) *Node {
+func start(t testing.TB, name string, slots int) *Node {
 	t.Helper()
 	n, stop := startIn(t, t.TempDir(), name, slots)
 	t.Cleanup(stop)
 	return n
 }
 
-func startIn(t *testing.T, dir, name string, slots int) (*Node, func()) {
+func startIn(t testing.TB, dir, name string, slots int) (*Node, func()) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -78,7 +83,7 @@ var cacheDir = func() string {
 }()
 
 // join makes b a member of a's mesh, and waits until each sees the other.
-func join(t *testing.T, a *Node, bs ...*Node) {
+func join(t testing.TB, a *Node, bs ...*Node) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -112,7 +117,7 @@ func join(t *testing.T, a *Node, bs ...*Node) {
 }
 
 // submit runs a job of a module in examples/wasm and returns its results by index.
-func submit(t *testing.T, n *Node, module string, inputs [][]byte) ([]TaskResult, Job) {
+func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult, Job) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
