@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -637,16 +638,26 @@ func short(err error) string {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns):
-		return fmt.Sprintf("the name %s is not known", dns.Name)
+		return fmt.Sprintf("the name %q is not known", dns.Name)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), os.IsTimeout(err):
 		return "no answer in time"
 	case errors.As(err, &op):
-		return op.Err.Error()
+		return oneLine(op.Err)
 	}
-	s := strings.Join(strings.Fields(err.Error()), " ")
-	return s[:min(len(s), 200)]
+	return oneLine(err)
+}
+
+// oneLine is an error for a person's eyes, whoever's bytes are in it: printable, on one line, at most 200 bytes.
+func oneLine(err error) string {
+	s := strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.Join(strings.Fields(err.Error()), " "))
+	return strings.ToValidUTF8(s[:min(len(s), 200)], "")
 }
 
 // backoff doubles from firstRetry to lastRetry, with a fifth of jitter.

@@ -52,10 +52,10 @@ func member(t testing.TB, dir, name string) *members.Membership {
 // start runs a node in dir.
 func start(t testing.TB, dir, name string, given ...string) *testNode {
 	t.Helper()
-	return startAt(t, "/ip4/127.0.0.1/tcp/0", dir, name, given...)
+	return startAt(t, "/ip4/127.0.0.1/tcp/0", false, dir, name, given...)
 }
 
-func startAt(t testing.TB, at, dir, name string, given ...string) *testNode {
+func startAt(t testing.TB, at string, mdns bool, dir, name string, given ...string) *testNode {
 	t.Helper()
 	n := &testNode{Membership: member(t, dir, name), dir: dir, log: &lines{}}
 	listen, err := ma.NewMultiaddr(at)
@@ -67,7 +67,7 @@ func startAt(t testing.TB, at, dir, name string, given ...string) *testNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Host: n.host, Members: n.Membership, Dir: filepath.Join(dir, "membership"), Logger: log}
+	c := Config{Host: n.host, Members: n.Membership, Dir: filepath.Join(dir, "membership"), MDNS: mdns, Logger: log}
 	for _, s := range given {
 		g, err := ParseGiven(s)
 		if err != nil {
@@ -205,7 +205,7 @@ func TestAddressBookAfterRestart(t *testing.T) {
 	if err := os.Remove(filepath.Join(dirB, "membership", bookFile)); err != nil {
 		t.Fatal(err)
 	}
-	b, a = startAt(t, at, dirB, "b"), start(t, dirA, "a")
+	b, a = startAt(t, at, false, dirB, "b"), start(t, dirA, "a")
 	until(t, 8*time.Second, "they connect again", func() bool { return a.has(b) && b.has(a) })
 }
 

@@ -40,7 +40,7 @@ func ParseGiven(s string) (Given, error) {
 	}
 	a, err := ma.NewMultiaddr(s)
 	if err != nil {
-		return Given{}, fmt.Errorf("address %.80q: %v", s, err)
+		return Given{}, fmt.Errorf("address %.80q: %s", s, oneLine(err))
 	}
 	a, id := peer.SplitAddr(a)
 	g.Peer = id
@@ -48,7 +48,7 @@ func ParseGiven(s string) (Given, error) {
 		return Given{}, fmt.Errorf("address %.80q: want an IP address or DNS name and a TCP port, as in /ip4/192.168.1.5/tcp/4001, optionally with /p2p/PEER", s)
 	}
 	if g.Network, g.Host, err = manet.DialArgs(a); err != nil {
-		return Given{}, fmt.Errorf("address %.80q: %v", s, err)
+		return Given{}, fmt.Errorf("address %.80q: %s", s, oneLine(err))
 	}
 	if _, port, _ := net.SplitHostPort(g.Host); port == "0" {
 		return Given{}, fmt.Errorf("address %.80q: the port must be a number from 1 to 65535", s)

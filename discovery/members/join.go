@@ -163,7 +163,7 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 			}
 			return a.reply, a.addr, nil
 		}
-		errs = append(errs, fmt.Sprintf("%s: %v", a.addr, a.err))
+		errs = append(errs, fmt.Sprintf("%s: %s", a.addr, plain(a.err.Error())))
 	}
 	if len(errs) == 0 {
 		errs = []string{"the ticket holds no address"}
