@@ -33,6 +33,10 @@ type lessee struct {
 	informed map[protocol.JobID]bool     // jobs whose JobInfo went over this stream
 	renewed  int64                       // when its last beat that counts was read, or its first lease began
 
+	// lostAt is when its leases expired though its stream is up: it is deaf, or its beats do not come through. It gets
+	// no work before a beat shows that it has heard us since. 0: no such thing.
+	lostAt int64
+
 	told      uint64 // pending tasks that it knows of, by our last Load or Grant
 	loadFrom  int64  // no Load before
 	eagerFrom int64  // no unasked Grant before
@@ -64,7 +68,7 @@ type lease struct {
 
 func (p *peer) openLessee() {
 	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]bool{}, 0, 0, 0
-	p.recalling = 0
+	p.recalling, p.lostAt = 0, 0
 	p.answers = nil
 }
 

@@ -182,6 +182,9 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 	if int64(m.HeardAgeMs)*millisecond <= leaseTime && int64(m.StepAgeMs)*millisecond <= deadStepAge {
 		p.renewed = s.now
 	}
+	if p.lostAt != 0 && s.now-int64(m.HeardAgeMs)*millisecond > p.lostAt {
+		p.lostAt = 0
+	}
 	if !m.SameHeld {
 		p.listed = listed(m.Held, m.Unanswered)
 	}
@@ -233,7 +236,7 @@ func (s *Scheduler) sendBeat(p *peer) {
 	}
 	b := s.makeBeat(p)
 	p.nextBeat = s.now + beatEvery
-	if len(p.leases) == 0 && len(p.held) == 0 {
+	if len(p.leases) == 0 && len(p.held) == 0 && p.lostAt == 0 {
 		tenth := idleBeatEvery / 10
 		p.nextBeat = s.now + idleBeatEvery - tenth + s.cfg.Rand.Int64N(2*tenth)
 	}
@@ -267,6 +270,7 @@ func (s *Scheduler) tick() {
 		switch {
 		case p.up && len(p.leases) > 0 && s.now >= p.renewed+leaseTime:
 			s.lose(p)
+			p.lostAt = s.now
 		case !p.up && s.now >= p.downAt+resetGrace:
 			s.lose(p)
 			s.dropQueued(p)
@@ -308,6 +312,9 @@ func (p *peer) wake(s *Scheduler, at func(int64)) {
 func (s *Scheduler) suspect(p *peer) bool {
 	if p.self {
 		return false
+	}
+	if p.lostAt != 0 {
+		return true
 	}
 	if len(p.leases) > 0 {
 		return s.now > p.renewed+suspectAfter

@@ -37,6 +37,13 @@ type history struct {
 	to   map[protocol.Attempt]grantInfo
 }
 
+// everKey is a grant to a process: that it never repeats is all that a restored backup leaves of I4.
+type everKey struct {
+	to     *process
+	origin protocol.NodeID
+	a      protocol.Attempt
+}
+
 // logged is a grant, in the order in which they left.
 type logged struct {
 	a        protocol.Attempt
@@ -91,6 +98,13 @@ func (p *process) heed(r tasks.Receive) {
 	case *protocol.JobInfo:
 		if id, err := protocol.JobIDFrom(m.Job); err == nil && w.own(r.Peer, id) {
 			delete(p.gone, id)
+		}
+	}
+	if g, ok := r.Message.(*protocol.Grant); ok && g.Epoch < p.seenNow[r.Peer] {
+		for _, j := range g.Jobs {
+			for _, t := range j.Tasks {
+				p.stale[heldKey{r.Peer, protocol.Attempt{Job: protocol.JobID(j.Job), Index: t.Index, N: t.N, Epoch: g.Epoch}}] = true
+			}
 		}
 	}
 	if e, ok := senderEpoch(r.Message); ok {
@@ -167,6 +181,12 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 					w.fail("I4: %v grants %v after %v", n, a, h.last)
 					return
 				}
+				if k := (everKey{to.p, n.id, a}); w.ever[k] {
+					w.fail("I4: %v grants %v to %v, which had it already", n, a, to)
+					return
+				} else {
+					w.ever[k] = true
+				}
 				h.last = a
 				h.to[a] = grantInfo{to, w.now, x.Session}
 				w.log = append(w.log, logged{a, n, to})
@@ -193,6 +213,20 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 	case *protocol.Revoke:
 		for _, a := range protocol.UngroupAttempts(m.Attempts) {
 			p.checkRevoke(x, to, a)
+		}
+	}
+}
+
+// checkAnswers fails if a worker is told to drop a result that the disk could still lose.
+func (p *process) checkAnswers(m *protocol.ResultAnswer) {
+	n := p.n
+	for _, a := range protocol.UngroupAttempts(m.Accepted) {
+		b := n.disk.book.jobs[a.Job]
+		if b == nil {
+			continue
+		}
+		if d, done := b.done[a.Index]; done && d.attempt == a && d.batch >= n.disk.synced {
+			n.w.fail("I5: %v answers the result of %v, which is not synced", n, a)
 		}
 	}
 }
@@ -245,6 +279,9 @@ func (p *process) checkStart(x tasks.Start) {
 	for _, it := range x.Items {
 		a := it.Attempt
 		j := w.jobs[a.Job]
+		if p.stale[heldKey{x.Origin, a}] {
+			w.fail("I9: %v starts %v, granted in a stale epoch", n, a)
+		}
 		switch h := w.history(a.Task()); {
 		case j != nil && a.Job == x.Job && w.byID[x.Origin].liar && j.n.id != x.Origin:
 			// A liar may give its job any name; what comes of it goes to the liar.
@@ -383,6 +420,10 @@ func (p *process) checkNotice(x tasks.Notice) {
 	ok := false
 	switch x.Kind {
 	case tasks.Accepted:
+		if j := w.jobs[x.Job]; j != nil && j.detached && !x.Durable && !b.cancelled {
+			w.fail("I5: %v accepts the detached %s before it is synced", n, x.Job.Short())
+			return
+		}
 		ok = x.Count == 0
 		for _, t := range b.tasksAt {
 			ok = ok || t.tasks >= x.Count && t.batch < last
@@ -513,7 +554,7 @@ func (w *world) finished() {
 			w.fail("%v: %v", n, err)
 		}
 	}
-	if w.maxRegrants > 0 && float64(w.executed) > w.maxRegrants*float64(needed)+1 {
+	if w.maxRegrants > 0 && float64(w.executed) > w.maxRegrants*float64(needed) {
 		w.fail("budget: %d attempts ran for %d tasks", w.executed, needed)
 	}
 	if w.maxPerTask > 0 && float64(w.messages) > w.maxPerTask*float64(needed) {

@@ -31,6 +31,7 @@ type job struct {
 	poisonPer int          // that kill their worker process
 	bigPer    int          // whose result is a blob
 
+	deadline    int64 // its end must be told by then; 0: none
 	cancelAt    int64 // 0: never
 	cancelTasks bool  // only every third task
 	cancelAsked bool

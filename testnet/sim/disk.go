@@ -93,8 +93,9 @@ type taskAt struct {
 }
 
 type doneAt struct {
-	status protocol.Status
-	batch  int
+	status  protocol.Status
+	attempt protocol.Attempt
+	batch   int
 }
 
 func newBook() *book {
@@ -180,7 +181,7 @@ func (k *book) add(batch int, rec tasks.Record) string {
 			return "a result whose number in its job is not the next"
 		}
 		b.seq++
-		b.done[o.Index] = doneAt{o.Status, batch}
+		b.done[o.Index] = doneAt{o.Status, o.AttemptOf(), batch}
 		b.blobs = append(b.blobs, blobsOf(o)...)
 	case tasks.CancelRecord:
 		if b.cancelled {

@@ -55,7 +55,8 @@ type end struct {
 	forging bool  // what is sent now is a lie
 	heard   int64 // by the node's clock: the last frame read
 	beat    *protocol.Beat
-	beatAt  int64
+	again   int64 // the beat is sent again after so long
+	beats   int
 	pings   uint64
 	pinged  uint64
 	pingAt  int64
@@ -215,8 +216,15 @@ func (e *end) sendBeat() {
 	if e.pinged > 0 {
 		b.PongDelayUs = uint32((now - e.pingAt) / us)
 	}
-	e.beatAt = now
 	e.send(b)
+	e.beats++
+	if mine := e.beats; e.again > 0 {
+		p.after(e.again, func() {
+			if mine == e.beats && !e.down {
+				e.sendBeat()
+			}
+		})
+	}
 }
 
 // How a stream ends.
@@ -289,6 +297,9 @@ func (c *conn) cut(m cutMode) {
 		if e.p.dead {
 			continue
 		}
+		if w.patient && m.tell[i][1] > sec {
+			m.tell[i] = [2]int64{40 * sec, 40 * sec}
+		}
 		told := max(w.now+w.between(m.tell[i][0], m.tell[i][1]), c.last[1-i]+us)
 		w.at(told, func() { e.lose(m.bye) })
 	}
@@ -306,7 +317,8 @@ func (e *end) lose(clean bool) {
 		if e.up {
 			p.post(tasks.PeerDown{Peer: e.peer, Session: e.session, Clean: clean && e.bye, Reason: "reset"})
 		}
-		e.conn.l.dialLater(e.conn.l.w.between(5*ms, 300*ms))
+		l := e.conn.l
+		l.dialLater(l.w.between(l.w.redial[0], l.w.redial[1]))
 	})
 }
 
@@ -319,7 +331,7 @@ func (l *link) wall(from0, from1 bool, d int64) {
 	l.blocked[1] = l.blocked[1] || from1
 	l.wallEnd = max(l.wallEnd, w.now+d)
 	w.trace("partition %v>%v:%v %v>%v:%v for %.1f s", l.n[0], l.n[1], from0, l.n[1], l.n[0], from1, float64(d)/1e9)
-	if c := l.conn; c != nil {
+	if c := l.conn; c != nil && !w.patient {
 		w.after(w.between(4*sec, 20*sec), func() {
 			if (l.blocked[0] || l.blocked[1]) && l.conn == c {
 				c.cut(cutReset)

@@ -108,6 +108,7 @@ type process struct {
 	gone     map[protocol.JobID]bool
 	revoked  map[protocol.Attempt]bool
 	gave     map[heldKey]bool
+	stale    map[heldKey]bool           // granted in an epoch below one that was seen before
 	seenNow  map[protocol.NodeID]uint64 // highest epoch
 	current  map[protocol.NodeID]uint64 // session that the scheduler was told of last
 }
@@ -148,7 +149,7 @@ func (n *node) start() {
 	n.life++
 	p := &process{n: n, incarnation: n.lives.Uint64(), ends: map[uint64]*end{}, slot: map[int]*slot{}, hasSlots: n.slots,
 		prepared: map[programKey]bool{}, answered: map[heldKey]bool{}, gone: map[protocol.JobID]bool{},
-		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{}}
+		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{}}
 	s, err := tasks.New(tasks.Config{Self: n.id, Epoch: epoch, Incarnation: p.incarnation, Key: n.key,
 		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}})
 	if err != nil {
@@ -575,8 +576,11 @@ func (p *process) send(m tasks.Outgoing) {
 		p.n.w.fail("%v sends %T to %s on a stream of %s", p.n, m.Message, m.Peer.Short(), e.peer.Short())
 		return
 	}
+	if r, ok := m.Message.(*protocol.ResultAnswer); ok {
+		p.checkAnswers(r)
+	}
 	if b, ok := m.Message.(*protocol.Beat); ok {
-		e.beat = proto.Clone(b).(*protocol.Beat)
+		e.beat, e.again = proto.Clone(b).(*protocol.Beat), m.Again
 		e.sendBeat()
 		return
 	}
@@ -686,20 +690,6 @@ func (p *process) hang(d int64) {
 	w.trace("%v: its loop hangs for %.1f s", n, float64(d)/1e9)
 	p.busyUntil = max(p.busyUntil, w.now+d)
 	n.disturbed = p.busyUntil
-	until := p.busyUntil
-	var again func()
-	again = func() {
-		if w.now >= until {
-			return
-		}
-		for _, e := range p.sortedEnds() {
-			if !e.down && e.beat != nil && n.clock()-e.beatAt >= 500*ms {
-				e.sendBeat()
-			}
-		}
-		p.after(250*ms, again)
-	}
-	p.after(250*ms, again)
 }
 
 // setSlots is what its person asks for.

@@ -83,6 +83,54 @@ var scenarios = map[string]func(*world){
 		}
 		w.plague(2*sec, faultKill, faultCut)
 	},
+	// Streams break and are back at once: what runs is adopted, so nothing runs twice.
+	"reset": func(w *world) {
+		w.small(2, 5)
+		w.deathsPer, w.stragglePer = 0, 0
+		w.redial = [2]int64{5 * ms, 40 * ms}
+		for _, l := range w.links {
+			l.latency = min(l.latency, 3*ms)
+			l.jitter = l.latency / 2
+		}
+		w.plague(w.between(100*ms, 800*ms), func(w *world) {
+			if c := w.anyLink().conn; c != nil {
+				c.cut(cutReset)
+			}
+		})
+		w.maxRegrants = 1
+	},
+	// The origin, which runs nothing itself, dies and comes back: finished and running work is not redone.
+	"origin": func(w *world) {
+		j := w.one(2+w.rng.IntN(3), uint32(w.between(20, 80)), w.between(5*ms, 200*ms))
+		j.n.slots = 0
+		j.detached = true
+		w.at(800*ms, func() {
+			w.plague(2*sec, func(w *world) { j.n.crash(w.chance(300), w.between(20*ms, 1500*ms)) })
+		})
+		w.maxRegrants = 1
+	},
+	// A direction goes deaf, and no stream breaks: what the worker cannot have read must run elsewhere.
+	"deaf": func(w *world) {
+		j := w.one(3, 100, 50*ms)
+		j.deadline = 11 * sec
+		w.patient = true
+		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[0].links[1].wall(true, false, 28*sec) })
+	},
+	// A worker is gone without a word, and its stream does not break: its lease has to end.
+	"silent": func(w *world) {
+		j := w.one(3, 100, 50*ms)
+		j.deadline = 9 * sec
+		w.patient = true
+		w.at(w.between(550*ms, 1500*ms), func() {
+			n := w.nodes[1]
+			n.held = true
+			if w.chance(500) {
+				n.crash(true, sec)
+			} else {
+				n.stopFor(28*sec, w.chance(500))
+			}
+		})
+	},
 	// Everything at once.
 	"faults": func(w *world) {
 		w.small(2, 6)
@@ -109,7 +157,7 @@ var scenarios = map[string]func(*world){
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
 var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "rollback", "blobs", "person", "liar",
-	"poison", "faults", "faults", "faults", "faults"}
+	"poison", "reset", "origin", "deaf", "silent", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }
@@ -158,6 +206,17 @@ func (w *world) small(lo, hi int) {
 	}
 }
 
+// one makes a mesh of n nodes and a job of the first.
+func (w *world) one(n int, tasks uint32, mean int64) *job {
+	for range n {
+		w.addNode(100, 1)
+	}
+	w.settleAt = 30 * sec
+	j := w.addJob(w.nodes[0], tasks, mean)
+	j.at = 500 * ms
+	return j
+}
+
 // blobs makes a part of the results large.
 func (w *world) blobs() {
 	for _, j := range w.order {
@@ -195,7 +254,7 @@ func efficiency(nodes, slots int, tasks uint32, mean int64, s spread, rtt int64,
 		w.bound = 600 * sec
 		w.checkEach = 1 + nodes*int(tasks)/300
 		w.maxRegrants = 1.05
-		w.maxPerTask = 8
+		w.maxPerTask = 12
 		w.minEfficiency = floor
 	}
 }

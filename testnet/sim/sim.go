@@ -72,7 +72,7 @@ func Run(o Options) (r Report) {
 		rng: rand.New(rand.NewPCG(o.Seed, 0x6d657368)), digest: 14695981039346656037,
 		byID: map[protocol.NodeID]*node{}, jobs: map[protocol.JobID]*job{},
 		deathOf: map[protocol.TaskID]int{}, ran: map[ranKey]bool{}, grants: map[protocol.TaskID]*history{},
-		bound: 90 * sec,
+		ever: map[everKey]bool{}, bound: 90 * sec, redial: [2]int64{5 * ms, 300 * ms},
 	}
 	build, ok := scenarios[o.Scenario]
 	if !ok {
@@ -87,6 +87,15 @@ func Run(o Options) (r Report) {
 	build(w)
 	for _, n := range w.nodes {
 		n.start()
+	}
+	for _, j := range w.order {
+		if j.deadline > 0 {
+			w.at(j.deadline, func() {
+				if !j.endTold {
+					w.fail("budget: %s has not ended after %.0f s", j.id.Short(), float64(j.deadline)/1e9)
+				}
+			})
+		}
 	}
 	w.run()
 	return
@@ -112,14 +121,17 @@ type world struct {
 	jobs  map[protocol.JobID]*job
 	order []*job // jobs, as they were made
 
-	settleAt      int64 // faults stop
-	bound         int64 // all is over within this time after settleAt
-	deathsPer     int   // of 1000 attempts, whose worker process dies
-	stragglePer   int   // of 1000, that take twelve times as long
-	partial       bool  // slots report outcomes late and in groups
+	settleAt      int64    // faults stop
+	bound         int64    // all is over within this time after settleAt
+	deathsPer     int      // of 1000 attempts, whose worker process dies
+	stragglePer   int      // of 1000, that take twelve times as long
+	redial        [2]int64 // how long until a broken stream is replaced: from, to
+	patient       bool     // streams that stand still do not break
+	partial       bool     // slots report outcomes late and in groups
 	deathOf       map[protocol.TaskID]int
 	ran           map[ranKey]bool
 	grants        map[protocol.TaskID]*history
+	ever          map[everKey]bool
 	log           []logged
 	lastEnd       int64
 	firstSubmit   int64
