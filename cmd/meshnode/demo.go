@@ -295,7 +295,7 @@ func (d *demo) printRun(r demoRun) {
 		sum := p.BusyMS / 1000
 		fmt.Fprintf(w, "    %6d |        %6.2f |     %8.4f |  %11.6f | %s\n", p.Tasks, 100*float64(p.Tasks)/float64(tasks), sum, sum/float64(p.Tasks), clean(name))
 	}
-	fmt.Fprintf(w, "Time elapsed since server creation %s\n0 active tasks, %d cores\n\n", strconv.FormatFloat(r.ElapsedMS/1000, 'f', -1, 64), r.Nodes)
+	fmt.Fprintf(w, "Time elapsed since server creation %s\n0 active tasks, %d cores\n\n", strconv.FormatFloat(math.Round(r.ElapsedMS*1000)/1e6, 'f', -1, 64), r.Nodes)
 }
 
 // end stops all nodes and removes what they left. It may be called at any moment after run.

@@ -161,6 +161,10 @@ func (c *cli) exactly(n int, what string) cobra.PositionalArgs {
 
 // completeJobs offers the ids of the node's jobs to the shell.
 func (c *cli) completeJobs(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	err := c.readVariables(cmd) // completion does not prepare commands
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
 	client, err := c.dial()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -272,6 +272,9 @@ func (c *cli) readVariables(cmd *cobra.Command) error {
 				continue
 			}
 			if e := cmd.Flags().Set(f.Name, v); e != nil {
+				if inner := errors.Unwrap(e); inner != nil {
+					e = inner // without the name of the flag, which nobody typed
+				}
 				err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s=%s: %v", n, v, e), Fix: "correct or unset the variable"}
 			}
 			return
