@@ -105,6 +105,7 @@ type Discovery struct {
 	given   map[string]givenState
 	book    *book
 	dialing int
+	inviter string // whose ticket's addresses were taken up
 }
 
 // known is a member: its certificate is held.
@@ -283,7 +284,8 @@ func (d *Discovery) sync() {
 			delete(d.peers, p)
 		}
 	}
-	if i := d.members.Inviter(); i.ID != "" {
+	if i := d.members.Inviter(); i.ID != "" && i.String() != d.inviter {
+		d.inviter = i.String()
 		d.hint(i.ID, fromTicket, i.Addrs...)
 	}
 }
@@ -530,7 +532,7 @@ func (d *Discovery) meshChanged() {
 	}
 	d.log.Info("the node is in another mesh", "mesh", mesh.String())
 	d.mesh = mesh
-	d.peers, d.unmet = map[peer.ID]*known{}, map[peer.ID][]ma.Multiaddr{}
+	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID][]ma.Multiaddr{}, ""
 	for _, p := range d.host.Network().Peers() {
 		d.host.Network().ClosePeer(p)
 	}

@@ -1,6 +1,7 @@
 package members
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -280,14 +281,24 @@ func (m *Membership) changed() {
 // are new: of a member not known before, or renewed. One that is not good is left out; err is the first such. Those of
 // another mesh are ErrOtherMesh.
 func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.mu.RLock()
+	mesh, now := MeshID(m.st.Mesh), m.now()
+	m.mu.RUnlock()
+	var good []*Cert // checked outside the lock: 600 chains take 100 ms
 	for _, ch := range chains {
-		c, e := verify(ch, MeshID(m.st.Mesh), m.now())
+		c, e := verify(ch, mesh, now)
 		if e != nil {
-			err = errors.Join(err, e)
+			err = cmp.Or(err, e)
 			continue
 		}
+		good = append(good, c)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if mesh != MeshID(m.st.Mesh) {
+		return nil, cmp.Or(err, ErrOtherMesh)
+	}
+	for _, c := range good {
 		if m.add(c) {
 			fresh = append(fresh, c)
 		}
