@@ -29,12 +29,15 @@ func (odd) Command() (argv, env []string) {
 	if err != nil {
 		panic(err)
 	}
-	return []string{self}, []string{role + "=odd"}
+	return []string{self}, []string{role + "=odd", "GORACE=atexit_sleep_ms=0"} // else the race detector delays a death
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv(role) == "odd" {
+	switch os.Getenv(role) {
+	case "odd":
 		os.Exit(oddWorker())
+	case "node":
+		os.Exit(spinningNode())
 	}
 	os.Exit(m.Run())
 }
@@ -58,7 +61,7 @@ func oddWorker() int {
 			case strings.Contains(string(body), "unable"):
 				out.Write(protocol.AppendLocal(nil, protocol.WorkerLoadFailed, id, []byte(`{"unable":"not today"}`)))
 			case strings.Contains(string(body), "silent"):
-				select {}
+				time.Sleep(time.Hour)
 			default:
 				out.Write(protocol.AppendLocal(nil, protocol.WorkerLoaded, id, []byte("{}")))
 			}
@@ -71,15 +74,17 @@ func oddWorker() int {
 				fmt.Fprintln(os.Stderr, "fatal error: runtime: out of memory")
 				return 2
 			case "hang":
-				out.Flush()
-				select {}
+				time.Sleep(time.Hour)
+			case "spin":
+				for {
+				}
 			case "close":
 				os.Stdout.Close()
-				select {}
+				time.Sleep(time.Hour)
 			case "garbage":
 				out.WriteString("this is no frame at all")
 				out.Flush()
-				select {}
+				time.Sleep(time.Hour)
 			case "another":
 				id += 100
 			case "skip":
@@ -179,9 +184,11 @@ func TestLoad(t *testing.T) {
 		}
 	}
 	// A compiler that does not come to an end is ended by Drop, and there is no answer.
-	job := r.Announce("odd", "silent", nil)
-	r.Drop("origin", job)
-	r.Job("odd", "program", nil)
+	for range 10 {
+		job := r.Announce("odd", "silent", nil)
+		r.Drop("origin", job)
+		r.Job("odd", "program", nil)
+	}
 }
 
 // TestStopAtOnce stops what has not come to run, or runs, in a slot that is in any state.
@@ -247,4 +254,26 @@ func TestConfig(t *testing.T) {
 	if d := time.Since(began); d > 10*time.Second {
 		t.Errorf("took %v", d)
 	}
+}
+
+// spinningNode runs a task that spins in a worker process that does not look at its standard input meanwhile, writes
+// that process's ID to standard output, and waits to be killed.
+func spinningNode() int {
+	events := make(chan tasks.Event, 10)
+	e, err := executor.New(executor.Config{
+		Runtimes: []executor.Runtime{odd{}},
+		Emit:     func(ev tasks.Event) { events <- ev },
+		Blobs:    struct{ executor.Blobs }{},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	job := protocol.NewJobID()
+	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "odd"}}, "program")
+	<-events
+	e.Start(tasks.Start{Job: job, Items: []tasks.Item{{Attempt: protocol.Attempt{Job: job}, Input: tasks.Input{Data: []byte("spin")}}}})
+	fmt.Println(e.Processes()[0])
+	time.Sleep(time.Hour)
+	return 1
 }

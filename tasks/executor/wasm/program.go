@@ -297,7 +297,7 @@ func (p *program) failed(o *protocol.WorkerOutcome, err error) {
 	switch {
 	case errors.Is(err, errOutput):
 		o.Status, o.ExitCode = protocol.Status_OUTPUT_LIMIT, exitLimit
-		o.Error = fmt.Appendf(nil, "wrote more than %s of output", mib(p.spec.OutputBytes))
+		o.Error = fmt.Appendf(nil, "output_limit: wrote more than %s of output", mib(p.spec.OutputBytes))
 	case errors.As(err, &exit):
 		o.Status, o.ExitCode = protocol.Status_FAILED, int32(exit.ExitCode())
 		o.Error = fmt.Appendf(nil, "exit code %d", o.ExitCode)
@@ -374,7 +374,8 @@ func (p *program) tryCall(o *protocol.WorkerOutcome, input []byte) error {
 	result := r.stack[0]
 	if result == ^uint64(0) {
 		o.Status, o.ExitCode = protocol.Status_FAILED, 1
-		if o.Error = bytes.TrimSpace(p.log.buf); len(o.Error) == 0 {
+		text := bytes.TrimSpace(p.log.buf)
+		if o.Error = text[bytes.LastIndexByte(text, '\n')+1:]; len(o.Error) == 0 {
 			o.Error = []byte("mesh_run returned -1")
 		}
 		return nil

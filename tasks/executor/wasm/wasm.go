@@ -11,7 +11,7 @@
 //   - A reactor exports mesh_run(ptr i32, len i32) → i64, mesh_alloc(len i32) → i32, and may export mesh_free(ptr i32) and
 //     _initialize(). The host calls mesh_alloc, writes the input there, and calls mesh_run, to which the input belongs
 //     from then on. The answer is ptr<<32 | len of the result, which the host copies and gives to mesh_free; or −1: the task
-//     failed, and what was written to standard error says why. With argument words in the job, the input is those words with one
+//     failed, and the last line on standard error says why. With argument words in the job, the input is those words with one
 //     space between them, {} and {#} replaced. One instance serves many tasks of a job, unless one of them traps, exits,
 //     or leaves it with more than half of its memory limit.
 //
