@@ -142,7 +142,7 @@ func (n *Node) prepare(p tasks.Prepare) {
 	}
 	pr := &program{}
 	n.programs.all[key] = pr
-	go func() {
+	n.tasks.Go(func() {
 		code := p.Info.Program.Code
 		err := n.fetch(n.ctx, p.Origin, code, maxProgram)
 		var path string
@@ -165,12 +165,12 @@ func (n *Node) prepare(p tasks.Prepare) {
 			pr.id, pr.pinned = id, true
 			n.executor.Prepare(key.origin, p.Info, path)
 		}
-	}()
+	})
 }
 
 // fetchResult brings the bytes of an outcome here, verified and synced.
 func (n *Node) fetchResult(f tasks.Fetch) {
-	go func() {
+	n.tasks.Go(func() {
 		ev := tasks.Fetched{Attempt: f.Attempt, Peer: f.Peer}
 		for _, b := range f.Blobs {
 			if err := n.fetch(n.ctx, f.Peer, b, maxResultBlob); err != nil {
@@ -183,7 +183,7 @@ func (n *Node) fetchResult(f tasks.Fetch) {
 			ev.Blobs = append(ev.Blobs, protocol.BlobID(b.Id))
 		}
 		n.post(input{event: ev})
-	}()
+	})
 }
 
 // taskBlobs is how the executor sees the blob store.

@@ -237,12 +237,11 @@ func (n *Node) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-n.stop:
 	case err = <-loopErr:
-		n.cancel()
-		n.tasks.Wait()
-		return err
+		return err // the journal failed
 	case <-n.journal.Failed():
 		// Nothing may be carried out any more; what was synced is safe.
-		n.cancel()
+		n.loop.end()
+		<-loopErr
 		return fmt.Errorf("the journal below %s cannot be written: %w", n.cfg.DataDir, n.journal.Err())
 	}
 	// The order of shutting down: leases, attempts, streams, journal, host.
@@ -250,7 +249,6 @@ func (n *Node) Run(ctx context.Context) error {
 	n.sessions.bye(n.loop.shutdown())
 	n.executor.Close()
 	n.cancel()
-	n.tasks.Wait()
 	n.loop.end()
 	err = <-loopErr
 	jstop()
@@ -259,13 +257,11 @@ func (n *Node) Run(ctx context.Context) error {
 
 // goRun keeps a part of the node running until it stops. A part that ends with an error is logged: the others go on.
 func (n *Node) goRun(part string, run func(context.Context) error) {
-	n.tasks.Add(1)
-	go func() {
-		defer n.tasks.Done()
+	n.tasks.Go(func() {
 		if err := run(n.ctx); err != nil && n.ctx.Err() == nil {
 			n.log.Error("part of the node ended", "part", part, "err", err)
 		}
-	}()
+	})
 }
 
 // watchMembership cuts all connections when the node joins or leaves a mesh: who was a member is none any more.
@@ -298,7 +294,7 @@ func (n *Node) watchMembership(ctx context.Context) error {
 // Shutdown begins a clean stop and returns at once.
 func (n *Node) Shutdown() { n.stopOnce.Do(func() { close(n.stop) }) }
 
-// close frees what New opened.
+// close frees what New opened, and waits for all that Run started.
 func (n *Node) close() {
 	n.cancel()
 	if n.executor != nil {
@@ -306,7 +302,9 @@ func (n *Node) close() {
 	}
 	if n.host != nil {
 		n.host.Close()
+		n.sessions.wait()
 	}
+	n.tasks.Wait()
 	if n.journal != nil {
 		n.journal.Close()
 	}

@@ -29,7 +29,10 @@ func TestMain(m *testing.M) {
 
 type testLog struct{ t testing.TB }
 
-func (l testLog) Write(b []byte) (int, error) { l.t.Logf("%s", strings.TrimSpace(string(b))); return len(b), nil }
+func (l testLog) Write(b []byte) (int, error) {
+	l.t.Logf("%s", strings.TrimSpace(string(b)))
+	return len(b), nil
+}
 
 // start runs a node until the test ends.
 func start(t testing.TB, name string, slots int) *Node {

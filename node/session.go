@@ -470,6 +470,14 @@ func (p *pings) roundTrip() time.Duration {
 	return p.rtt
 }
 
+// wait waits until all sessions have ended, once the host is closed.
+func (ss *sessions) wait() {
+	ss.mu.Lock()
+	ss.closed = true
+	ss.mu.Unlock()
+	ss.wg.Wait()
+}
+
 // bye ends all sessions cleanly: what is queued goes out, then a Bye.
 func (ss *sessions) bye(reason string) {
 	ss.mu.Lock()
