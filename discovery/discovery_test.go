@@ -214,7 +214,7 @@ func TestRedial(t *testing.T) {
 	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
 	a.admit(t, b.Membership)
 	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	for i := range 2 {
+	for range 2 {
 		old := a.host.Network().ConnsToPeer(b.Self())
 		for _, c := range old {
 			c.Close()
@@ -223,7 +223,6 @@ func TestRedial(t *testing.T) {
 			now := a.host.Network().ConnsToPeer(b.Self())
 			return len(now) == 1 && !slices.Contains(old, now[0]) && a.has(b) && b.has(a)
 		})
-		t.Logf("round %d done", i)
 	}
 }
 
@@ -274,8 +273,9 @@ func TestHintsOfStrangersAreNotDialled(t *testing.T) {
 	defer l.Close()
 	stranger, b := member(t, t.TempDir(), "x"), member(t, t.TempDir(), "b")
 	addr := "/ip4/127.0.0.1/tcp/" + l.Addr().String()[len("127.0.0.1:"):]
-	a.hint(stranger.Self(), addr)
 	a.admit(t, b)
+	until(t, 3*time.Second, "a knows b", func() bool { return a.state(b.Self()).Name == "b" })
+	a.hint(stranger.Self(), addr)
 	l.(*net.TCPListener).SetDeadline(time.Now().Add(1500 * time.Millisecond))
 	if c, err := l.Accept(); err == nil {
 		c.Close()

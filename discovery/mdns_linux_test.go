@@ -86,6 +86,11 @@ func mdnsInside(t *testing.T) {
 	if addrs := FindOnLAN(short, a.Mesh(), member(t, t.TempDir(), "x").Self()); len(addrs) != 0 {
 		t.Errorf("found somebody else: %v", addrs)
 	}
+	other, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if addrs := FindOnLAN(other, stranger.Mesh(), nb.Self()); len(addrs) != 0 {
+		t.Errorf("a node is announced in another mesh: %v", addrs)
+	}
 	// A mesh that is joined while it runs is looked for, too.
 	a.admit(t, stranger.Membership)
 	until(t, 15*time.Second, "the newcomer is connected", func() bool { return stranger.has(nb) && stranger.has(a) })

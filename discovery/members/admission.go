@@ -148,10 +148,17 @@ func (m *Membership) judge(chain *protocol.Chain, remote peer.ID) (*Cert, protoc
 	return nil, protocol.Denial_BAD_CERTIFICATE, err
 }
 
-// learn keeps the certificate of a member that was met. A mesh that was left meanwhile is not an error of the peer's.
+// learn keeps the certificate of a member that was met, which judge has verified.
 func (m *Membership) learn(c *Cert) error {
-	_, err := m.Add(c.chain)
-	return err
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c.Mesh != MeshID(m.st.Mesh) { // left in between
+		return ErrOtherMesh
+	}
+	if !m.add(c) {
+		return nil
+	}
+	return m.saveMet()
 }
 
 func refusedBy(p peer.ID, r *protocol.AdmissionReply) *Refused {

@@ -115,6 +115,40 @@ func TestChainRules(t *testing.T) {
 	}
 }
 
+// TestChainLinks: each link names its mesh and its issuer, and these must be the ones of the chain, whoever signed.
+func TestChainLinks(t *testing.T) {
+	t.Parallel()
+	root, k := newKey(t), newKey(t)
+	mesh, now := meshOf(pub(root)), time.Now().Unix()
+	above, err := issue(root, mesh, &protocol.CertificateBody{
+		Key: pub(k), Name: "x", Owner: pub(root), Capabilities: []protocol.Capability{submit, admin}, NotBeforeUnixS: now, NotAfterUnixS: now + 100,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		mesh, issuer []byte
+		want         error
+	}{
+		"right":          {mesh[:], pub(k), nil},
+		"another mesh":   {make([]byte, 32), pub(k), ErrOtherMesh},
+		"another issuer": {mesh[:], pub(root), ErrCertificate},
+	} {
+		leaf := newKey(t)
+		body, err := proto.Marshal(&protocol.CertificateBody{
+			Mesh: c.mesh, Key: pub(leaf), Name: "y", Owner: pub(leaf), Capabilities: []protocol.Capability{submit}, NotBeforeUnixS: now, NotAfterUnixS: now + 100, Issuer: c.issuer,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed := &protocol.Certificate{Body: body, Signature: ed25519.Sign(k, append([]byte(signContext), body...))}
+		chain := &protocol.Chain{Certificates: append([]*protocol.Certificate{signed}, above.Certificates...)}
+		if _, err := verify(chain, mesh, time.Now()); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
 func TestBodyLimits(t *testing.T) {
 	t.Parallel()
 	k := newKey(t)

@@ -293,7 +293,8 @@ func TestTickets(t *testing.T) {
 	a.mu.Unlock()
 	refused(d, unknown, protocol.Denial_TICKET_UNKNOWN, "unknown")
 
-	if err := d.Join(ctx(t), strings.Replace(one, one[30:31], map[bool]string{true: "b", false: "a"}[one[30] == 'a'], 1), JoinOptions{}); !errors.Is(err, ErrTicket) || !strings.Contains(err.Error(), "typing error") {
+	typo := one[:30] + map[bool]string{true: "b", false: "a"}[one[30] == 'a'] + one[31:]
+	if err := d.Join(ctx(t), typo, JoinOptions{}); !errors.Is(err, ErrTicket) || !strings.Contains(err.Error(), "typing error") {
 		t.Errorf("a typo: %v", err)
 	}
 	for _, s := range []string{"", "hello", "meshnode-ticket-", "meshnode-ticket-aaaaaaa", strings.Repeat("x", 1<<20)} {

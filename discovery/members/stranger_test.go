@@ -393,6 +393,10 @@ func TestProbe(t *testing.T) {
 	if err != nil || cert.Peer != b.Self() || cert.Name != "b" || addr == nil || !strings.HasPrefix(addr.String(), "/ip4/127.0.0.1/tcp/") {
 		t.Errorf("probe: %+v, %v, %v", cert, addr, err)
 	}
+	eventually(t, time.Second, "the probe is over", func() bool { return pending(b) == 0 })
+	if b.gate.seen[netip.MustParseAddr("127.0.0.1")] {
+		t.Error("a probe was let through")
+	}
 	if _, _, err := a.Probe(ctx(t), "tcp", tcpAddr(t, hb), a.Self()); err == nil {
 		t.Error("a probe took another peer for the one expected")
 	}
