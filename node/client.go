@@ -18,6 +18,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
+	"meshnode/discovery"
 	"meshnode/discovery/members"
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -684,7 +685,7 @@ func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
 
 // Join implements clientAPI.
 func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
-	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{}); err != nil {
+	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{Find: discovery.FindOnLAN}); err != nil {
 		return "", &Error{Code: CodeRefused, Message: err.Error()}
 	}
 	return n.members.Mesh().String(), nil

@@ -269,8 +269,6 @@ func (n *Node) watchMembership(ctx context.Context) error {
 	changes, stop := n.members.Subscribe()
 	defer stop()
 	mesh := n.members.Mesh()
-	hourly := time.NewTicker(time.Hour)
-	defer hourly.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -282,10 +280,6 @@ func (n *Node) watchMembership(ctx context.Context) error {
 				for _, p := range n.host.Network().Peers() {
 					n.host.Network().ClosePeer(p)
 				}
-			}
-		case <-hourly.C:
-			if err := n.members.Maintain(); err != nil {
-				n.log.Warn("certificates not maintained", "err", err)
 			}
 		}
 	}
