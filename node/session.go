@@ -12,6 +12,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -24,6 +25,7 @@ const (
 	// sessionBacklog bytes of messages may wait for a peer that reads slowly; more closes its stream, and its
 	// leases end like those of any lost peer.
 	sessionBacklog = 64 << 20
+	sessionFew     = 64
 	// helloTimeout bounds opening a stream, both Hellos included.
 	helloTimeout = 5 * time.Second
 	// writeTimeout of one batch of frames: a peer that reads nothing for so long is gone.
@@ -61,7 +63,7 @@ type session struct {
 
 	mu      sync.Mutex // guards what follows
 	queue   []tasks.Outgoing
-	bytes   int
+	bytes   int // of the queue, beyond its first sessionFew messages
 	bye     string
 	dead    error
 	wake    chan struct{} // has room for one
@@ -294,10 +296,22 @@ func (ss *sessions) send(m tasks.Outgoing) {
 func (s *session) enqueue(m tasks.Outgoing) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.enqueueLocked(m)
+}
+
+func (s *session) enqueueLocked(m tasks.Outgoing) {
 	if s.dead != nil {
 		return
 	}
 	s.queue = append(s.queue, m)
+	if len(s.queue) > sessionFew { // a peer that keeps up never gets here: sizes are only counted for one that does not
+		if s.bytes += proto.Size(m.Message); s.bytes > sessionBacklog {
+			s.n.log.Warn("limit hit: messages waiting for a peer", "limit", sessionBacklog, "peer", s.node)
+			s.dead = fmt.Errorf("it reads too slowly: %d bytes wait for it", s.bytes)
+			s.queue = nil
+			s.stream.Reset()
+		}
+	}
 	s.signal()
 }
 
@@ -362,7 +376,7 @@ func (s *session) write() {
 	for {
 		s.mu.Lock()
 		queue, bye, dead := s.queue, s.bye, s.dead
-		s.queue = nil
+		s.queue, s.bytes = nil, 0
 		s.mu.Unlock()
 		if dead != nil && bye == "" {
 			return
