@@ -61,7 +61,7 @@ func lateBeat(t *testing.T, where string) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Stderr = testLog{t}
+	c.Stderr = &testLog{t: t}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,11 +28,28 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-type testLog struct{ t testing.TB }
+type testLog struct {
+	t    testing.TB
+	mu   sync.Mutex
+	text strings.Builder
+}
 
-func (l testLog) Write(b []byte) (int, error) {
+func (l *testLog) Write(b []byte) (int, error) {
 	l.t.Logf("%s", strings.TrimSpace(string(b)))
-	return len(b), nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+var logs sync.Map // *testLog of each *Node
+
+// logged says that a node of start has logged a line with this text.
+func logged(n *Node, text string) bool {
+	v, _ := logs.Load(n)
+	l := v.(*testLog)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), text)
 }
 
 // start runs a node until the test ends.
@@ -48,14 +66,16 @@ func startIn(t testing.TB, dir, name string, slots int) (*Node, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	log := &testLog{t: t}
 	n, err := New(Config{
 		DataDir: dir, Name: name, Slots: slots, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Version: "test",
 		Runtimes: []executor.Runtime{wasm.New(wasm.Config{Command: []string{self, "worker"}, Env: []string{"MESHNODE_CACHE_DIR=" + cacheDir}})},
-		Logger:   slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Logger:   slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	logs.Store(n, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
