@@ -269,8 +269,10 @@ func (s *Scheduler) tick() {
 		}
 		switch {
 		case p.up && len(p.leases) > 0 && s.now >= p.renewed+leaseTime:
+			lost := sortedAttempts(p.leases)
 			s.lose(p)
 			p.lostAt = s.now
+			s.revoke(p, lost) // behind the grants that may still be on their way: none of them is to start
 		case !p.up && s.now >= p.downAt+resetGrace:
 			s.lose(p)
 			s.dropQueued(p)

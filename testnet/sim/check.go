@@ -53,6 +53,7 @@ type logged struct {
 type grantInfo struct {
 	n       *node
 	at      int64
+	by      *process
 	session uint64
 }
 
@@ -100,10 +101,13 @@ func (p *process) heed(r tasks.Receive) {
 			delete(p.gone, id)
 		}
 	}
-	if g, ok := r.Message.(*protocol.Grant); ok && g.Epoch < p.seenNow[r.Peer] {
+	if g, ok := r.Message.(*protocol.Grant); ok {
 		for _, j := range g.Jobs {
 			for _, t := range j.Tasks {
-				p.stale[heldKey{r.Peer, protocol.Attempt{Job: protocol.JobID(j.Job), Index: t.Index, N: t.N, Epoch: g.Epoch}}] = true
+				k := heldKey{r.Peer, protocol.Attempt{Job: protocol.JobID(j.Job), Index: t.Index, N: t.N, Epoch: g.Epoch}}
+				if _, before := p.stale[k]; !before {
+					p.stale[k] = g.Epoch < p.seenNow[r.Peer]
+				}
 			}
 		}
 	}
@@ -188,7 +192,7 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 					w.ever[k] = true
 				}
 				h.last = a
-				h.to[a] = grantInfo{to, w.now, x.Session}
+				h.to[a] = grantInfo{to, w.now, p, x.Session}
 				w.log = append(w.log, logged{a, n, to})
 				if b == nil || b.tasks <= t.Index {
 					w.fail("%v grants %v, which is not accepted", n, a)
@@ -257,7 +261,8 @@ func (p *process) checkRevoke(x tasks.Outgoing, to *node, a protocol.Attempt) {
 		}
 	}
 	l := n.links[to.index]
-	healthy := g.session == x.Session && to.p != nil && !to.frozen && !to.asleep && to.disturbed < g.at &&
+	e := p.ends[x.Session]
+	healthy := e != nil && !e.conn.dead && g.by == p && g.session == x.Session && to.p != nil && !to.stands() && to.disturbed < g.at &&
 		l.blocked == [2]bool{} && l.wallEnd < g.at && l.spikeTo < g.at && !to.p.gave[heldKey{n.id, a}] && !to.liar && !n.liar
 	if healthy {
 		w.fail("%v takes %v back from %v, to which nothing happened since it was granted", n, a, to)
@@ -452,12 +457,12 @@ func (w *world) settle() {
 		n.held, n.unable, n.cpu, n.crashIn = false, false, 100, 0
 		n.syncTakes = func() int64 { return w.between(150*us, 900*us) }
 		n.slots = max(n.slots, 1)
-		n.paused = ""
+		n.idle = ""
 		if n.p == nil {
 			n.start()
 			continue
 		}
-		if n.frozen || n.asleep {
+		if n.stands() {
 			n.goOn()
 		}
 		if p := n.p; !p.stopping {
@@ -484,7 +489,7 @@ func (w *world) settle() {
 // unfinished says what is still to be done, "" if nothing is.
 func (w *world) unfinished() string {
 	for _, n := range w.nodes {
-		if n.p == nil || n.frozen || n.asleep {
+		if n.p == nil || n.stands() {
 			return n.String() + " is not running"
 		}
 	}
@@ -554,7 +559,7 @@ func (w *world) finished() {
 			w.fail("%v: %v", n, err)
 		}
 	}
-	if w.maxRegrants > 0 && float64(w.executed) > w.maxRegrants*float64(needed) {
+	if w.maxRegrants > 0 && float64(w.executed) > w.maxRegrants*float64(needed)+float64(w.extra) {
 		w.fail("budget: %d attempts ran for %d tasks", w.executed, needed)
 	}
 	if w.maxPerTask > 0 && float64(w.messages) > w.maxPerTask*float64(needed) {

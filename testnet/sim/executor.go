@@ -55,7 +55,7 @@ func (p *process) next(i int, s *slot) {
 	gen := s.gen
 	d := j.work(a.Index) * 100 / n.speed
 	if w.chance(w.stragglePer) {
-		d *= 12
+		d = min(12*d, d+10*sec)
 	}
 	dies := j.poison(a.Index)
 	if !dies && w.chance(w.deathsPer) && w.now < w.settleAt {
@@ -188,7 +188,7 @@ func (p *process) fetch(x tasks.Fetch) {
 		ev := tasks.Fetched{Attempt: x.Attempt, Peer: x.Peer}
 		for _, b := range x.Blobs {
 			id := protocol.BlobID(b.Id)
-			if from != n && (from.p == nil || from.frozen || from.asleep || n.links[from.index].blocked != [2]bool{}) {
+			if from != n && (from.p == nil || from.stands() || n.links[from.index].blocked != [2]bool{}) {
 				ev.Err = "no connection"
 			} else if !from.blobs.here[id] {
 				ev.Err = "not there"

@@ -28,7 +28,7 @@ func (w *world) anyNode() *node { return w.nodes[w.rng.IntN(len(w.nodes))] }
 // alive is a node whose process runs, or nil.
 func (w *world) alive() *node {
 	n := w.anyNode()
-	if n.p == nil || n.frozen || n.asleep || n.p.stopping {
+	if n.p == nil || n.stands() || n.p.stopping {
 		return nil
 	}
 	return n
@@ -72,8 +72,9 @@ func faultSpike(w *world) {
 	l.spike, l.spikeTo = w.between(50*ms, 2500*ms), w.now+w.between(200*ms, 3*sec)
 }
 
-func faultFreeze(w *world)  { w.anyNode().stopFor(w.between(200*ms, 9*sec), false) }
-func faultSuspend(w *world) { w.anyNode().stopFor(w.between(500*ms, 20*sec), true) }
+func faultFreeze(w *world)  { w.anyNode().stopFor(w.between(200*ms, 9*sec), frozen) }
+func faultHost(w *world)    { w.anyNode().stopFor(w.between(200*ms, 9*sec), paused) }
+func faultSuspend(w *world) { w.anyNode().stopFor(w.between(500*ms, 20*sec), suspended) }
 
 func faultHang(w *world) {
 	if n := w.alive(); n != nil {
@@ -118,7 +119,7 @@ func faultPause(w *world) {
 		return
 	}
 	set := func(reason string) {
-		n.paused = reason
+		n.idle = reason
 		if n.p != nil && !n.p.stopping {
 			n.p.post(tasks.SetPaused{Reason: reason})
 		}

@@ -88,7 +88,7 @@ func (l *link) dial() {
 	if l.conn != nil && !l.conn.dead {
 		return
 	}
-	if l.blocked[0] || l.blocked[1] || l.n[0].frozen || l.n[0].asleep || l.n[1].frozen || l.n[1].asleep {
+	if l.blocked[0] || l.blocked[1] || l.n[0].stands() || l.n[1].stands() {
 		l.dialLater(w.between(100*ms, 500*ms))
 		return
 	}
@@ -134,7 +134,7 @@ func (e *end) send(m protocol.Message) {
 	}
 	f := &frame{b: b}
 	c.flight[e.side] = append(c.flight[e.side], f)
-	if !l.blocked[e.side] {
+	if !l.blocked[e.side] && !l.n[1-e.side].off() {
 		c.fly(e.side, f, 0)
 	}
 }
@@ -353,19 +353,21 @@ func (l *link) heal() {
 	}
 	l.blocked = [2]bool{}
 	l.wallEnd = w.now
+	l.resend(0, w.between(0, 1*sec))
+	l.resend(1, w.between(0, 1*sec))
+}
+
+// resend brings the frames from one side that wait, if nothing stops them any more.
+func (l *link) resend(side int, extra int64) {
 	c := l.conn
-	if c == nil || c.dead {
+	if c == nil || c.dead || l.blocked[side] || l.n[1-side].off() {
 		return
 	}
-	extra := w.between(0, 1*sec)
-	for side, fl := range c.flight {
-		for _, f := range fl {
-			if f.at == 0 {
-				c.fly(side, f, extra)
-			}
+	for _, f := range c.flight[side] {
+		if f.at == 0 {
+			c.fly(side, f, extra)
 		}
 	}
 }
 
-// holder finds the nodes that a link joins, for a fault.
 func (w *world) anyLink() *link { return w.links[w.rng.IntN(len(w.links))] }

@@ -36,8 +36,7 @@ type node struct {
 	p         *process
 	life      uint64
 	lives     *rand.Rand
-	frozen    bool  // its process is stopped: the kernel still takes frames
-	asleep    bool  // the whole machine is suspended: its clock stands still
+	stop      stopKind
 	stopped   int64 // when that began
 	slept     int64 // in all
 	base      int64 // of its clock
@@ -45,7 +44,7 @@ type node struct {
 	syncTakes func() int64
 	held      bool   // does not restart by itself
 	unable    bool   // cannot prepare programs of others, for now
-	paused    string // as its person wants it
+	idle      string // the reason for which its person wants it to take no work
 	liar      bool
 	crashIn   int // the process dies after so many outputs were carried out; 0: no plan
 	rollbacks int
@@ -171,8 +170,8 @@ func (n *node) start() {
 		w.fail("%v after Restored: %v", n, err)
 		return
 	}
-	if n.paused != "" {
-		p.post(tasks.SetPaused{Reason: n.paused})
+	if n.idle != "" {
+		p.post(tasks.SetPaused{Reason: n.idle})
 	}
 	p.kick()
 	for _, l := range n.links {
@@ -217,7 +216,7 @@ func (n *node) die(silent bool) {
 	w.trace("%v dies: keeps %d of %d batches, %d were synced", n, kept, len(n.disk.batches), n.disk.synced)
 	p.dead = true
 	n.p = nil
-	n.frozen, n.asleep, n.deferred = false, false, nil
+	n.stop, n.deferred = 0, nil
 	n.disk.cut(kept)
 	n.disk.synced = kept
 	for _, e := range p.sortedEnds() {
@@ -247,7 +246,7 @@ func (p *process) fire(t, slept int64, do func()) {
 	n := p.n
 	switch {
 	case p.dead:
-	case n.frozen || n.asleep:
+	case n.stands():
 		n.deferred = append(n.deferred, func() { p.fire(t, slept, do) })
 	case n.slept > slept:
 		t, slept := t+n.slept-slept, n.slept
@@ -261,23 +260,38 @@ func (p *process) fire(t, slept int64, do func()) {
 func (p *process) outside(do func()) {
 	switch {
 	case p.dead:
-	case p.n.frozen || p.n.asleep:
+	case p.n.stands():
 		p.n.deferred = append(p.n.deferred, func() { p.outside(do) })
 	default:
 		do()
 	}
 }
 
-// stopFor freezes the process, or suspends the whole machine, for d.
-func (n *node) stopFor(d int64, suspend bool) {
-	if n.p == nil || n.frozen || n.asleep {
+// stopKind is how a node stands still.
+type stopKind byte
+
+const (
+	frozen    stopKind = iota + 1 // its process is stopped: the kernel still takes frames, the clock goes on
+	paused                        // a virtual machine is: its clock jumps, frames are sent again later
+	suspended                     // the machine is: its clock stands still, frames are sent again later
+)
+
+func (k stopKind) String() string { return [...]string{"", "frozen", "paused", "suspended"}[k] }
+
+// stands says that nothing happens in the node now; off, that it takes no frames either.
+func (n *node) stands() bool { return n.stop != 0 }
+func (n *node) off() bool    { return n.stop == paused || n.stop == suspended }
+
+// stopFor lets the node stand still for d.
+func (n *node) stopFor(d int64, kind stopKind) {
+	if n.p == nil || n.stands() {
 		return
 	}
 	p, w := n.p, n.w
-	w.trace("%v stops for %.3f s (suspended: %v)", n, float64(d)/1e9, suspend)
-	n.frozen, n.asleep, n.stopped = !suspend, suspend, w.now
+	w.trace("%v is %v for %.3f s", n, kind, float64(d)/1e9)
+	n.stop, n.stopped = kind, w.now
 	w.after(d, func() {
-		if p.dead || !n.frozen && !n.asleep {
+		if p.dead || !n.stands() {
 			return
 		}
 		n.goOn()
@@ -287,11 +301,17 @@ func (n *node) stopFor(d int64, suspend bool) {
 func (n *node) goOn() {
 	w := n.w
 	w.trace("%v goes on", n)
-	if n.asleep {
+	if n.stop == suspended {
 		n.slept += w.now - n.stopped
 	}
-	n.frozen, n.asleep = false, false
-	n.disturbed = w.now
+	off := n.off()
+	n.stop = 0
+	for _, l := range n.links {
+		if off && l != nil {
+			l.resend(1-l.side(n), w.between(0, 800*ms))
+		}
+	}
+	n.disturbed = max(n.disturbed+w.now-n.stopped, w.now) // what hung goes on hanging
 	ds := n.deferred
 	n.deferred = nil
 	for _, do := range ds {
@@ -689,7 +709,7 @@ func (p *process) hang(d int64) {
 	n, w := p.n, p.n.w
 	w.trace("%v: its loop hangs for %.1f s", n, float64(d)/1e9)
 	p.busyUntil = max(p.busyUntil, w.now+d)
-	n.disturbed = p.busyUntil
+	n.disturbed = max(n.disturbed, p.busyUntil)
 }
 
 // setSlots is what its person asks for.

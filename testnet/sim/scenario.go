@@ -31,17 +31,22 @@ var scenarios = map[string]func(*world){
 	},
 	// Only the origins stand still: nobody else may notice, so each task runs once.
 	"pause": func(w *world) {
-		w.small(2, 5)
+		if w.chance(500) {
+			w.small(2, 5)
+		} else {
+			w.one(2+w.rng.IntN(3), uint32(w.between(100, 500)), w.between(5*ms, 100*ms))
+			w.settleAt = 8 * sec
+		}
 		w.deathsPer, w.stragglePer, w.partial = 0, 0, false
 		for range 3 {
 			w.at(w.between(300*ms, w.settleAt-1), func() {
-				w.order[w.rng.IntN(len(w.order))].n.stopFor(w.between(1*sec, 12*sec), w.chance(400))
+				w.order[w.rng.IntN(len(w.order))].n.stopFor(w.between(1*sec, 12*sec), stopKind(w.between(1, 3)))
 			})
 		}
 	},
 	"freeze": func(w *world) {
 		w.small(2, 5)
-		w.plague(w.between(800*ms, 3*sec), faultFreeze, faultSuspend)
+		w.plague(w.between(800*ms, 3*sec), faultFreeze, faultHost, faultSuspend)
 		w.plague(3*sec, faultHang)
 	},
 	"disk": func(w *world) {
@@ -112,7 +117,7 @@ var scenarios = map[string]func(*world){
 	// A direction goes deaf, and no stream breaks: what the worker cannot have read must run elsewhere.
 	"deaf": func(w *world) {
 		j := w.one(3, 100, 50*ms)
-		j.deadline = 11 * sec
+		j.deadline = 8500 * ms
 		w.patient = true
 		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[0].links[1].wall(true, false, 28*sec) })
 	},
@@ -127,9 +132,41 @@ var scenarios = map[string]func(*world){
 			if w.chance(500) {
 				n.crash(true, sec)
 			} else {
-				n.stopFor(28*sec, w.chance(500))
+				n.stopFor(28*sec, stopKind(w.between(1, 3)))
 			}
 		})
+	},
+	// A worker with a queue stands still for longer than a lease, and comes back in the middle of the job. Its queue is
+	// revoked before it starts any of it: only what ran is run twice.
+	"thaw": func(w *world) {
+		j := w.one(3, 2500, 5*ms)
+		j.bigPer = 0
+		for _, l := range w.links {
+			l.latency, l.jitter = 20*ms, 5*ms
+		}
+		w.patient = true
+		w.settleAt = 7 * sec
+		w.at(w.between(1*sec, 2*sec), func() {
+			w.nodes[1].stopFor(w.between(3500*ms, 4*sec), stopKind(w.between(1, 2)))
+			if w.chance(500) { // and its stream breaks meanwhile: the origin knows at once, it does not
+				w.after(1*sec, func() { w.nodes[0].links[1].conn.cut(cutHalf0) })
+			}
+		})
+		w.maxRegrants, w.extra = 1, 10
+	},
+	// A worker's machine is reset and is back before its broken stream is noticed.
+	"reboot": func(w *world) {
+		j := w.one(3, 400, 20*ms)
+		for _, l := range w.links {
+			l.latency, l.jitter = 20*ms, 5*ms
+		}
+		w.patient = true
+		w.settleAt = 10 * sec
+		j.deadline = 7 * sec
+		for range 3 {
+			w.at(w.between(600*ms, 4*sec), func() { w.nodes[1+w.rng.IntN(2)].crash(true, w.between(100*ms, 900*ms)) })
+		}
+		j.detached = w.chance(500)
 	},
 	// Everything at once.
 	"faults": func(w *world) {
@@ -137,7 +174,7 @@ var scenarios = map[string]func(*world){
 		if w.chance(500) {
 			w.blobs()
 		}
-		all := []fault{faultKill, faultPower, faultMidReady, faultCut, faultFlap, faultWall, faultSpike, faultFreeze, faultSuspend,
+		all := []fault{faultKill, faultPower, faultMidReady, faultCut, faultFlap, faultWall, faultSpike, faultFreeze, faultHost, faultSuspend,
 			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSlots, faultPause, faultUnable, faultSlow}
 		for range 2 + w.rng.IntN(5) {
 			w.plague(w.between(600*ms, 4*sec), all[w.rng.IntN(len(all))])
@@ -157,7 +194,7 @@ var scenarios = map[string]func(*world){
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
 var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "rollback", "blobs", "person", "liar",
-	"poison", "reset", "origin", "deaf", "silent", "faults", "faults", "faults", "faults"}
+	"poison", "reset", "origin", "deaf", "silent", "thaw", "reboot", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }

@@ -140,6 +140,7 @@ type world struct {
 	messages      int
 	steps         int
 	maxRegrants   float64 // executed per needed attempt at the end; 0: no budget
+	extra         int     // attempts that a fault of the scenario costs
 	maxPerTask    float64 // messages a task
 	minEfficiency float64
 	checkEach     int // Scheduler.Check after each k-th turn
