@@ -147,10 +147,3 @@ func short(d time.Duration) string {
 	}
 	return d.Round(time.Second).String()
 }
-
-func ago(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return short(max(0, time.Since(t).Round(time.Second)))
-}

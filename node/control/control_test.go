@@ -338,6 +338,7 @@ func TestInputFails(t *testing.T) {
 func TestCancelledWhileSubmitting(t *testing.T) {
 	t.Parallel()
 	n, dir := newFakeNode(), t.TempDir()
+	n.lateEnd = true
 	serve(t, dir, "", n)
 	c := dial(t, dir)
 	id := protocol.NewJobID()

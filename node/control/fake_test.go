@@ -29,6 +29,8 @@ type fakeNode struct {
 	down     chan struct{}
 	watchers int
 	refuse   error // of OpenJob
+	lateEnd  bool  // Watch of an ended job ends only after two refused AddTasks: the first answer then is out
+	refusals int   // of AddTasks
 	lose     int   // Watch calls that end with ErrWatchLost after one batch
 }
 
@@ -103,6 +105,11 @@ func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, 
 	if err != nil {
 		return err
 	}
+	if j.State != "running" && first >= j.Tasks {
+		n.refusals++
+		n.changed.Broadcast()
+		return &node.Error{Code: node.CodeRefused, Message: "ended"}
+	}
 	have := uint32(len(j.inputs))
 	if first > have {
 		return &node.Error{Code: node.CodeBadRequest, Message: "gap"}
@@ -110,7 +117,7 @@ func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, 
 	if have-first >= uint32(len(inputs)) {
 		return nil
 	}
-	if j.closed || j.State != "running" {
+	if j.closed {
 		return &node.Error{Code: node.CodeRefused, Message: "closed"}
 	}
 	j.inputs = append(j.inputs, inputs[have-first:]...)
@@ -164,7 +171,7 @@ func (n *fakeNode) Watch(ctx context.Context, id protocol.JobID, cursor uint32, 
 			}
 			continue
 		}
-		if ended(j.Job) {
+		if ended(j.Job) && (!n.lateEnd || n.refusals >= 2) {
 			return j.Job, nil
 		}
 		n.changed.Wait()

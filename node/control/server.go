@@ -503,7 +503,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	st.watches.Wait()
 	if errors.Is(err, protocol.ErrProtocol) {
 		s.log.Warn("control stream closed", "err", err)
-	} else if err != nil && !errors.Is(err, io.EOF) {
+	} else if !errors.Is(err, io.EOF) {
 		s.log.Debug("control stream ended", "err", err)
 	}
 }
