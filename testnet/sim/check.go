@@ -465,7 +465,7 @@ func (w *world) settle() {
 		if n.stands() {
 			n.goOn()
 		}
-		if p := n.p; !p.stopping {
+		if p := n.p; p != nil && !p.stopping { // what it did at waking may have ended it
 			p.setSlots(n.slots)
 			p.post(tasks.SetPaused{})
 		}

@@ -24,7 +24,7 @@ type mutant struct {
 type edit struct{ file, old, new string }
 
 // mutantSeeds are tried before a mutant counts as not found.
-const mutantSeeds = 400
+const mutantSeeds = 1500
 
 // TestMutants plants each defect of testdata/mutants.txt with go build -overlay and runs seeds until one breaks a promise. No
 // defect found is a check that cannot fail. It builds the simulator once per defect, which takes a minute or more in

@@ -100,7 +100,6 @@ type process struct {
 	spins       int // turns in a row that had nothing to do and want another one at once
 
 	slot     map[int]*slot
-	running  int // busy slots
 	hasSlots int // as the scheduler was told
 	prepared map[programKey]bool
 	answered map[heldKey]bool // the origin released it: an answer, a revoke

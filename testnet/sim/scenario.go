@@ -146,6 +146,7 @@ var scenarios = map[string]func(*world){
 		}
 		w.patient = true
 		w.settleAt = 7 * sec
+		w.checkEach = 20
 		w.at(w.between(1*sec, 2*sec), func() {
 			w.nodes[1].stopFor(w.between(3500*ms, 4*sec), stopKind(w.between(1, 2)))
 			if w.chance(500) { // and its stream breaks meanwhile: the origin knows at once, it does not
