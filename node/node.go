@@ -21,6 +21,7 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,6 +94,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
 	}
+	cfg.Name = strings.ToValidUTF8(cfg.Name[:min(len(cfg.Name), protocol.MaxName)], "")
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
 		inbox: make(chan input, inboxSize), programs: programs{all: map[programKey]*program{}},

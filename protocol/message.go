@@ -38,6 +38,9 @@ const (
 	MaxInline = 64 << 10
 	// MaxName bounds names of jobs, nodes, runtimes.
 	MaxName = 256
+	// MaxEpoch is more starts than there will be. A peer may say that it saw an epoch of ours, and we start
+	// above it: beyond this it lies.
+	MaxEpoch = 1 << 48
 	// MaxTasks bounds a job.
 	MaxTasks = 10_000_000
 )
@@ -277,6 +280,9 @@ func check(m Message) error {
 	case *Hello:
 		if len(m.Name) > MaxName || len(m.NodeVersion) > MaxName || len(m.Os) > MaxName || len(m.Arch) > MaxName || len(m.Runtimes) > 64 {
 			return errors.New("too long a name or list")
+		}
+		if m.Epoch > MaxEpoch || m.SeenEpoch > MaxEpoch {
+			return fmt.Errorf("epoch %d, seen epoch %d: at most %d", m.Epoch, m.SeenEpoch, uint64(MaxEpoch))
 		}
 		for _, r := range m.Runtimes {
 			if len(r) > MaxName {

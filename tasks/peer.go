@@ -140,7 +140,7 @@ func (s *Scheduler) Hello(id protocol.NodeID) *protocol.Hello {
 // makeBeat says that we live and what we hold of p. The shell fills in the ages and the ping.
 func (s *Scheduler) makeBeat(p *peer) *protocol.Beat {
 	b := &protocol.Beat{
-		Epoch: s.epoch, GrantsRead: p.grantsRead, Slots: uint32(s.wanted), Paused: s.unavailable(),
+		Epoch: s.epoch, GrantsRead: p.grantsRead, Slots: uint32(s.wanted), Paused: cut(s.unavailable(), protocol.MaxName),
 		Challenge: s.challenge, Answer: p.challengeSeen,
 	}
 	for _, id := range s.order {

@@ -241,7 +241,7 @@ func (s *Scheduler) forget(ev Forget) error {
 		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrRunning)
 	}
 	delete(s.jobs, ev.Job)
-	s.record(ForgetRecord{ev.Job})
+	s.record(ForgetRecord(ev))
 	return nil
 }
 

@@ -38,7 +38,7 @@ var rooms = map[string]room{
 		ours:   "protocol tasks",
 		others: "golang.org/x/sys github.com/shirou/gopsutil/v4 google.golang.org/protobuf",
 	},
-	"tasks/executor/runtimetest": {ours: "protocol tasks tasks/executor"},
+	"tasks/executor/runtimetest": {ours: "protocol tasks tasks/executor", others: "github.com/shirou/gopsutil/v4"},
 	"tasks/executor/wasm": {
 		ours:   "protocol tasks tasks/executor",
 		others: "github.com/tetratelabs/wazero golang.org/x/sys github.com/gofrs/flock",

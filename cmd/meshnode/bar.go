@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/term"
+	"github.com/schollz/progressbar/v3"
 
 	"meshnode/node/control"
 	"meshnode/protocol"
@@ -16,15 +16,13 @@ import (
 // draws nothing. Its methods may be called concurrently.
 type bar struct {
 	w     io.Writer
-	width func() int
 	total *progressTotal
 	start time.Time
 
 	mu    sync.Mutex // guards the rest
+	drawn *progressbar.ProgressBar
 	done  int
 	nodes map[protocol.NodeID]bool
-	drawn time.Time
-	shown bool
 }
 
 const (
@@ -40,15 +38,7 @@ func (c *cli) newBar(f *submitFlags, total *progressTotal) *bar {
 	if !c.errTTY || f.noBar || f.detach || c.outTTY && !f.bar {
 		return nil
 	}
-	return &bar{w: c.stderr, total: total, start: time.Now(), nodes: make(map[protocol.NodeID]bool), width: func() int {
-		type descriptor interface{ Fd() uintptr }
-		if f, ok := c.stderr.(descriptor); ok {
-			if w, _, err := term.GetSize(int(f.Fd())); err == nil {
-				return w
-			}
-		}
-		return 80
-	}}
+	return &bar{w: c.stderr, total: total, start: time.Now(), nodes: make(map[protocol.NodeID]bool)}
 }
 
 func (b *bar) add(rs []control.Result) {
@@ -63,32 +53,34 @@ func (b *bar) add(rs []control.Result) {
 			b.nodes[rs[i].Worker] = true
 		}
 	}
-	if now := time.Now(); now.Sub(b.start) > barDelay && now.Sub(b.drawn) > barInterval {
-		b.drawn, b.shown = now, true
-		line := b.line(now.Sub(b.start))
-		if w := b.width() - 1; len(line) > w {
-			line = line[:max(w, 0)]
-		}
-		fmt.Fprintf(b.w, "\r\x1b[K%s", line)
+	n := int64(-1) // more inputs may come: a spinner
+	if b.total.known.Load() {
+		n = b.total.n.Load()
 	}
+	if b.drawn == nil {
+		b.drawn = progressbar.NewOptions64(n,
+			progressbar.OptionSetWriter(late{b.w, b.start.Add(barDelay)}), progressbar.OptionThrottle(barInterval), progressbar.OptionClearOnFinish(),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("tasks"),
+			progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(20), progressbar.OptionUseANSICodes(true))
+	}
+	if b.drawn.GetMax64() != n {
+		b.drawn.ChangeMax64(n)
+	}
+	b.drawn.Set(b.done)
+	b.drawn.Describe(fmt.Sprintf("%d %s", len(b.nodes), plural(len(b.nodes), "node")))
 }
 
-// line is what the bar says after a time.
-func (b *bar) line(d time.Duration) string {
-	rate := float64(b.done) / d.Seconds()
-	n := b.total.n.Load()
-	if !b.total.known.Load() {
-		return fmt.Sprintf("%d done of %d so far, %.1f/s, %d nodes", b.done, n, rate, len(b.nodes))
+// late drops what is written before a time.
+type late struct {
+	w    io.Writer
+	from time.Time
+}
+
+func (l late) Write(b []byte) (int, error) {
+	if time.Now().Before(l.from) {
+		return len(b), nil
 	}
-	left := "?"
-	if rate > 0 {
-		left = (time.Duration(float64(n-int64(b.done)) / rate * float64(time.Second))).Round(time.Second).String()
-	}
-	percent := 100.0
-	if n > 0 {
-		percent = 100 * float64(b.done) / float64(n)
-	}
-	return fmt.Sprintf("%d/%d (%.0f%%), %.1f/s, %s left, %d nodes", b.done, n, percent, rate, left, len(b.nodes))
+	return l.w.Write(b)
 }
 
 // clear takes the bar away, so that something else can be written.
@@ -98,8 +90,7 @@ func (b *bar) clear() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.shown {
-		io.WriteString(b.w, "\r\x1b[K")
-		b.shown = false
+	if b.drawn != nil {
+		b.drawn.Clear()
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,6 +21,9 @@ what it has, within 5 s. Detached jobs that were submitted here go on when it st
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			client, err := c.dial()
+			if errors.Is(err, control.ErrNoNode) {
+				return &node.Error{Code: "no_node", Message: err.Error(), Fix: "there is nothing to stop"}
+			}
 			if err != nil {
 				return err
 			}
