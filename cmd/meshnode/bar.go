@@ -61,7 +61,10 @@ func (b *bar) add(rs []control.Result) {
 		b.drawn = progressbar.NewOptions64(n,
 			progressbar.OptionSetWriter(late{b.w, b.start.Add(barDelay)}), progressbar.OptionThrottle(barInterval), progressbar.OptionClearOnFinish(),
 			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("tasks"),
-			progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(20), progressbar.OptionUseANSICodes(true))
+			progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(20),
+			// No goroutine of its own that turns the spinner: it would draw while others write.
+			progressbar.OptionSetSpinnerChangeInterval(0),
+			progressbar.OptionUseANSICodes(true))
 	}
 	if b.drawn.GetMax64() != n {
 		b.drawn.ChangeMax64(n)
