@@ -159,13 +159,12 @@ func (l *gateListener) Accept() (manet.Conn, error) {
 }
 
 var (
-	errCrowded   = errors.New("too many connections at once that have shown no certificate")
-	errTooMuch   = errors.New("more bytes than an admission has")
-	errNoneOfUs  = errors.New("it does not speak the admission protocol, or said nothing")
-	errProbe     = errors.New("closed after a probe")
-	errJoined    = errors.New("closed after a join")
-	errRenewed   = errors.New("this node's certificate had ended and was renewed")
-	errEmptyPeer = errors.New("the connection names no peer")
+	errCrowded  = errors.New("too many connections at once that have shown no certificate")
+	errTooMuch  = errors.New("more bytes than an admission has")
+	errNoneOfUs = errors.New("it does not speak the admission protocol, or said nothing")
+	errProbe    = errors.New("closed after a probe")
+	errJoined   = errors.New("closed after a join")
+	errRenewed  = errors.New("this node's certificate had ended and was renewed")
 )
 
 // pendingConn is an accepted connection: bounded in bytes until it is admitted.

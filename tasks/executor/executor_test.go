@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -76,7 +77,8 @@ func oddWorker() int {
 			case "hang":
 				time.Sleep(time.Hour)
 			case "spin":
-				for {
+				for n := 0; ; n++ {
+					runtime.KeepAlive(n)
 				}
 			case "close":
 				os.Stdout.Close()

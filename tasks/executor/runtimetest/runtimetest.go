@@ -48,7 +48,6 @@ type Rig struct {
 	*executor.Executor
 	t      testing.TB
 	events chan tasks.Event
-	jobs   byte
 }
 
 // NewRig makes an executor with the runtime, which the end of the test closes.
