@@ -151,8 +151,8 @@ func (s *Scheduler) advance(now int64) {
 	}
 }
 
-// ownPause is the time between two Steps from which on this node counts as having stood still. A node with
-// leases ticks twice a second.
+// ownPause is the time between two Steps from which on this node counts as having stood still. A node that waits for
+// anything wakes in half of it: else its own sleep would count, and put off what it waits for, again and again.
 const ownPause = second
 
 func (s *Scheduler) handle(ev Event) error {
@@ -305,5 +305,5 @@ func (s *Scheduler) wake() int64 {
 	for _, j := range s.jobOrder {
 		at(j.limboUntil)
 	}
-	return w
+	return min(w, s.now+ownPause/2) // 0 stays 0
 }
