@@ -25,7 +25,7 @@ func (s *Scheduler) low(p *peer) (low, high int) {
 	if d == 0 || r*lateFactor <= d && d >= singleFrom {
 		return int(slots), int(slots)
 	}
-	l := slots * (r*5/2 + d + lead) / d
+	l := (slots*(r*5/2+d+lead) + d - 1) / d // rounded up: one that runs and nothing behind it is no prefetch
 	l = max(slots, min(l, maxHeld/2))
 	return int(l), int(2 * l)
 }
