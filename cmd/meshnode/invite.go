@@ -22,13 +22,14 @@ func (c *cli) inviteCommand() *cobra.Command {
 		Long: `Prints a ticket, alone on standard output. On the other machine: meshnode join TICKET. Whoever has the
 ticket can use it, so send it as you would a password.
 
---mine is for another machine of yours: it may do here what this one may. --guest, the default, is for
-somebody else's: it may submit WebAssembly programs and runs those of others.`,
+Without --mine or --guest it is for a machine of somebody else: it may submit WebAssembly programs, and runs
+those of others. --guest is for a visitor, who may submit and runs nothing for others. --mine is for another
+machine of yours: it may do what this one may, and invite others as far as certificates reach.`,
 		Args: cobra.NoArgs,
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&mine, "mine", false, "a machine of the same owner")
-	fs.BoolVar(&guest, "guest", false, "a machine of somebody else (the default)")
+	fs.BoolVar(&guest, "guest", false, "a visitor: it submits, and does no work for others")
 	fs.Var(&expires, "expires", "how long the ticket is good")
 	fs.IntVar(&uses, "uses", 1, "how many machines may use it")
 	fs.StringSliceVar(&runtimes, "runtime", nil, "what the machine may run on others: `wasm` (default: by kind of ticket)")
@@ -53,7 +54,7 @@ somebody else's: it may submit WebAssembly programs and runs those of others.`,
 			return err
 		}
 		defer client.Close()
-		ticket, err := client.Invite(cmd.Context(), node.InviteOptions{Mine: mine, Expires: time.Duration(expires), Uses: uses, Runtimes: runtimes})
+		ticket, err := client.Invite(cmd.Context(), node.InviteOptions{Mine: mine, Guest: guest, Expires: time.Duration(expires), Uses: uses, Runtimes: runtimes})
 		if err != nil {
 			return err
 		}

@@ -76,7 +76,11 @@ func (c *cli) leaveCommand() *cobra.Command {
 		Long:  "Takes this node out of its mesh; it then has one of its own again. To come back it needs a new ticket.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.withNode(cmd, cmd.Context(), func(n membership) error { return n.Leave(cmd.Context()) })
+			err := c.withNode(cmd, cmd.Context(), func(n membership) error { return n.Leave(cmd.Context()) })
+			if err == nil && !c.json() {
+				fmt.Fprintln(c.stderr, "left the mesh; this node has one of its own now")
+			}
+			return err
 		},
 	}
 }
@@ -117,7 +121,9 @@ func (c *cli) withNode(cmd *cobra.Command, ctx context.Context, do func(membersh
 	defer cancel()
 	var result error
 	err = runNode(ctx, n, ln, log, func() error {
-		result = do(n)
+		if result = do(n); result != nil && n.RecoveryCode() != "" {
+			c.tellRecovery(n.RecoveryCode()) // the node was made, and stays in its own mesh
+		}
 		cancel()
 		return nil
 	})

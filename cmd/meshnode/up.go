@@ -33,7 +33,13 @@ const (
 	startTimeout = 60 * time.Second
 )
 
-func defaultDataDir() string { return filepath.Join(xdg.DataHome, "meshnode") }
+// defaultDataDir is "" where the system's usual place is not known: without a home it would be below the root.
+func defaultDataDir() string {
+	if xdg.Home == "" && os.Getenv("XDG_DATA_HOME") == "" {
+		return ""
+	}
+	return filepath.Join(xdg.DataHome, "meshnode")
+}
 
 type upFlags struct {
 	name, slots, memory, dht, control, logLevel string
@@ -185,14 +191,15 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 			cancel()
 		}()
 	}
-	return runNode(ctx, n, ln, log, func() error {
-		if code := n.RecoveryCode(); code != "" {
-			if f.detached {
-				fmt.Fprintln(c.stdout, recoveryPrefix+code)
-			} else {
-				c.tellRecovery(code)
-			}
+	// At once: the mesh was made, and its code is not to be had again, whatever becomes of this start.
+	if code := n.RecoveryCode(); code != "" {
+		if f.detached {
+			fmt.Fprintln(c.stdout, recoveryPrefix+code)
+		} else {
+			c.tellRecovery(code)
 		}
+	}
+	return runNode(ctx, n, ln, log, func() error {
 		st, err := n.Status(ctx)
 		if err != nil {
 			return err

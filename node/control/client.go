@@ -258,7 +258,7 @@ func (c *Client) PutProgram(ctx context.Context, r io.Reader) (protocol.BlobID, 
 // Invite makes a ticket.
 func (c *Client) Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error) {
 	var a inviteAnswer
-	err = c.call(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
+	err = c.call(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Guest, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
 	return a.Ticket, err
 }
 

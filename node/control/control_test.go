@@ -59,7 +59,7 @@ func TestRequests(t *testing.T) {
 			if j, err := c.Jobs(ctx); err != nil || len(j) != 0 {
 				t.Errorf("Jobs: %+v, %v", j, err)
 			}
-			opts := node.InviteOptions{Mine: true, Expires: time.Hour, Uses: 3, Runtimes: []string{"wasm"}}
+			opts := node.InviteOptions{Guest: true, Expires: time.Hour, Uses: 3, Runtimes: []string{"wasm"}}
 			if tk, err := c.Invite(ctx, opts); err != nil || tk != "mesh1ticket" || fmt.Sprint(n.invited) != fmt.Sprint(opts) {
 				t.Errorf("Invite: %q, %v; the node saw %+v", tk, err, n.invited)
 			}
@@ -245,6 +245,7 @@ func TestSubmit(t *testing.T) {
 		call func() error
 	}{
 		{"no_task", func() error { _, err := c.Result(ctx, "@last", tasks); return err }},
+		{"no_task", func() error { i := uint32(tasks); _, err := c.Cancel(ctx, "@last", &i); return err }},
 		{node.CodeNoJob, func() error { _, err := c.Job(ctx, "00112233445566778899aabbccddeeff"); return err }},
 		{node.CodeBadRequest, func() error { _, err := c.Job(ctx, "../status"); return err }},
 		{node.CodeBadRequest, func() error { _, err := c.Job(ctx, "xyz"); return err }},

@@ -246,11 +246,15 @@ func (s *Server) getTask(r *http.Request) (any, error) {
 			return nil, err
 		}
 		if index >= j.Tasks {
-			return nil, &node.Error{Code: "no_task", Message: "job " + id.Short() + " has no task " + strconv.Itoa(int(index)) + ", only " + strconv.Itoa(int(j.Tasks)), Fix: "tasks count from 0"}
+			return nil, noTask(id, index, j)
 		}
 		return nil, &node.Error{Code: "not_ended", Message: "task " + strconv.Itoa(int(index)) + " of job " + id.Short() + " has not ended", Fix: "wait for it: meshnode wait " + id.Short()}
 	}
 	return toJSON(res), nil
+}
+
+func noTask(id protocol.JobID, index uint32, j node.Job) error {
+	return &node.Error{Code: "no_task", Message: "job " + id.Short() + " has no task " + strconv.Itoa(int(index)) + ": it has " + strconv.Itoa(int(j.Tasks)), Fix: "tasks count from 0"}
 }
 
 func parseIndex(s string) (uint32, error) {
@@ -300,12 +304,17 @@ func (s *Server) postCancel(r *http.Request) (any, error) {
 	if err := s.node.Cancel(r.Context(), id, task); err != nil {
 		return nil, err
 	}
-	return s.node.Job(r.Context(), id)
+	j, err := s.node.Job(r.Context(), id)
+	if err == nil && task != nil && *task >= j.Tasks {
+		return nil, noTask(id, *task, j)
+	}
+	return j, err
 }
 
 // inviteBody is the JSON of POST /v1/invite.
 type inviteBody struct {
 	Mine      bool     `json:"mine"`
+	Guest     bool     `json:"guest"`
 	ExpiresMS int64    `json:"expires_ms"`
 	Uses      int      `json:"uses"`
 	Runtimes  []string `json:"runtimes"`
@@ -323,7 +332,7 @@ func (s *Server) postInvite(r *http.Request) (any, error) {
 	if b.ExpiresMS < 0 || b.ExpiresMS > maxTimeout/1000 || b.Uses < 0 {
 		return nil, &node.Error{Code: node.CodeBadRequest, Message: "expires and uses must not be negative"}
 	}
-	t, err := s.node.Invite(r.Context(), node.InviteOptions{Mine: b.Mine, Expires: time.Duration(b.ExpiresMS) * time.Millisecond, Uses: b.Uses, Runtimes: b.Runtimes})
+	t, err := s.node.Invite(r.Context(), node.InviteOptions{Mine: b.Mine, Guest: b.Guest, Expires: time.Duration(b.ExpiresMS) * time.Millisecond, Uses: b.Uses, Runtimes: b.Runtimes})
 	return inviteAnswer{t}, err
 }
 
