@@ -34,7 +34,7 @@ done
 # pid DIR: the process of the node in DIR, if it lives. A number alone proves nothing: it may be another's by now.
 pid() {
   [ -f "$1/control.json" ] || return 1
-  p=$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' "$1/control.json")
+  p=$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' "$1/control.json" 2>/dev/null) || return 1 # it has ended just now
   [ -n "$p" ] || return 1
   if [ -d /proc/self ]; then
     words=$(tr '\0' ' ' 2>/dev/null <"/proc/$p/cmdline") || return 1 # a dead one that nobody waits for has none

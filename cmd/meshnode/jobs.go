@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -155,8 +156,26 @@ func (c *cli) exactly(n int, what string) cobra.PositionalArgs {
 		if len(args) != n {
 			return usage(cmd, "%s: give %s, not %d", cmd.Name(), what, len(args))
 		}
-		return nil
+		return noneEmpty(cmd, args)
 	}
+}
+
+// atLeastOne is cobra.MinimumNArgs(1) with words.
+func (c *cli) atLeastOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usage(cmd, "%s: give at least one %s", cmd.Name(), what)
+		}
+		return noneEmpty(cmd, args)
+	}
+}
+
+// noneEmpty refuses empty arguments: a variable of a script that is not set.
+func noneEmpty(cmd *cobra.Command, args []string) error {
+	if slices.Contains(args, "") {
+		return usage(cmd, "%s: an argument is empty", cmd.Name())
+	}
+	return nil
 }
 
 // completeJobs offers the ids of the node's jobs to the shell.

@@ -12,7 +12,9 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -153,6 +155,12 @@ func explain(cmd *cobra.Command, err error) *node.Error {
 	if e := (*control.RunningError)(nil); errors.As(err, &e) {
 		return &node.Error{Code: node.CodeRefused, Message: err.Error(), Fix: "stop it with meshnode down, or choose another directory with --data-dir"}
 	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "free some space there"}
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "choose another port with --listen, or 0 for any that is free"}
+	}
 	if e := (*fs.PathError)(nil); errors.As(err, &e) {
 		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "check the path and its permissions"}
 	}
@@ -160,6 +168,24 @@ func explain(cmd *cobra.Command, err error) *node.Error {
 		return &node.Error{Code: codeUsage, Message: firstLine(err.Error()), Fix: "see meshnode help"}
 	}
 	return &node.Error{Code: "failed", Message: err.Error()}
+}
+
+// withoutGo is the text of an error in a flag without the names of Go functions.
+func withoutGo(err error) string {
+	var num *strconv.NumError
+	if !errors.As(err, &num) {
+		return err.Error()
+	}
+	want := "want a whole number"
+	switch {
+	case num.Func == "ParseBool":
+		want = "want true or false"
+	case num.Func == "ParseUint":
+		want = "want a whole number from 0"
+	case errors.Is(num, strconv.ErrRange):
+		want = "the number is too large"
+	}
+	return strings.Replace(err.Error(), num.Error(), want, 1)
 }
 
 func firstLine(s string) string {
@@ -219,7 +245,7 @@ variable. Without a command, meshnode does what "up" does.`,
 		if errors.Is(err, pflag.ErrHelp) {
 			return err
 		}
-		return usage(cmd, "%s", err)
+		return usage(cmd, "%s", withoutGo(err))
 	})
 	p := root.PersistentFlags()
 	p.StringVar(&c.dataDir, "data-dir", defaultDataDir(), "the node's `directory`: all of its state is below it")
@@ -231,6 +257,13 @@ variable. Without a command, meshnode does what "up" does.`,
 		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.logsCommand(),
 		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Args = cobra.ArbitraryArgs
+		completion.RunE = func(cmd *cobra.Command, args []string) error {
+			return usage(cmd, "completion: name a shell: bash, zsh, fish or powershell")
+		}
+	}
 	return root
 }
 
@@ -242,12 +275,29 @@ func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
 	if c.asJSON {
 		c.format = "json"
 	}
+	if c.dataDir != "" {
+		dir, err := filepath.Abs(c.dataDir) // what is shown of it means the same elsewhere
+		if err != nil {
+			return fmt.Errorf("find the data directory %s: %w", c.dataDir, err)
+		}
+		c.dataDir = dir
+	} else if !slices.Contains([]string{"demo", "version", "help", "completion", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd}, firstOf(cmd)) {
+		return &node.Error{Code: codeUsage, Message: "no data directory: it is empty, or HOME is not set", Fix: "give one with --data-dir or MESHNODE_DATA_DIR"}
+	}
 	if !slices.Contains([]string{"table", "wide", "json"}, c.format) {
 		bad := c.format
 		c.format = "table"
 		return usage(cmd, "output format %q: want table, wide or json", bad)
 	}
 	return nil
+}
+
+// firstOf is the name of the command below the root that cmd is or belongs to.
+func firstOf(cmd *cobra.Command) string {
+	for cmd.HasParent() && cmd.Parent().HasParent() {
+		cmd = cmd.Parent()
+	}
+	return cmd.Name()
 }
 
 // readVariables sets the flags that were not given from the environment.
@@ -275,7 +325,7 @@ func (c *cli) readVariables(cmd *cobra.Command) error {
 				if inner := errors.Unwrap(e); inner != nil {
 					e = inner // without the name of the flag, which nobody typed
 				}
-				err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s=%s: %v", n, v, e), Fix: "correct or unset the variable"}
+				err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s=%s: %s", n, v, withoutGo(e)), Fix: "correct or unset the variable"}
 			}
 			return
 		}

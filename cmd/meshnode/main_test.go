@@ -121,7 +121,7 @@ func TestInvocation(t *testing.T) {
 			continue
 		}
 		var total progressTotal
-		inputs, done, err := v.read(strings.NewReader("in\nput\n"), &total)
+		inputs, done, err := v.read(t.Context(), strings.NewReader("in\nput\n"), &total)
 		if err != nil {
 			t.Errorf("%s: %v", tt.args, err)
 			continue

@@ -32,6 +32,9 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 	cmd.Flags().StringVar(&to, "to", "", "write files in `DIR`, which is made if it is not there")
 	cmd.Flags().BoolVarP(&wait, "watch", "w", false, "go on until the job has ended")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed("to") && to == "" {
+			return usage(cmd, "results: --to names no directory")
+		}
 		ctx := cmd.Context()
 		client, err := c.dial()
 		if err != nil {
@@ -227,7 +230,7 @@ func (c *cli) waitCommand() *cobra.Command {
 		Short: "Wait until jobs have ended",
 		Long: `Returns when all the jobs have ended. The exit code is that of submit: the number of failed tasks, or the
 task's own if it is one job of one task. Interrupting it does not cancel the jobs.`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              c.atLeastOne("job"),
 		ValidArgsFunction: c.completeJobs,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -277,7 +280,7 @@ func (c *cli) cancelCommand() *cobra.Command {
 		Use:               "cancel JOB[/TASK]...",
 		Short:             "End jobs, or single tasks of them",
 		Long:              "Cancels jobs or tasks. What has ended stays; results of tasks that are done can still be read.",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              c.atLeastOne("job or task"),
 		ValidArgsFunction: c.completeJobs,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -60,6 +60,9 @@ func TestScripts(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(e.WorkDir, "component.wasm"), component, 0o666); err != nil {
 				return err
 			}
+			if err := os.WriteFile(filepath.Join(e.WorkDir, "cut.wasm"), append([]byte("\x00asm\x01\x00\x00\x00"), 1, 100, 5), 0o666); err != nil {
+				return err
+			}
 			e.Setenv("MESHNODE_DATA_DIR", filepath.Join(e.WorkDir, "none"))
 			e.Setenv("MESHNODE_CACHE_DIR", cache)
 			e.Setenv("SUM", filepath.Join(root, "examples/wasm/sum_primes.wasm"))

@@ -172,7 +172,7 @@ func parseInvocation(cmd *cobra.Command, args []string) (invocation, error) {
 }
 
 // read opens the files and returns the inputs. Total counts them as they come.
-func (v *invocation) read(stdin io.Reader, total *progressTotal) (iter.Seq2[[]byte, error], func(), error) {
+func (v *invocation) read(ctx context.Context, stdin io.Reader, total *progressTotal) (iter.Seq2[[]byte, error], func(), error) {
 	var open []io.Reader
 	var files []*os.File
 	closeAll := func() {
@@ -185,7 +185,11 @@ func (v *invocation) read(stdin io.Reader, total *progressTotal) (iter.Seq2[[]by
 			open = append(open, stdin)
 			continue
 		}
-		f, err := os.Open(name)
+		f, err := openInput(ctx, name)
+		if ctx.Err() != nil {
+			closeAll()
+			return nil, nil, ctx.Err()
+		}
 		if err == nil {
 			files = append(files, f)
 			var st os.FileInfo
@@ -222,7 +226,7 @@ func (v *invocation) read(stdin io.Reader, total *progressTotal) (iter.Seq2[[]by
 			}
 			if err := lines.Err(); err != nil {
 				if errors.Is(err, bufio.ErrTooLong) {
-					err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("read inputs from %s: a line is longer than %d MiB", v.files[i], control.MaxInput>>20), Fix: "an input is one line"}
+					err = &node.Error{Code: codeUsage, Message: fmt.Sprintf("read inputs from %s: a line is longer than %d MiB", v.files[i], control.MaxInput>>20), Fix: "give the names of large things as inputs, or parts of them"}
 				}
 				yield(nil, err)
 				return
@@ -231,12 +235,31 @@ func (v *invocation) read(stdin io.Reader, total *progressTotal) (iter.Seq2[[]by
 	}, closeAll, nil
 }
 
+// openInput is os.Open that gives up when ctx is done: a pipe opens only when somebody writes to it.
+func openInput(ctx context.Context, name string) (*os.File, error) {
+	type opened struct {
+		f   *os.File
+		err error
+	}
+	ch := make(chan opened, 1)
+	go func() {
+		f, err := os.Open(name)
+		ch <- opened{f, err}
+	}()
+	select {
+	case o := <-ch:
+		return o.f, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err() // the process ends, and with it the open
+	}
+}
+
 // openProgram opens a module and says what is wrong with it before anything is submitted.
 func openProgram(path string) (*os.File, error) {
 	bad := func(code, message, fix string) (*os.File, error) {
 		return nil, &node.Error{Code: code, Message: path + ": " + message, Fix: fix}
 	}
-	f, err := os.Open(path)
+	st, err := os.Stat(path) // first: to open a pipe is to wait for who writes to it
 	if err != nil {
 		if file, function, ok := strings.Cut(path, ".py:"); ok && file != "" && function != "" {
 			return bad(node.CodeBadProgram, "Python functions cannot be run by this version", "give a WebAssembly module")
@@ -246,20 +269,17 @@ func openProgram(path string) (*os.File, error) {
 		}
 		return bad(codeUsage, err.Error(), "give the path of a WebAssembly module")
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		f.Close()
+	if !st.Mode().IsRegular() {
 		return bad(codeUsage, "not a file", "give the path of a WebAssembly module")
 	}
-	if err == nil {
-		err = wasm.Check(path)
-	}
-	if err != nil {
-		f.Close()
-		message, fix, _ := strings.Cut(err.Error(), "; ")
+	if err := wasm.Check(path); err != nil {
+		message, fix, ok := strings.Cut(err.Error(), "; ")
+		if !ok {
+			fix = "build it again for wasm32-wasip1, and copy all of it"
+		}
 		return bad(node.CodeBadProgram, message, fix)
 	}
-	return f, nil
+	return os.Open(path)
 }
 
 func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
@@ -296,7 +316,7 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	}
 	defer program.Close()
 	var total progressTotal
-	inputs, closeInputs, err := v.read(c.stdin, &total)
+	inputs, closeInputs, err := v.read(ctx, c.stdin, &total)
 	if err != nil {
 		return err
 	}
