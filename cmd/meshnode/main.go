@@ -158,8 +158,8 @@ func explain(cmd *cobra.Command, err error) *node.Error {
 	if errors.Is(err, syscall.ENOSPC) {
 		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "free some space there"}
 	}
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "choose another port with --listen, or 0 for any that is free"}
+	if strings.HasPrefix(err.Error(), "listen on ") && strings.Contains(err.Error(), "bind: ") { // libp2p wraps nothing
+		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "choose another address or port with --listen; port 0 is any that is free"}
 	}
 	if e := (*fs.PathError)(nil); errors.As(err, &e) {
 		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "check the path and its permissions"}

@@ -35,7 +35,7 @@ const (
 
 // defaultDataDir is "" where the system's usual place is not known: without a home it would be below the root.
 func defaultDataDir() string {
-	if xdg.Home == "" && os.Getenv("XDG_DATA_HOME") == "" {
+	if _, err := os.UserHomeDir(); err != nil && os.Getenv("XDG_DATA_HOME") == "" {
 		return ""
 	}
 	return filepath.Join(xdg.DataHome, "meshnode")
