@@ -148,24 +148,33 @@ func (n *Node) prepare(p tasks.Prepare) {
 		var path string
 		id, _ := protocol.BlobIDFrom(code.GetId())
 		if err == nil {
-			path, err = n.blobs.Path(id)
-		}
-		n.programs.mu.Lock()
-		defer n.programs.mu.Unlock()
-		switch {
-		case err != nil:
-			if !pr.dropped {
-				delete(n.programs.all, key) // the next JobInfo tries again
+			if path, err = n.blobs.Path(id); err != nil {
+				n.blobs.Unpin(id)
 			}
-			n.log.Warn("program not to be had", "job", key.job, "origin", key.origin, "err", err)
-			n.post(input{event: tasks.Prepared{Origin: key.origin, Job: key.job, Unable: fmt.Sprintf("its program could not be fetched: %v", err)}})
-		case pr.dropped:
-			n.blobs.Unpin(id)
-		default:
-			pr.id, pr.pinned = id, true
-			n.executor.Prepare(key.origin, p.Info, path)
 		}
+		if n.fetched(key, pr, p.Info, id, path, err) || err == nil {
+			return
+		}
+		n.log.Warn("program not to be had", "job", key.job, "origin", key.origin, "err", err)
+		n.post(input{event: tasks.Prepared{Origin: key.origin, Job: key.job, Unable: fmt.Sprintf("its program could not be fetched: %v", err)}})
 	})
+}
+
+// fetched has a program compiled that is here and pinned now. True: it was dropped meanwhile, nobody waits for it.
+// The lock ends with it: the loop takes it too, and must never wait for somebody who waits for the loop.
+func (n *Node) fetched(key programKey, pr *program, info *protocol.JobInfo, id protocol.BlobID, path string, err error) (dropped bool) {
+	n.programs.mu.Lock()
+	defer n.programs.mu.Unlock()
+	switch {
+	case err != nil && !pr.dropped:
+		delete(n.programs.all, key) // the next JobInfo tries again
+	case err == nil && pr.dropped:
+		n.blobs.Unpin(id)
+	case err == nil:
+		pr.id, pr.pinned = id, true
+		n.executor.Prepare(key.origin, info, path)
+	}
+	return pr.dropped
 }
 
 // fetchResult brings the bytes of an outcome here, verified and synced.

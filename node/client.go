@@ -41,7 +41,7 @@ type jobWatch struct {
 	watchers []*watcher
 	gone     *time.Timer       // runs while an attached job has no client
 	pins     []protocol.BlobID // of its program and large inputs, until it ends
-	accepted []chan<- struct{} // told when the tasks it has now are accepted
+	accepted []chan<- struct{} // told when its close, and all before it, is accepted
 }
 
 // job is the jobWatch of a job, made at the first mention.
@@ -126,10 +126,12 @@ func (l *loop) notice(nt tasks.Notice) {
 	j := l.job(nt.Job)
 	switch nt.Kind {
 	case tasks.Accepted:
-		for _, c := range j.accepted {
-			close(c)
+		if nt.Closed { // not by what tasks before it are answered, which may be on disk earlier
+			for _, c := range j.accepted {
+				close(c)
+			}
+			j.accepted = nil
 		}
-		j.accepted = nil
 	case tasks.TaskDone:
 		for _, w := range j.watchers {
 			w.add(nt.Done)
@@ -138,14 +140,25 @@ func (l *loop) notice(nt tasks.Notice) {
 		for _, w := range j.watchers {
 			w.end()
 		}
-		if j.gone != nil {
-			j.gone.Stop()
-			j.gone = nil
-		}
-		l.releaseInputs(nt.Job)
-		if len(j.watchers) == 0 && len(j.accepted) == 0 {
-			delete(l.jobs, nt.Job)
-		}
+	}
+	if nt.Kind != tasks.TaskDone {
+		l.tidy(nt.Job)
+	}
+}
+
+// tidy lets go of what only a job that goes on needs, and of the jobWatch once nobody waits for the job.
+func (l *loop) tidy(id protocol.JobID) {
+	j := l.jobs[id]
+	if st, ok := l.scheduler.Job(id); j == nil || ok && st.State < tasks.JobDone {
+		return
+	}
+	l.releaseInputs(id)
+	if j.gone != nil {
+		j.gone.Stop()
+		j.gone = nil
+	}
+	if len(j.watchers) == 0 && len(j.accepted) == 0 {
+		delete(l.jobs, id)
 	}
 }
 
@@ -319,9 +332,7 @@ func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, i
 		if j.gone != nil {
 			j.abandon(&n.loop) // its client lives
 		}
-		if st, ok := s.Job(job); !ok || st.State >= tasks.JobDone {
-			n.loop.releaseInputs(job)
-		}
+		n.loop.tidy(job)
 	})
 	return cmp.Or(err, jobError(stepped))
 }
@@ -379,6 +390,7 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 		if st, ok := s.Job(job); ok && st.State < tasks.JobDone && !st.Spec.Detached {
 			j.abandon(&n.loop)
 		}
+		n.loop.tidy(job)
 	})
 	for {
 		ds, from, inJournal, ended := w.take()
@@ -389,11 +401,7 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 			w.delivered(len(ds))
 		}
 		if len(ds) > 0 {
-			rs, err := n.results(ds)
-			if err != nil {
-				return Job{}, err
-			}
-			if err := deliver(rs); err != nil {
+			if err := n.deliver(ds, deliver); err != nil {
 				return Job{}, err
 			}
 			continue
@@ -409,6 +417,30 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 			return Job{}, ErrWatchLost
 		}
 	}
+}
+
+// deliver hands results over in portions whose outputs have watchBytes, or one larger one: those in blobs are only read now.
+func (n *Node) deliver(ds []*tasks.Done, to func([]TaskResult) error) error {
+	for len(ds) > 0 {
+		k, size := 0, uint64(0)
+		for k < len(ds) {
+			o := ds[k].Outcome
+			size += uint64(len(o.Output)+len(o.Log)) + o.OutputBlob.GetSize() + o.LogBlob.GetSize()
+			if k > 0 && size > watchBytes {
+				break
+			}
+			k++
+		}
+		rs, err := n.results(ds[:k])
+		if err != nil {
+			return err
+		}
+		if err := to(rs); err != nil {
+			return err
+		}
+		ds = ds[k:]
+	}
+	return nil
 }
 
 // results turns the scheduler's outcomes into a client's.

@@ -70,7 +70,7 @@ func (l *loop) open(n *Node) error {
 	l.scheduler.Restored(now)
 	for _, j := range l.scheduler.Jobs() {
 		if j.State >= tasks.JobDone {
-			l.releaseInputs(j.ID)
+			l.tidy(j.ID)
 		} else if !j.Spec.Detached {
 			l.job(j.ID).abandon(l)
 		}

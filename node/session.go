@@ -309,7 +309,8 @@ func (s *session) enqueueLocked(m tasks.Outgoing) {
 			s.n.log.Warn("limit hit: messages waiting for a peer", "limit", sessionBacklog, "peer", s.node)
 			s.dead = fmt.Errorf("it reads too slowly: %d bytes wait for it", s.bytes)
 			s.queue = nil
-			s.stream.Reset()
+			// Not here: the reset waits behind what the peer does not read, and this is the loop.
+			s.n.sessions.run(func() { s.stream.Reset() })
 		}
 	}
 	s.signal()
@@ -325,16 +326,19 @@ func (s *session) signal() {
 // end ends the session; its reader and writer return.
 func (s *session) end(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.dead == nil {
-		if err == nil {
-			err = io.EOF
-		}
-		s.dead = err
-		if s.bye == "" {
-			s.stream.Reset()
-		}
-		s.signal()
+	if s.dead != nil {
+		s.mu.Unlock()
+		return
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	s.dead = err
+	bye := s.bye
+	s.signal()
+	s.mu.Unlock()
+	if bye == "" {
+		s.stream.Reset() // it may wait, and the loop must not wait for the lock
 	}
 }
 

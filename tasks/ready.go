@@ -82,6 +82,7 @@ type Notice struct {
 	Kind    NoticeKind
 	Job     protocol.JobID
 	Count   uint32   // Accepted: tasks the job has now
+	Closed  bool     // Accepted: this answers a Submit that closes the job
 	Done    *Done    // TaskDone
 	State   JobState // JobEnded
 	Reason  string   // JobEnded, if there is something to say

@@ -92,7 +92,7 @@ func (s *Scheduler) submit(ev Submit) error {
 		has = uint32(len(j.tasks))
 	}
 	if j != nil && j.cancelled != "" { // its client has not heard yet
-		s.notice(Notice{Kind: Accepted, Job: j.id, Count: has})
+		s.notice(Notice{Kind: Accepted, Job: j.id, Count: has, Closed: ev.Close})
 		return nil
 	}
 	end := uint64(ev.First) + uint64(len(ev.Inputs))
@@ -112,7 +112,7 @@ func (s *Scheduler) submit(ev Submit) error {
 		s.record(JobRecord{ev.Spec})
 	}
 	if j.state >= JobDone { // a repeated submission of what has ended
-		s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Durable: j.spec.Detached})
+		s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Closed: ev.Close, Durable: j.spec.Detached})
 		return nil
 	}
 	if fresh {
@@ -127,7 +127,7 @@ func (s *Scheduler) submit(ev Submit) error {
 	if j.spec.Detached {
 		s.out.Sync = true
 	}
-	s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Durable: j.spec.Detached})
+	s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Closed: ev.Close, Durable: j.spec.Detached})
 	s.checkEnd(j)
 	return nil
 }
