@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -283,6 +284,9 @@ func (r *run) done() {
 // done makes the outcome of f.
 func (s *slot) done(o *protocol.Outcome, f run, w *protocol.WorkerOutcome, now time.Time) {
 	s.identify(o, f)
+	if s.e.cfg.Logger.Enabled(s.e.ctx, slog.LevelDebug) { // asked first: there may be 100,000 a second
+		s.e.cfg.Logger.Debug("task ran", "attempt", f.item.Attempt, "status", w.Status)
+	}
 	o.Status, o.ExitCode, o.RunUs = w.Status, w.ExitCode, w.RunUs
 	if queued := now.Sub(s.began) - time.Duration(w.RunUs)*time.Microsecond; queued > 0 {
 		o.QueuedUs = uint64(queued.Microseconds())
