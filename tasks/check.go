@@ -82,7 +82,9 @@ func (s *Scheduler) checkJob(j *job) error {
 }
 
 func (s *Scheduler) checkHeld(p *peer) error {
-	queued, running, bytes := map[protocol.Attempt]bool{}, 0, int64(0)
+	queued, running := map[protocol.Attempt]bool{}, 0
+	var bytes, inputs int64
+	refs := map[*heldJob]int{}
 	for _, j := range p.jobs {
 		for _, h := range j.queue {
 			if queued[h.attempt] || p.held[h.attempt] != h || h.running || h.outcome != nil {
@@ -102,12 +104,24 @@ func (s *Scheduler) checkHeld(p *peer) error {
 		}
 	}
 	for a, h := range p.held {
+		inputs += int64(len(h.input.Data))
+		if h.job != nil {
+			refs[h.job]++
+		}
 		switch {
 		case h.outcome != nil:
 			bytes += outcomeSize(h.outcome)
 		case !h.running && !queued[a]:
 			return fmt.Errorf("%v neither queued, running nor ended", a)
 		}
+	}
+	for j, n := range refs {
+		if j.refs != n || p.jobs[j.id] != j {
+			return fmt.Errorf("job %s has %d attempts in the books, %d in truth, or is not known", j.id.Short(), j.refs, n)
+		}
+	}
+	if inputs != p.inputBytes {
+		return fmt.Errorf("%d bytes of inputs in the books, %d in truth", p.inputBytes, inputs)
 	}
 	if len(queued) != p.queuedHere || running != p.runningHere || bytes != p.unansweredBytes {
 		return fmt.Errorf("%d queued, %d running, %d bytes in the books; %d, %d, %d in truth", p.queuedHere, p.runningHere, p.unansweredBytes, len(queued), running, bytes)

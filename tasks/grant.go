@@ -21,6 +21,8 @@ const (
 	eagerPause = second
 	// cannotFirst and cannotMost bound how long a job is not offered again to a peer that could not run it.
 	cannotFirst, cannotMost = 5 * second, 60 * second
+	// unfetchedFirst is the same where it ran the job and the bytes of its results could not be had, or not be kept.
+	unfetchedFirst = second / 2
 	// maxMoves of one task by Recall: a task that moves for ever never runs.
 	maxMoves = 2
 )
@@ -490,19 +492,24 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 			t.moves++
 		case m.Why == protocol.Refusal_CANNOT_RUN:
 			delete(p.informed, a.Job) // the next JobInfo has it try again
-			c := p.cannot[a.Job]
-			c.reason = m.Reason
-			if s.now >= c.from { // once per refusal, not per task
-				c.pause = min(max(cannotFirst, 2*c.pause), cannotMost)
-				c.from = s.now + c.pause
-			}
-			p.cannot[a.Job] = c
+			s.refused(p, a.Job, m.Reason, cannotFirst)
 		}
 	}
 	if m.Why == protocol.Refusal_NO_SLOT {
 		p.eagerFrom = s.now + eagerPause
 	}
 	s.takeBack(back)
+}
+
+// refused keeps a job from p for a time, first at least, that doubles with each refusal.
+func (s *Scheduler) refused(p *peer, id protocol.JobID, reason string, first int64) {
+	c := p.cannot[id]
+	c.reason = reason
+	if s.now >= c.from { // once per refusal, not per task
+		c.pause = min(max(first, 2*c.pause), cannotMost)
+		c.from = s.now + c.pause
+	}
+	p.cannot[id] = c
 }
 
 // rebalance recalls unstarted tasks from the peer with the largest backlog while another one is idle and nothing is

@@ -276,6 +276,9 @@ func (s *Scheduler) tick() {
 		case !p.up && s.now >= p.downAt+resetGrace:
 			s.lose(p)
 			s.dropQueued(p)
+			if len(p.jobs) > 0 {
+				s.forgetJobs(p)
+			}
 		}
 	}
 	s.limboTick()

@@ -117,6 +117,9 @@ func (s *Scheduler) fetched(ev Fetched) {
 		if l := p.leases[a]; l != nil {
 			s.takeBack([]*lease{l})
 		}
+		if t.state != terminal && j.state < JobDone {
+			s.refused(p, j.id, "has results that could not be fetched: "+ev.Err, unfetchedFirst)
+		}
 		s.answer(p, a, unknown) // without its bytes it is worth nothing: run again
 	case t.state == terminal || j.state >= JobDone:
 		s.out.Unpin = append(s.out.Unpin, ev.Blobs...)

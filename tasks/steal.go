@@ -48,7 +48,7 @@ func (s *Scheduler) askForTasks() {
 	free := s.wanted - all
 	for _, id := range s.order {
 		p := s.peers[id]
-		if !p.up || p.pending == 0 || p.unansweredBytes > maxUnanswered {
+		if !p.up || p.pending == 0 || p.full() || p.inputBytes > maxInputs && !p.self {
 			continue
 		}
 		if p.asking != 0 && s.now < p.askedAt+askTimeout || s.now < p.askFrom {
@@ -122,7 +122,7 @@ func (s *Scheduler) recalled(p *peer, m *protocol.Recall) {
 		for len(j.queue) > 0 && len(as) < int(m.Count) {
 			h := j.queue[len(j.queue)-1]
 			p.dequeue(h)
-			p.drop(h)
+			s.drop(p, h)
 			as = append(as, h.attempt)
 		}
 	}

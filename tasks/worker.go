@@ -19,7 +19,9 @@ type lessor struct {
 	grantsRead uint64     // number of its last Grant on this stream
 
 	queuedHere, runningHere int
-	unansweredBytes         int64
+	unansweredBytes         int64 // of outcomes, in memory,
+	unansweredBlobs         int64 // and in their blobs, on disk
+	inputBytes              int64 // of queued and running attempts, in memory
 
 	// Asking; see steal.go.
 	pending   uint64 // tasks it has to grant, by its last Load or Grant
@@ -47,6 +49,8 @@ type heldJob struct {
 	queue []*held
 	run   mean
 	refs  int // held attempts
+	// announcedOn is the stream of its last JobInfo. On a later one no Cancel will come for it.
+	announcedOn uint64
 }
 
 type prepState int8
@@ -72,6 +76,7 @@ type held struct {
 	at      int64 // when it came
 	started int64
 	running bool
+	returns int // times that its slot could not run it
 	outcome *protocol.Outcome
 }
 
@@ -80,6 +85,7 @@ type slot struct {
 	busy  bool
 	items map[protocol.Attempt]*held
 	from  *peer // of the Start that is running
+	some  bool  // an outcome came of that Start
 }
 
 // Bounds of the worker's side.
@@ -93,6 +99,14 @@ const (
 	maxHeld = 8192
 	// maxUnanswered bytes of outcomes of one origin are kept here; at that it gets no more work.
 	maxUnanswered = 64 << 20
+	// maxUnansweredBlobs is the same for their blobs, a part of the store's quota.
+	maxUnansweredBlobs = 1 << 30
+	// maxInputs bytes of one origin's queued inputs: 8192 of the largest would be half a gigabyte.
+	maxInputs = 64 << 20
+	// maxJobs of one origin are known here at once, each of up to protocol.MaxControl bytes and with a program.
+	maxJobs = 1024
+	// maxReturns of an attempt by slots that could not run it, then its origin has it back: somebody else may be able to.
+	maxReturns = 3
 	// flushFirst and flushMost bound how long a result waits for others while its origin has queued work here.
 	flushFirst, flushMost = 500 * microsecond, 20 * millisecond
 	// maxResults outcomes, or maxResultBytes of them, go into one Result.
@@ -124,8 +138,24 @@ func (p *peer) openLessor(s *Scheduler, h *protocol.Hello) {
 		}
 	}
 	p.flushAt = s.now
+	s.forgetJobs(p)
+}
+
+// forgetJobs lets go of the jobs of an origin whose stream has ended, but for those with attempts that still run here.
+func (s *Scheduler) forgetJobs(p *peer) {
+	for _, h := range p.held {
+		h.detach()
+	}
 	for _, id := range slices.SortedFunc(maps.Keys(p.jobs), protocol.JobID.Compare) {
 		s.forgetUnused(p, p.jobs[id])
+	}
+}
+
+// detach frees an attempt with an outcome from its job: it does without it.
+func (h *held) detach() {
+	if h.job != nil && h.outcome != nil {
+		h.job.refs--
+		h.job = nil
 	}
 }
 
@@ -152,12 +182,33 @@ func (p *peer) keep(h *held) {
 	if h.job != nil {
 		h.job.refs++
 	}
-	if h.outcome != nil {
-		p.unansweredBytes += outcomeSize(h.outcome)
+	if p.inputBytes += int64(len(h.input.Data)); h.outcome != nil {
+		p.countOutcome(h.outcome, 1)
 	}
 }
 
-// drop takes an attempt that is not queued off the books.
+func (p *peer) countOutcome(o *protocol.Outcome, sign int64) {
+	p.unansweredBytes += sign * outcomeSize(o)
+	p.unansweredBlobs += sign * int64(min(o.OutputBlob.GetSize(), blobBound)+min(o.LogBlob.GetSize(), blobBound))
+}
+
+// blobBound keeps sums of sizes in range.
+const blobBound = 1 << 40
+
+// full says that an origin's outcomes have the room that they may have here.
+func (p *peer) full() bool {
+	return p.unansweredBytes > maxUnanswered || p.unansweredBlobs > maxUnansweredBlobs
+}
+
+// drop takes an attempt that is not queued off the books, and its job with the last one if nobody will say that it ended.
+func (s *Scheduler) drop(p *peer, h *held) {
+	j := h.job
+	p.drop(h)
+	if j != nil && j.announcedOn != p.session && p.jobs[j.id] == j {
+		s.forgetUnused(p, j)
+	}
+}
+
 func (p *peer) drop(h *held) {
 	if p.held[h.attempt] != h {
 		return
@@ -167,8 +218,8 @@ func (p *peer) drop(h *held) {
 	if h.job != nil {
 		h.job.refs--
 	}
-	if h.outcome != nil {
-		p.unansweredBytes -= outcomeSize(h.outcome)
+	if p.inputBytes -= int64(len(h.input.Data)); h.outcome != nil {
+		p.countOutcome(h.outcome, -1)
 	}
 	if h.running {
 		h.running = false
@@ -216,7 +267,7 @@ func (p *peer) dequeue(h *held) bool {
 func (s *Scheduler) dropQueued(p *peer) {
 	for _, a := range sortedAttempts(p.held) {
 		if h := p.held[a]; p.dequeue(h) {
-			p.drop(h)
+			s.drop(p, h)
 		}
 	}
 }
@@ -229,9 +280,13 @@ func (s *Scheduler) jobInfo(p *peer, m *protocol.JobInfo) {
 	id := protocol.JobID(m.Job)
 	j := p.jobs[id]
 	if j == nil {
+		if len(p.jobs) >= maxJobs && !p.self {
+			return // its tasks go back as those of a job that was not announced, until others have ended
+		}
 		j = &heldJob{id: id, info: m}
 		p.jobs[id] = j
 	}
+	j.announcedOn = p.session
 	j.run.prior(int64(min(m.RunUs, uint64(1)<<40)) * microsecond)
 	if j.state == preparing || j.state == prepared || j.state == invalid {
 		return
@@ -322,7 +377,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				cannot, why = append(cannot, h), "the job was not announced"
 			case j.state == unable:
 				cannot, why = append(cannot, h), j.why
-			case len(p.held) >= 2*maxHeld, p.unansweredBytes > maxUnanswered:
+			case len(p.held) >= 2*maxHeld, p.full(), p.inputBytes > maxInputs && !p.self:
 				noSlot = append(noSlot, h)
 			case m.Request == 0 && room <= 0 && !p.self:
 				noSlot = append(noSlot, h)
@@ -350,7 +405,7 @@ func (s *Scheduler) giveBack(p *peer, hs []*held, why protocol.Refusal, reason s
 	as := make([]protocol.Attempt, len(hs))
 	for i, h := range hs {
 		as[i] = h.attempt
-		p.drop(h)
+		s.drop(p, h)
 	}
 	s.send(p, &protocol.GiveBack{Epoch: p.epoch, Attempts: protocol.GroupAttempts(as), Why: why, Reason: cut(reason, 1024)})
 }
@@ -391,7 +446,7 @@ func (s *Scheduler) next() (*peer, *heldJob) {
 	var bestJob *heldJob
 	for _, id := range s.order {
 		p := s.peers[id]
-		if p.queuedHere == 0 || !s.confirmed(p) || best != nil && p.used >= best.used {
+		if p.queuedHere == 0 || !s.confirmed(p) || p.full() || best != nil && p.used >= best.used {
 			continue
 		}
 		for _, j := range p.jobTurn {
@@ -419,7 +474,7 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	n = min(n, len(j.queue))
 	st := Start{Slot: i, Origin: p.id, Job: j.id}
 	sl := &s.slots[i]
-	sl.busy, sl.from, sl.items = true, p, make(map[protocol.Attempt]*held, n)
+	sl.busy, sl.some, sl.from, sl.items = true, false, p, make(map[protocol.Attempt]*held, n)
 	for _, h := range j.queue[:n] {
 		h.running, h.started = true, s.now
 		sl.items[h.attempt] = h
@@ -443,6 +498,7 @@ func (s *Scheduler) finished(ev Finished) {
 		return
 	}
 	sl := &s.slots[ev.Slot]
+	sl.some = sl.some || len(ev.Outcomes) > 0
 	for _, o := range ev.Outcomes {
 		h := sl.items[o.AttemptOf()]
 		if h == nil { // revoked meanwhile
@@ -463,12 +519,12 @@ func (s *Scheduler) finished(ev Finished) {
 	for _, a := range ev.Returned {
 		if h := sl.items[a]; h != nil {
 			delete(sl.items, a)
-			s.putBack(h)
+			s.putBack(h, !sl.some)
 		}
 	}
 	if ev.Idle {
 		for _, a := range sortedAttempts(sl.items) { // the slot owes an answer for each; none came
-			s.putBack(sl.items[a])
+			s.putBack(sl.items[a], !sl.some)
 		}
 		sl.busy, sl.from, sl.items = false, nil, nil
 		for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
@@ -477,14 +533,20 @@ func (s *Scheduler) finished(ev Finished) {
 	}
 }
 
-// putBack queues an attempt again that its slot did not run.
-func (s *Scheduler) putBack(h *held) {
+// putBack queues an attempt again that its slot did not run. Useless: nor anything else that came with it.
+func (s *Scheduler) putBack(h *held, useless bool) {
 	p := h.from
 	h.running = false
 	p.runningHere--
 	if reason := s.unavailable(); reason != "" {
 		s.giveBack(p, []*held{h}, protocol.Refusal_NONE, reason)
 		return
+	}
+	if useless {
+		if h.returns++; h.returns >= maxReturns {
+			s.giveBack(p, []*held{h}, protocol.Refusal_CANNOT_RUN, "has no worker process for it, or no room for its input or output")
+			return
+		}
 	}
 	p.enqueue(h, true)
 }
@@ -508,8 +570,9 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 		h.running = false
 		p.runningHere--
 	}
+	p.inputBytes -= int64(len(h.input.Data))
 	h.outcome, h.input = o, Input{}
-	p.unansweredBytes += outcomeSize(o)
+	p.countOutcome(o, 1)
 	p.beaten = false
 	if !p.self { // of an own task, the origin's record is enough
 		s.record(HeldRecord{Origin: p.id, Outcome: o})
@@ -555,15 +618,17 @@ func (s *Scheduler) flushResults() {
 
 // answered ends our duty to keep outcomes. Only their origin can say it: it is looked up under the sender.
 func (s *Scheduler) answered(p *peer, m *protocol.ResultAnswer) {
-	for _, gs := range [][]*protocol.Attempts{m.Accepted, m.Superseded, m.Unknown} {
+	for i, gs := range [][]*protocol.Attempts{m.Accepted, m.Superseded, m.Unknown} {
 		for _, a := range protocol.UngroupAttempts(gs) {
 			h := p.held[a]
 			if h == nil || h.outcome == nil {
 				continue
 			}
-			p.drop(h)
-			if !p.self { // an own result's blobs stay pinned, with the job
+			s.drop(p, h)
+			if !p.self || i > 0 { // the blobs of an own result that counts stay pinned, with the job
 				s.unpinOutcome(h.outcome)
+			}
+			if !p.self {
 				s.record(AnsweredRecord{p.id, a})
 			}
 		}
@@ -602,7 +667,7 @@ func (s *Scheduler) revokeHeld(p *peer, as []protocol.Attempt) {
 		default:
 			p.dequeue(h)
 		}
-		p.drop(h)
+		s.drop(p, h)
 	}
 	for _, i := range sortedKeys(stop) {
 		s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: stop[i]})
@@ -623,10 +688,9 @@ func (s *Scheduler) jobCancelled(p *peer, m *protocol.Cancel) {
 	}
 	s.revokeHeld(p, as)
 	if j := p.jobs[id]; j != nil {
-		for _, h := range p.held { // outcomes not answered yet do without it
+		for _, h := range p.held { // only outcomes are left
 			if h.job == j {
-				h.job = nil
-				j.refs--
+				h.detach()
 			}
 		}
 		s.forgetUnused(p, j)
