@@ -75,6 +75,7 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 		if !hasEnded(job) {
 			fmt.Fprintf(c.stderr, "meshnode: job %s goes on, %d of its %d tasks have ended; wait for it: meshnode wait %s\n", id.Short(), job.Done+job.Failed, job.Tasks, id.Short())
 		}
+		c.tellCancelled(job)
 		return p.exit(job)
 	}
 	return cmd
@@ -254,6 +255,7 @@ task's own if it is one job of one task. Interrupting it does not cancel the job
 				return err
 			}
 			failed += int(jobs[i].Failed)
+			c.tellCancelled(jobs[i])
 			if c.json() {
 				if err := c.writeJob(c.stdout, jobs[i], false); err != nil {
 					return err

@@ -370,10 +370,15 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	if err := p.out.Flush(); err != nil {
 		return err
 	}
-	if job.State == "cancelled" {
-		fmt.Fprintf(c.stderr, "meshnode: job %s was cancelled%s\n", spec.ID.Short(), colon(oneLine(job.Reason)))
-	}
+	c.tellCancelled(job)
 	return p.exit(job)
+}
+
+// tellCancelled says why a job has an exit code and tasks without results.
+func (c *cli) tellCancelled(j node.Job) {
+	if j.State == "cancelled" {
+		fmt.Fprintf(c.stderr, "meshnode: job %s was cancelled%s\n", j.ID[:min(8, len(j.ID))], colon(oneLine(j.Reason)))
+	}
 }
 
 func colon(reason string) string {

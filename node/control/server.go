@@ -248,6 +248,9 @@ func (s *Server) getTask(r *http.Request) (any, error) {
 		if index >= j.Tasks {
 			return nil, noTask(id, index, j)
 		}
+		if j.State == "cancelled" { // tasks that end with their job have no result of their own
+			return nil, &node.Error{Code: "cancelled", Message: "task " + strconv.Itoa(int(index)) + " was cancelled with job " + id.Short() + ", and has no result", Fix: "submit it again"}
+		}
 		return nil, &node.Error{Code: "not_ended", Message: "task " + strconv.Itoa(int(index)) + " of job " + id.Short() + " has not ended", Fix: "wait for it: meshnode wait " + id.Short()}
 	}
 	return toJSON(res), nil
@@ -447,7 +450,7 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status := map[string]int{
 		node.CodeNoJob: http.StatusNotFound, "no_task": http.StatusNotFound, "no_such_request": http.StatusNotFound,
 		node.CodeBadRequest: http.StatusBadRequest, node.CodeBadProgram: http.StatusUnprocessableEntity,
-		node.CodeRefused: http.StatusConflict, "not_ended": http.StatusConflict,
+		node.CodeRefused: http.StatusConflict, "not_ended": http.StatusConflict, "cancelled": http.StatusConflict,
 		node.CodeStopping: http.StatusServiceUnavailable, node.CodeUnavailable: http.StatusServiceUnavailable,
 	}[e.Code]
 	if status == 0 {
