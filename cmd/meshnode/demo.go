@@ -68,8 +68,10 @@ the smaller of the number of nodes and of this machine's cores. It uses only loo
 
 type demo struct {
 	*cli
-	nodes    int
-	dir      string
+	nodes int
+	dir   string
+
+	mu       sync.Mutex // guards children, which hasten ends while start makes them
 	children []*child
 }
 
@@ -97,6 +99,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if d.dir, err = os.MkdirTemp("", "meshnode-demo-"); err != nil {
 		return err
 	}
+	d.hurry.set(d.hasten)
 	if !d.json() {
 		fmt.Fprintf(d.stderr, "starting %d nodes on this machine\n", d.nodes)
 	}
@@ -192,10 +195,17 @@ func (d *demo) start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := c.cmd.Start(); err != nil {
+		d.mu.Lock()
+		if err = ctx.Err(); err == nil {
+			err = c.cmd.Start()
+		}
+		if err != nil {
+			d.mu.Unlock()
+			c.log.Close()
 			return fmt.Errorf("start %s: %w", c.name, err)
 		}
 		d.children = append(d.children, c)
+		d.mu.Unlock()
 		go func() {
 			line, _ := bufio.NewReader(out).ReadString('\n')
 			if !strings.HasPrefix(line, "ready: ") {
@@ -296,6 +306,20 @@ func (d *demo) printRun(r demoRun) {
 		fmt.Fprintf(w, "    %6d |        %6.2f |     %8.4f |  %11.6f | %s\n", p.Tasks, 100*float64(p.Tasks)/float64(tasks), sum, sum/float64(p.Tasks), clean(name))
 	}
 	fmt.Fprintf(w, "Time elapsed since server creation %s\n0 active tasks, %d cores\n\n", strconv.FormatFloat(math.Round(r.ElapsedMS*1000)/1e6, 'f', -1, 64), r.Nodes)
+}
+
+// hasten is end for somebody who does not wait: the nodes are killed.
+func (d *demo) hasten() {
+	d.mu.Lock() // and never unlocked: no node is to be started any more
+	for _, c := range d.children {
+		c.cmd.Process.Kill()
+	}
+	for range 20 { // a process that is not quite dead may still make a file
+		if os.RemoveAll(d.dir) == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // end stops all nodes and removes what they left. It may be called at any moment after run.

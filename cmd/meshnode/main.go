@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -43,13 +44,37 @@ func main() {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	e := system()
 	go func() {
 		<-signals
 		cancel()
 		<-signals
+		e.hurry.now()
 		os.Exit(exitInterrupted)
 	}()
-	os.Exit(run(ctx, system(), os.Args[1:]))
+	os.Exit(run(ctx, e, os.Args[1:]))
+}
+
+// hurry is what is done even if a second signal leaves no time for a proper end. A nil one does nothing.
+type hurry struct {
+	mu sync.Mutex // guards do
+	do func()
+}
+
+func (h *hurry) set(do func()) {
+	if h != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.do = do
+	}
+}
+
+func (h *hurry) now() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.do != nil {
+		h.do()
+	}
 }
 
 // env is what a command sees of the process.
@@ -59,6 +84,7 @@ type env struct {
 	inTTY, outTTY  bool
 	errTTY         bool
 	getenv         func(string) (string, bool)
+	hurry          *hurry
 }
 
 func system() env {
@@ -66,6 +92,7 @@ func system() env {
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		inTTY: term.IsTerminal(int(os.Stdin.Fd())), outTTY: term.IsTerminal(int(os.Stdout.Fd())), errTTY: term.IsTerminal(int(os.Stderr.Fd())),
 		getenv: os.LookupEnv,
+		hurry:  &hurry{},
 	}
 }
 
