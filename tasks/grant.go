@@ -183,7 +183,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 			s.nextJob = (s.nextJob + turn + 1) % len(s.jobOrder)
 		}
 	}
-	if given == 0 && request == 0 {
+	if given == 0 {
 		return 0
 	}
 	p.grants++
