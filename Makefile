@@ -24,8 +24,8 @@ test: ## all tests, as CI runs them; installs what they need where that is possi
 check: ## the quick part of them, before each commit
 	@tools/test.sh format vet imports quick
 
-bench: ## the Go benchmarks
-	go test -run '^$$' -bench . -benchmem ./...
+bench: build ## what users feel, measured beside the goals: docs/benchmarks.md; make bench ROW=reactor ROUNDS=3
+	MESHNODE_BIN=$(BIN) go run ./testnet/bench -row '$(ROW)' -rounds $(or $(ROUNDS),5)
 
 proto: ## protocol/*.pb.go from protocol/*.proto, with the generator pinned in tools/go.mod
 	go run -C tools ./protogen '$(CURDIR)/protocol'

@@ -73,7 +73,7 @@ stage_simulation() {
 }
 
 # Nodes as processes of their own; -count=1 because the test cache does not see the binary that they start.
-stage_processes() { go test -count=1 -timeout 15m ./testnet; }
+stage_processes() { go test -count=1 -timeout 15m ./testnet ./testnet/bench; }
 
 stage_wasm() { # the examples build, and the committed modules are what their sources make
   dir=$(mktemp -d) || return

@@ -12,6 +12,7 @@
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 tests=$here/../../tasks/executor/wasm/testdata
+bench=$here/../../testnet/bench/testdata
 cc=${CC:-clang}
 flags='--target=wasm32-wasi -O2 -s -ffile-prefix-map=/= -Wall -Wextra -Wno-unused-result -Wl,--strip-all'
 
@@ -23,7 +24,7 @@ build() {
   esac
 }
 
-sources="$here/sum_primes.c $here/sum_primes_reactor.c $tests/echo.c $tests/args.c $tests/misbehave.c $tests/reactor.c"
+sources="$here/sum_primes.c $here/sum_primes_reactor.c $tests/echo.c $tests/args.c $tests/misbehave.c $tests/reactor.c $bench/sleep.c"
 version=$($cc --version 2>/dev/null | head -n 1) || { echo "build.sh: no $cc; see the top of this file for what is needed" >&2; exit 1; }
 
 case ${1-} in
