@@ -135,7 +135,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 			}
 			m := b.result(r)
 			m.Load = before
-			if m.Value == nil {
+			if m.Value == nil && b.Failed() { // else there was nothing to compare with
 				code = 1
 			}
 			all = append(all, m)
