@@ -24,8 +24,8 @@ const (
 	maxResultBlob = 32 << 20
 	// maxProgram bounds what is fetched as a program.
 	maxProgram = 256 << 20
-	// fetches run at once; more wait.
-	fetches = 8
+	// fetches from one peer run at once; more wait.
+	fetches = 4
 	// blobStall is how long a blob's stream may stand still.
 	blobStall = 15 * time.Second
 	// blobServes streams of blobs are served at once.
@@ -49,7 +49,23 @@ type program struct {
 	pinned  bool
 }
 
-var fetchSlots = make(chan struct{}, fetches)
+// fetching bounds the fetches from each peer: one that sends slowly holds up its own only.
+type fetching struct {
+	mu  sync.Mutex // guards all
+	all map[protocol.NodeID]chan struct{}
+}
+
+func (f *fetching) of(p protocol.NodeID) chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.all == nil {
+		f.all = map[protocol.NodeID]chan struct{}{}
+	}
+	if f.all[p] == nil {
+		f.all[p] = make(chan struct{}, fetches)
+	}
+	return f.all[p]
+}
 
 // serveBlobs answers members that ask for blobs. Whoever knows the hash of a blob may have it: hashes travel only
 // with the jobs that use them.
@@ -98,8 +114,8 @@ func (n *Node) fetch(ctx context.Context, from protocol.NodeID, b *protocol.Blob
 		return n.blobs.Pin(id)
 	}
 	select {
-	case fetchSlots <- struct{}{}:
-		defer func() { <-fetchSlots }()
+	case n.fetching.of(from) <- struct{}{}:
+		defer func() { <-n.fetching.of(from) }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -480,6 +480,9 @@ func (n *Node) nameOf(id protocol.NodeID) string {
 	if id == n.self {
 		return n.cfg.Name
 	}
+	if name, ok := n.names.Load(id); ok && name != "" {
+		return name.(string)
+	}
 	if p, err := peer.Decode(string(id)); err == nil {
 		if c, ok := n.members.Certificate(p); ok {
 			return c.Name

@@ -66,6 +66,8 @@ type Node struct {
 	blobs    *blob.Store
 	executor *executor.Executor
 	programs programs
+	fetching fetching
+	names    sync.Map // string: the label that each NodeID said last that it has
 	pause    pauseEnd
 	runtimes map[string]executor.Runtime
 	self     protocol.NodeID

@@ -233,6 +233,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 		ss.remove(s)
 		return err
 	}
+	n.names.Store(node, theirs.Name)
 	n.log.Info("peer connected", "peer", node, "name", theirs.Name, "addr", stream.Conn().RemoteMultiaddr())
 	go s.write()
 	err = ss.readError(stream, s.read(r))

@@ -1,10 +1,12 @@
 package members
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +24,7 @@ import (
 // Errors of Join that a caller can act on; a ticket that its inviter refuses is a *Refused.
 var (
 	ErrLeaveFirst  = errors.New("this node is in a mesh with other members already: leave first (meshnode leave)")
+	ErrLesser      = errors.New("this node is a member of that mesh already, with more rights than the ticket gives: nothing was changed; to give them up, leave first (meshnode leave)")
 	ErrOwnTicket   = errors.New("this ticket was made by this node: use it on the other machine")
 	ErrUnreachable = errors.New("the node that made the ticket cannot be reached")
 )
@@ -52,9 +55,15 @@ func (m *Membership) Join(ctx context.Context, ticket string, o JoinOptions) err
 	}
 	m.mu.RLock()
 	free := MeshID(m.st.Mesh) == MeshID(t.Mesh) || m.alone()
+	lesser := MeshID(m.st.Mesh) == MeshID(t.Mesh) && m.now().Before(m.own.NotAfter) && slices.ContainsFunc(m.own.Capabilities, func(c protocol.Capability) bool {
+		return !slices.Contains(t.Capabilities, c)
+	})
 	m.mu.RUnlock()
 	if !free {
 		return ErrLeaveFirst
+	}
+	if lesser {
+		return ErrLesser
 	}
 	var addrs []ma.Multiaddr
 	for _, b := range t.Addresses {
@@ -89,6 +98,12 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 	by, err := verify(reply.Chain, mesh, m.now())
 	if err != nil || by.Peer != inviterID {
 		return fmt.Errorf("%w: the inviter's own (%v)", ErrCertificate, err)
+	}
+	if mesh == MeshID(m.st.Mesh) && m.now().Before(m.own.NotAfter) {
+		// A ticket for another owner's machine, used on one that has its owner already.
+		if c, err := verify(reply.Issued, mesh, m.now()); err == nil && !bytes.Equal(c.body.Owner, m.own.body.Owner) && bytes.Equal(c.body.Owner, c.body.Key) {
+			return ErrLesser
+		}
 	}
 	old, oldOwn, oldMet := m.st, m.own, m.met
 	if mesh != MeshID(m.st.Mesh) {

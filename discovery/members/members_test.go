@@ -562,3 +562,31 @@ func tcpAddr(t testing.TB, h host.Host) string {
 	t.Fatal("no TCP address")
 	return ""
 }
+
+// A ticket that gives less than a member has changes nothing: not its rights, and not its owner.
+func TestLesserTicketChangesNothing(t *testing.T) {
+	t.Parallel()
+	a, b, c := open(t, "", Options{}), open(t, "", Options{}), open(t, "", Options{})
+	ha := listen(t, a)
+	join(t, b, invite(t, a, ha, InviteOptions{Mine: true}))
+	for name, o := range map[string]InviteOptions{"guest": {Guest: true}, "other owner": {}} {
+		before := b.Own()
+		if err := b.Join(ctx(t), invite(t, a, ha, o), JoinOptions{}); !errors.Is(err, ErrLesser) {
+			t.Errorf("a ticket for a %s: %v", name, err)
+		}
+		if b.Own() != before || !b.Own().Can(protocol.Capability_ADMIN) || b.Own().Owner != a.Own().Owner {
+			t.Errorf("a ticket for a %s changed the certificate to %+v", name, b.Own())
+		}
+	}
+	d := open(t, "", Options{})
+	join(t, d, invite(t, a, ha, InviteOptions{}))
+	if err := d.Join(ctx(t), invite(t, a, ha, InviteOptions{Guest: true}), JoinOptions{}); !errors.Is(err, ErrLesser) || !d.Own().Can(protocol.Capability_WORK) {
+		t.Errorf("a guest's ticket for a worker: %v, %+v", err, d.Own())
+	}
+	// The other way it is a promotion.
+	join(t, c, invite(t, a, ha, InviteOptions{Guest: true}))
+	join(t, c, invite(t, a, ha, InviteOptions{Mine: true}))
+	if !c.Own().Can(protocol.Capability_ADMIN) || c.Own().Owner != a.Own().Owner {
+		t.Errorf("promoted to %+v", c.Own())
+	}
+}

@@ -205,7 +205,7 @@ func (m *Membership) redeem(r *protocol.JoinRequest, joiner peer.ID, source stri
 		return deny(protocol.Denial_TICKET_UNKNOWN, "this ticket is unknown to the node that it names: ask for a new one (meshnode invite)")
 	}
 	t := m.st.Tickets[i]
-	if m.now().Unix() > t.Expires {
+	if m.now().Unix() >= t.Expires {
 		return deny(protocol.Denial_TICKET_EXPIRED, "this ticket expired on %s: ask for a new one (meshnode invite)", time.Unix(t.Expires, 0).UTC().Format("2006-01-02 15:04 MST"))
 	}
 	for _, b := range t.Bound {
