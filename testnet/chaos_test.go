@@ -69,16 +69,17 @@ func numberOf(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// Nodes and worker processes killed, nodes frozen and restarted, for 20 s or as many as MESHNODE_CHAOS_SECONDS says.
+// Nodes and worker processes killed, nodes frozen and restarted, the network cut, for 20 s or as many as
+// MESHNODE_CHAOS_SECONDS says. Without root or ip(8) the network stays whole.
 func TestChaos(t *testing.T) {
 	length := time.Duration(numberOf(t, "MESHNODE_CHAOS_SECONDS", chaosSeconds)) * time.Second
 	c := startChaos(t, seedOf(t), length+10*time.Minute)
 	end := time.Now().Add(length)
 	c.faults(func() bool { return time.Now().Before(end) }, func(r *rand.Rand) fault {
-		return []fault{workerKilled, workerKilled, nodeKilled, nodeFrozen}[r.IntN(4)]
+		return []fault{workerKilled, workerKilled, nodeKilled, nodeFrozen, partition, oneWay}[r.IntN(6)]
 	}, chaosNodes)
 	c.finish()
-	if c.count[workerKilled] == 0 || c.count[nodeKilled] == 0 || c.count[nodeFrozen] == 0 {
+	if c.wires != nil && c.count[partition]+c.count[oneWay] == 0 || c.count[workerKilled] == 0 || c.count[nodeKilled] == 0 || c.count[nodeFrozen] == 0 {
 		t.Errorf("nothing was tested: %v", c.count)
 	}
 }
@@ -108,6 +109,8 @@ const (
 	workerKilled fault = iota
 	nodeKilled
 	nodeFrozen
+	partition // of the nodes into two halves, of any size
+	oneWay    // one node's words do not reach another
 	faultKinds
 )
 
@@ -118,6 +121,7 @@ const chaosOrigins = 3
 type chaos struct {
 	t       *testing.T
 	n       *Net
+	wires   *wires // nil: the nodes share one loopback
 	seed    uint64
 	sums    []uint64 // of the primes below an index
 	began   time.Time
@@ -137,8 +141,9 @@ type chaos struct {
 // repair ends a fault.
 type repair struct {
 	at    time.Time
-	node  int
+	node  int // 0: the network
 	fault fault
+	mute  [2]int // of a oneWay, from and to
 }
 
 // chaosJob is one submission. Its goroutine fills it in; the test reads it after that has ended.
@@ -171,7 +176,14 @@ func startChaos(t *testing.T, seed uint64, limit time.Duration) *chaos {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.n = Start(t, chaosNodes, Options{Args: []string{"--log-level", "debug"}})
+	o := Options{Args: []string{"--log-level", "debug"}}
+	if c.wires, err = lay(t, chaosNodes); err == nil {
+		o.Place = c.wires.place
+	} else {
+		c.wires = nil
+		t.Logf("without partitions: %v", err)
+	}
+	c.n = Start(t, chaosNodes, o)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	c.ctx = ctx
 	t.Cleanup(func() {
@@ -333,9 +345,16 @@ func (c *chaos) faults(more func() bool, kind func(*rand.Rand) fault, nodes int)
 		whole := 1 + (i-1)%nodes
 		// Down for less and for more than it takes to notice; frozen for less and for more than a lease.
 		down, frozen := time.Duration(r.Int64N(int64(2*time.Second))), time.Duration(r.Int64N(int64(6*time.Second)))
+		sides, other := 2*uint(1+r.IntN(1<<chaosNodes-2)), 1+(i+r.IntN(chaosNodes-1))%chaosNodes
 		c.until(time.Now().Add(gap))
-		if k != workerKilled {
+		switch k {
+		case nodeKilled, nodeFrozen:
 			i = whole
+		case partition, oneWay:
+			if c.cut(k, sides, i, other, frozen) {
+				c.count[k]++
+			}
+			continue
 		}
 		if slices.ContainsFunc(c.broken, func(b repair) bool { return b.node == i }) || len(c.broken) >= chaosNodes-2 && k != workerKilled {
 			continue
@@ -352,13 +371,13 @@ func (c *chaos) faults(more func() bool, kind func(*rand.Rand) fault, nodes int)
 		case nodeKilled:
 			nd.Kill()
 			c.killed[i] = append(c.killed[i], time.Now())
-			c.broken = append(c.broken, repair{time.Now().Add(down), i, k})
+			c.broken = append(c.broken, repair{at: time.Now().Add(down), node: i, fault: k})
 			if i <= chaosOrigins {
 				c.origins++
 			}
 		case nodeFrozen:
 			nd.Stop()
-			c.broken = append(c.broken, repair{time.Now().Add(frozen), i, k})
+			c.broken = append(c.broken, repair{at: time.Now().Add(frozen), node: i, fault: k})
 		}
 		c.count[k]++
 	}
@@ -375,13 +394,33 @@ func (c *chaos) until(at time.Time) {
 		b := c.broken[0]
 		c.broken = c.broken[1:]
 		time.Sleep(time.Until(b.at))
-		if b.fault == nodeFrozen {
+		switch b.fault {
+		case nodeFrozen:
 			c.n.Node(b.node).Cont()
 			c.thawed[b.node] = time.Now()
-		} else {
+		case nodeKilled:
 			c.n.Node(b.node).Restart()
+		case partition:
+			c.wires.split(0)
+		case oneWay:
+			c.wires.mute(b.mute[0], b.mute[1], false)
 		}
 	}
+}
+
+// cut cuts the network, which is whole again after lasts, and says whether it could: it has one fault at a time.
+func (c *chaos) cut(k fault, sides uint, from, to int, lasts time.Duration) bool {
+	if c.wires == nil || slices.ContainsFunc(c.broken, func(b repair) bool { return b.node == 0 }) {
+		return false
+	}
+	b := repair{at: time.Now().Add(lasts), fault: k, mute: [2]int{from, to}}
+	if k == partition {
+		c.wires.split(sides)
+	} else {
+		c.wires.mute(from, to, true)
+	}
+	c.broken = append(c.broken, b)
+	return true
 }
 
 // killWorker kills one of the node's worker processes, if it has any. A process of that number that is not the node's
@@ -497,7 +536,8 @@ func (c *chaos) finish() {
 		killed += len(k)
 	}
 	t.Logf("seed %d: %v, the last job %v after the last fault", c.seed, time.Since(c.began).Round(time.Second/10), time.Since(over).Round(time.Second/10))
-	t.Logf("faults: %d worker processes killed (%d in a task), %d nodes killed (%d of them origins), %d frozen", c.count[workerKilled], deaths, killed, c.origins, c.count[nodeFrozen])
+	t.Logf("faults: %d worker processes killed (%d in a task), %d nodes killed (%d of them origins), %d frozen, the network cut %d times, for one direction between two %d times",
+		c.count[workerKilled], deaths, killed, c.origins, c.count[nodeFrozen], c.count[partition], c.count[oneWay])
 	t.Logf("%d jobs (%d detached), %d tasks, slowest job %v", len(c.jobs), detached, tasks, slowest.Round(time.Second/10))
 	t.Logf("%d lost, %d doubled or changed, %d wrong, %d failed; %d runs, %.3f for each task; of %d results that a crash of their origin found recorded %d ran again", missing, doubled, wrong, failed, executed, float64(executed)/float64(max(1, tasks)), recorded, again)
 }

@@ -41,6 +41,8 @@ type Options struct {
 	Apart bool     // do not join the nodes to one mesh
 	Args  []string // more flags of up, for each node
 	Env   []string // more variables
+	// Place puts node i elsewhere than on loopback: the command that starts it there, and where it listens.
+	Place func(i int) (command []string, listen string)
 }
 
 // Net is a running mesh. It belongs to the test that started it, which ends it.
@@ -86,6 +88,9 @@ func Start(t testing.TB, n int, o Options) *Net {
 	t.Cleanup(net.end)
 	for i := range n {
 		nd := &Node{net: net, i: i + 1, Dir: filepath.Join(dir, strconv.Itoa(i+1)), listen: "/ip4/127.0.0.1/tcp/0"}
+		if o.Place != nil {
+			_, nd.listen = o.Place(nd.i)
+		}
 		net.nodes = append(net.nodes, nd)
 		nd.begin(bin)
 	}
@@ -130,6 +135,11 @@ func (nd *Node) begin(bin string) {
 	t.Helper()
 	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--no-mdns",
 		"--listen", nd.listen, "--with-parent"}, nd.net.o.Args...)
+	if nd.net.o.Place != nil {
+		command, _ := nd.net.o.Place(nd.i)
+		args = append(append(command[1:len(command):len(command)], bin), args...)
+		bin = command[0]
+	}
 	nd.cmd = exec.Command(bin, args...)
 	nd.cmd.Env = nd.net.Environ()
 	log, err := os.OpenFile(nd.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
