@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/big"
@@ -47,7 +48,8 @@ var groups = []group{
 	}, 3 * time.Minute, call},
 	{"efficiency", []row{
 		{"efficiency", "ratio", goal{"≥", 0.97}, "3000 tasks that sleep 10 ms, 3 nodes of 1 slot: Σ run time / slots, over the elapsed time"},
-	}, 4 * time.Minute, efficiency},
+		{"efficiency.bare", "ratio", goal{}, "what the machine can do: 3 bare processes at the lowest priority, as workers have, that sleep 10 ms for each byte on a pipe"},
+	}, 5 * time.Minute, efficiency},
 	{"slow", []row{
 		{"slow", "× ideal", goal{"≤", 1.08}, "one of two nodes 8× slower: its workers are stopped for 7/8 of each 16 ms; ideal: 1 / (1/time on the fast one + 1/time on the slow one), both measured"},
 		{"slow.factor", "×", goal{}, "how much slower it was"},
@@ -204,7 +206,95 @@ func efficiency(b *bench) {
 			b.Fatalf("%d tasks slept %v together", tasks, d.run)
 		}
 		b.add("efficiency", d.run.Seconds()/nodes/d.took.Seconds())
+		b.add("efficiency.bare", b.sleepers(nodes, tasks/3))
 	}
+}
+
+// sleeper is the argument that makes this program one of the bare processes of efficiency.bare.
+const sleeper = "sleeper"
+
+// sleep10 answers each byte of r, after a sleep of 10 ms, with how many microseconds that took.
+func sleep10(r io.Reader, w io.Writer) int {
+	one := make([]byte, 1)
+	for {
+		if _, err := io.ReadFull(r, one); err != nil {
+			return 0 // the end
+		}
+		began := time.Now()
+		time.Sleep(10 * time.Millisecond)
+		if err := binary.Write(w, binary.LittleEndian, time.Since(began).Microseconds()); err != nil {
+			return 1
+		}
+	}
+}
+
+// sleepers is the efficiency of n bare processes with so many tasks: each gets the next when it has answered.
+func (b *bench) sleepers(n, tasks int) float64 {
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	line := []string{self, sleeper}
+	if nice, err := exec.LookPath("nice"); err == nil {
+		line = append([]string{nice, "-n", "19"}, line...)
+	}
+	next := make(chan struct{}, tasks)
+	for range tasks {
+		next <- struct{}{}
+	}
+	close(next)
+	var run atomic.Int64 // µs
+	var ready, wait sync.WaitGroup
+	begin := make(chan struct{})
+	fault := make(chan error, n)
+	for range n {
+		ready.Add(1)
+		wait.Go(func() {
+			fault <- func() error {
+				cmd := exec.CommandContext(b.ctx, line[0], line[1:]...)
+				in, err1 := cmd.StdinPipe()
+				out, err2 := cmd.StdoutPipe()
+				err := cmp.Or(err1, err2)
+				if err == nil {
+					err = cmd.Start()
+				}
+				one := func() error {
+					if _, err := in.Write([]byte{0}); err != nil {
+						return err
+					}
+					var took int64
+					err := binary.Read(out, binary.LittleEndian, &took)
+					run.Add(took)
+					return err
+				}
+				if err == nil {
+					err = one() // it runs
+				}
+				ready.Done()
+				<-begin
+				for err == nil {
+					if _, more := <-next; !more {
+						in.Close()
+						return cmd.Wait()
+					}
+					err = one()
+				}
+				return err
+			}()
+		})
+	}
+	ready.Wait()
+	run.Store(0)
+	began := time.Now()
+	close(begin)
+	wait.Wait()
+	took := time.Since(began)
+	for range n {
+		if err := <-fault; err != nil {
+			b.Fatal("bare process:", err)
+		}
+	}
+	return float64(run.Load()) / 1e6 / float64(n) / took.Seconds()
 }
 
 // Tasks of some 10 ms of computing.
