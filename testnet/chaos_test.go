@@ -154,6 +154,7 @@ type chaosJob struct {
 	inputs   []int
 	results  map[uint32]chaosResult
 	ended    node.Job
+	began    time.Time
 	took     time.Duration
 	lost     int // results of a detached job that were seen and, after a crash, not there or others
 }
@@ -222,8 +223,7 @@ func startChaos(t *testing.T, seed uint64, limit time.Duration) *chaos {
 
 // submit runs one job to its end and reports whether there may be another.
 func (c *chaos) submit(ctl *control.Client, origin int, detached bool, r *rand.Rand, program []byte) bool {
-	began := time.Now()
-	j := &chaosJob{id: protocol.NewJobID(), origin: origin, detached: detached, results: map[uint32]chaosResult{}}
+	j := &chaosJob{id: protocol.NewJobID(), origin: origin, detached: detached, began: time.Now(), results: map[uint32]chaosResult{}}
 	for range 20 + r.IntN(60) {
 		j.inputs = append(j.inputs, chaosLeast+r.IntN(chaosMost-chaosLeast))
 	}
@@ -269,7 +269,7 @@ func (c *chaos) submit(ctl *control.Client, origin int, detached bool, r *rand.R
 			return fail("follow", err)
 		}
 	}
-	j.ended, j.took = ended, time.Since(began)
+	j.ended, j.took = ended, time.Since(j.began)
 	return true
 }
 
@@ -499,10 +499,12 @@ func (c *chaos) finish() {
 		perJob[r.job] = append(perJob[r.job], r)
 	}
 	tasks, missing, wrong, failed, detached, doubled, executed, again, recorded := 0, 0, 0, 0, 0, 0, 0, 0, 0
-	var slowest time.Duration
+	slowest := &chaosJob{}
 	for _, j := range c.jobs {
 		tasks += len(j.inputs)
-		slowest = max(slowest, j.took)
+		if j.took > slowest.took {
+			slowest = j
+		}
 		for i, n := range j.inputs {
 			r, ok := j.results[uint32(i)]
 			switch {
@@ -538,7 +540,13 @@ func (c *chaos) finish() {
 	t.Logf("seed %d: %v, the last job %v after the last fault", c.seed, time.Since(c.began).Round(time.Second/10), time.Since(over).Round(time.Second/10))
 	t.Logf("faults: %d worker processes killed (%d in a task), %d nodes killed (%d of them origins), %d frozen, the network cut %d times, for one direction between two %d times",
 		c.count[workerKilled], deaths, killed, c.origins, c.count[nodeFrozen], c.count[partition], c.count[oneWay])
-	t.Logf("%d jobs (%d detached), %d tasks, slowest job %v", len(c.jobs), detached, tasks, slowest.Round(time.Second/10))
+	meanwhile := 0
+	for _, at := range c.killed[slowest.origin] {
+		if at.After(slowest.began) && at.Before(slowest.began.Add(slowest.took)) {
+			meanwhile++
+		}
+	}
+	t.Logf("%d jobs (%d detached), %d tasks, slowest job %v, its origin killed %d times meanwhile", len(c.jobs), detached, tasks, slowest.took.Round(time.Second/10), meanwhile)
 	t.Logf("%d lost, %d doubled or changed, %d wrong, %d failed; %d runs, %.3f for each task; of %d results that a crash of their origin found recorded %d ran again", missing, doubled, wrong, failed, executed, float64(executed)/float64(max(1, tasks)), recorded, again)
 }
 
