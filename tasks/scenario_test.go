@@ -62,7 +62,7 @@ func TestScenarios(t *testing.T) {
 
 // play carries out the commands of a scenario and returns it with the trace that they gave.
 func play(t *testing.T, file, text string) string {
-	st := &stage{nodes: map[string]*actor{}}
+	st := &stage{nodes: map[string]*actor{}, now: start}
 	var out strings.Builder
 	for i, line := range strings.SplitAfter(text, "\n") {
 		if strings.HasPrefix(line, "  ") {
@@ -100,6 +100,9 @@ type stage struct {
 	shown   int64 // the time that the trace has shown last
 	broken  error
 }
+
+// start is when a stage opens: the clock of no machine shows 0.
+const start = second
 
 // actor is a node: a Scheduler and what the node around it would do.
 type actor struct {
@@ -309,7 +312,7 @@ func (st *stage) unused(l *line) error {
 func (st *stage) say(format string, args ...any) {
 	if st.shown != st.now {
 		st.shown = st.now
-		st.out = append(st.out, fmt.Sprintf("%v:", time.Duration(st.now)))
+		st.out = append(st.out, fmt.Sprintf("%v:", time.Duration(st.now-start)))
 	}
 	st.out = append(st.out, fmt.Sprintf(format, args...))
 }
