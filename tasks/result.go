@@ -133,6 +133,9 @@ func (s *Scheduler) fetched(ev Fetched) {
 // finish makes a task terminal: recorded, told, and every live attempt of it ended.
 func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.NodeID) {
 	d := s.book(j, o, w)
+	if w != "" { // it may have been granted in an earlier life of this node, which did not keep the count
+		d.Attempts = max(1, d.Attempts)
+	}
 	s.record(DoneRecord{Job: j.id, Done: d})
 	s.notice(Notice{Kind: TaskDone, Job: j.id, Done: d})
 	a := o.AttemptOf()
