@@ -51,7 +51,7 @@ var groups = []group{
 		{"efficiency.bare", "ratio", goal{}, "what the machine can do: 3 bare processes at the lowest priority, as workers have, that sleep 10 ms for each byte on a pipe"},
 	}, 5 * time.Minute, efficiency},
 	{"slow", []row{
-		{"slow", "× ideal", goal{"≤", 1.08}, "one of two nodes 8× slower: its workers are stopped for 7/8 of each 16 ms; ideal: 1 / (1/time on the fast one + 1/time on the slow one), both measured"},
+		{"slow", "× ideal", goal{"≤", 1.08}, "one of two nodes about 8× slower (slow.factor): its workers are stopped for 7/8 of each 16 ms; ideal: 1 / (1/time on the fast one + 1/time on the slow one), both measured"},
 		{"slow.factor", "×", goal{}, "how much slower it was"},
 	}, 6 * time.Minute, slow},
 	{"killed", []row{
@@ -369,7 +369,7 @@ func fault(b *bench, kind string) {
 		b.add(kind+".granted", g.Seconds())
 		b.add(kind+".running", elsewhere.Seconds())
 		b.add(kind+".extra", (end.Sub(struck) - after/(nodes-1)).Seconds())
-		b.note(kind+".granted", "%d tasks were granted anew in the last round, no result came twice", d.Reissued)
+		b.note(kind+".granted", "%d tasks were granted anew in the last round", d.Reissued)
 		if kind == "killed" {
 			lost.Restart()
 		} else {
