@@ -476,6 +476,9 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 	if m.Recall != 0 && m.Recall == p.recalling {
 		p.recalling = 0
 	}
+	if m.Recall == 0 && m.Why == protocol.Refusal_NONE && !p.self {
+		p.paused = m.Reason // it takes no work; the beat that says so, or otherwise, follows
+	}
 	if m.Epoch != s.epoch {
 		return // for an earlier life; its next beat says the same
 	}

@@ -142,7 +142,11 @@ func (s *Scheduler) advance(now int64) {
 	}
 	s.challenge++
 	for _, id := range s.order {
-		s.peers[id].shift(gap)
+		p := s.peers[id]
+		p.shift(gap)
+		if p.queuedHere > 0 {
+			s.sendBeat(p) // the challenge: its tasks wait for the answer
+		}
 	}
 	for _, j := range s.jobOrder {
 		if j.limboUntil != 0 {
