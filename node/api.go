@@ -162,7 +162,7 @@ type clientAPI interface {
 	// Jobs lists the jobs of this node, newest first.
 	Jobs(ctx context.Context) ([]Job, error)
 	Job(ctx context.Context, job protocol.JobID) (Job, error)
-	// Input is the input of a task.
+	// Inputs are up to n inputs of the job, from task first on.
 	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
 	Result(ctx context.Context, job protocol.JobID, index uint32) (TaskResult, bool, error)
 	// Cancel ends a job, or the task index of it.

@@ -149,15 +149,25 @@ func id(t *testing.T, nd *Node) string {
 	return st.ID
 }
 
-// awaitReissue waits until tasks of the newest job were granted anew, and says how long that took.
-func awaitReissue(t *testing.T, nd *Node, most time.Duration) time.Duration {
+// reissued is how many tasks of the newest job were granted anew so far: those that were given back, too.
+func reissued(t *testing.T, nd *Node) uint32 {
+	t.Helper()
+	j, err := nd.Client().Job(t.Context(), "@last")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j.Reissued
+}
+
+// awaitReissue waits until more tasks of the newest job were granted anew than before, and says how long that took.
+func awaitReissue(t *testing.T, nd *Node, before uint32, most time.Duration) time.Duration {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		j, err := nd.Client().Job(t.Context(), "@last")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if j.Reissued > 0 {
+		if j.Reissued > before {
 			return time.Since(began)
 		}
 		if time.Since(began) > most {
@@ -171,9 +181,10 @@ func TestNodeKilledInAJob(t *testing.T) {
 	two := id(t, n.Node(2))
 	r := submitFaultTasks(t, n)
 	r.read(60)
+	before := reissued(t, n.Node(1))
 	n.Node(2).Kill()
 	// A lease would take 3 s to expire; a closed connection is known at once.
-	took := awaitReissue(t, n.Node(1), 2*time.Second)
+	took := awaitReissue(t, n.Node(1), before, 2*time.Second)
 	whole := r.finish()
 	if r.onNode(two) == 0 {
 		t.Error("node 2 did nothing before it was killed: nothing was tested")
@@ -192,9 +203,14 @@ func TestNodeFrozenInAJob(t *testing.T) {
 
 	r = submitFaultTasks(t, n)
 	r.read(60)
+	was := reissued(t, n.Node(1))
 	n.Node(2).Stop()
-	took := awaitReissue(t, n.Node(1), 5*time.Second)
+	took := awaitReissue(t, n.Node(1), was, 5*time.Second)
 	whole := r.finish()
+	// Two of three nodes need at most half as long again; without leases the connection would show it after 40 s.
+	if most := usual*3/2 + 4*time.Second; whole > most {
+		t.Errorf("the job took %v with a frozen node and %v without a fault: at most %v", whole, usual, most)
+	}
 	if r.onNode(two) == 0 {
 		t.Error("node 2 did nothing before it was frozen: nothing was tested")
 	}
