@@ -181,11 +181,16 @@ func TestNodeKilledInAJob(t *testing.T) {
 	two := id(t, n.Node(2))
 	r := submitFaultTasks(t, n)
 	r.read(60)
-	before := reissued(t, n.Node(1))
+	before, killed := reissued(t, n.Node(1)), time.Now()
+	sixty := killed.Sub(r.began)
 	n.Node(2).Kill()
 	// A lease would take 3 s to expire; a closed connection is known at once.
 	took := awaitReissue(t, n.Node(1), before, 2*time.Second)
 	whole := r.finish()
+	// 140 tasks on two of three nodes, as fast as the first 60, and less than the time of a lease.
+	if rest, most := time.Since(killed), sixty*140/60*3/2+2500*time.Millisecond; rest > most {
+		t.Errorf("after the kill the job took %v: at most %v, it waited for something", rest, most)
+	}
 	if r.onNode(two) == 0 {
 		t.Error("node 2 did nothing before it was killed: nothing was tested")
 	}
