@@ -25,6 +25,7 @@ func init() {
 	flag.Set("rapid.checks", "500")
 	flag.Set("rapid.steps", "70") // on average; a flag on the command line comes later
 	flag.Set("rapid.nofailfile", "true")
+	flag.Set("rapid.seed", "1") // the same run after run: a change fails by what it changed. 0 draws a new one
 }
 
 // originModel is an origin with three workers that do whatever comes, and what must be true of it.
@@ -895,6 +896,7 @@ type lessorModel struct {
 	held        map[protocol.Attempt]*heldModel
 	prepared    map[protocol.JobID]bool
 	said        string // lists of the last beat on this stream that had them
+	before      string // lists before an event that came right after a pause: the beat of the pause says these
 }
 
 type heldModel struct {
@@ -976,6 +978,7 @@ func (m *holderModel) step(t *rapid.T, ev Event) {
 	if gap := m.now - m.last; gap > ownPause {
 		m.challenge++
 		for _, o := range m.origins {
+			o.before = o.lists()
 			o.answered = false
 			o.heard += gap
 			o.downAt += gap
@@ -989,6 +992,9 @@ func (m *holderModel) step(t *rapid.T, ev Event) {
 		t.Fatal(err)
 	}
 	m.ready(t, ev)
+	for _, o := range m.origins {
+		o.before = ""
+	}
 }
 
 // listed says whether a is among gs.
@@ -1185,7 +1191,7 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 			if !b.SameHeld {
 				o.said = groupsText(b.Held) + ", unanswered " + groupsText(b.Unanswered)
 			}
-			if o.said != o.lists() {
+			if o.said != o.lists() && o.said != o.before {
 				t.Fatalf("%s: %s hears %s, we hold %s", beatText(b), o.id, o.said, o.lists())
 			}
 		}
