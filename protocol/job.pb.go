@@ -24,6 +24,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Spare says whether a task may have a second live attempt near the end of its job.
+type Spare int32
+
+const (
+	Spare_SPARE_AUTO Spare = 0 // as its runtime does: wasm yes
+	Spare_SPARE_OFF  Spare = 1
+	Spare_SPARE_ON   Spare = 2
+)
+
+// Enum value maps for Spare.
+var (
+	Spare_name = map[int32]string{
+		0: "SPARE_AUTO",
+		1: "SPARE_OFF",
+		2: "SPARE_ON",
+	}
+	Spare_value = map[string]int32{
+		"SPARE_AUTO": 0,
+		"SPARE_OFF":  1,
+		"SPARE_ON":   2,
+	}
+)
+
+func (x Spare) Enum() *Spare {
+	p := new(Spare)
+	*p = x
+	return p
+}
+
+func (x Spare) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Spare) Descriptor() protoreflect.EnumDescriptor {
+	return file_job_proto_enumTypes[0].Descriptor()
+}
+
+func (Spare) Type() protoreflect.EnumType {
+	return &file_job_proto_enumTypes[0]
+}
+
+func (x Spare) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Spare.Descriptor instead.
+func (Spare) EnumDescriptor() ([]byte, []int) {
+	return file_job_proto_rawDescGZIP(), []int{0}
+}
+
 type Status int32
 
 const (
@@ -75,11 +125,11 @@ func (x Status) String() string {
 }
 
 func (Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_job_proto_enumTypes[0].Descriptor()
+	return file_job_proto_enumTypes[1].Descriptor()
 }
 
 func (Status) Type() protoreflect.EnumType {
-	return &file_job_proto_enumTypes[0]
+	return &file_job_proto_enumTypes[1]
 }
 
 func (x Status) Number() protoreflect.EnumNumber {
@@ -88,7 +138,7 @@ func (x Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{0}
+	return file_job_proto_rawDescGZIP(), []int{1}
 }
 
 // Job is a submission as its client made it. Origins journal it; it never travels to peers (JobInfo does).
@@ -101,6 +151,12 @@ type Job struct {
 	Detached        bool                   `protobuf:"varint,5,opt,name=detached,proto3" json:"detached,omitempty"`                                        // accepted means synced, and the job goes on without its client
 	MaxParallel     uint32                 `protobuf:"varint,6,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`               // attempts at once, 0: no limit
 	SubmittedUnixMs int64                  `protobuf:"varint,7,opt,name=submitted_unix_ms,json=submittedUnixMs,proto3" json:"submitted_unix_ms,omitempty"` // for people; decides nothing
+	Retries         uint32                 `protobuf:"varint,8,opt,name=retries,proto3" json:"retries,omitempty"`                                          // failed attempts of a task that are tried again before the task has failed
+	Priority        int32                  `protobuf:"zigzag32,9,opt,name=priority,proto3" json:"priority,omitempty"`                                      // among the jobs of one submitter: the higher first. −100 to 100, 0 is usual
+	Placement       *Placement             `protobuf:"bytes,10,opt,name=placement,proto3" json:"placement,omitempty"`                                      // which nodes may run it; absent: all
+	Spare           Spare                  `protobuf:"varint,11,opt,name=spare,proto3,enum=meshnode.Spare" json:"spare,omitempty"`
+	Halt            *Halt                  `protobuf:"bytes,12,opt,name=halt,proto3" json:"halt,omitempty"`
+	RerunOf         []byte                 `protobuf:"bytes,13,opt,name=rerun_of,json=rerunOf,proto3" json:"rerun_of,omitempty"` // 16 bytes: the job whose tasks these are again; empty: none
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -184,6 +240,170 @@ func (x *Job) GetSubmittedUnixMs() int64 {
 	return 0
 }
 
+func (x *Job) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Job) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Job) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+func (x *Job) GetSpare() Spare {
+	if x != nil {
+		return x.Spare
+	}
+	return Spare_SPARE_AUTO
+}
+
+func (x *Job) GetHalt() *Halt {
+	if x != nil {
+		return x.Halt
+	}
+	return nil
+}
+
+func (x *Job) GetRerunOf() []byte {
+	if x != nil {
+		return x.RerunOf
+	}
+	return nil
+}
+
+// Placement says which nodes may run a job; all that is set must hold.
+type Placement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            string                 `protobuf:"bytes,1,opt,name=on,proto3" json:"on,omitempty"`                                    // an expression over what nodes say of themselves, as of "submit --on"; empty: any
+	Not           []string               `protobuf:"bytes,2,rep,name=not,proto3" json:"not,omitempty"`                                  // peer IDs
+	LocalOnly     bool                   `protobuf:"varint,3,opt,name=local_only,json=localOnly,proto3" json:"local_only,omitempty"`    // the origin alone
+	RemoteOnly    bool                   `protobuf:"varint,4,opt,name=remote_only,json=remoteOnly,proto3" json:"remote_only,omitempty"` // any but the origin
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Placement) Reset() {
+	*x = Placement{}
+	mi := &file_job_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Placement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Placement) ProtoMessage() {}
+
+func (x *Placement) ProtoReflect() protoreflect.Message {
+	mi := &file_job_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Placement.ProtoReflect.Descriptor instead.
+func (*Placement) Descriptor() ([]byte, []int) {
+	return file_job_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Placement) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
+}
+
+func (x *Placement) GetNot() []string {
+	if x != nil {
+		return x.Not
+	}
+	return nil
+}
+
+func (x *Placement) GetLocalOnly() bool {
+	if x != nil {
+		return x.LocalOnly
+	}
+	return false
+}
+
+func (x *Placement) GetRemoteOnly() bool {
+	if x != nil {
+		return x.RemoteOnly
+	}
+	return false
+}
+
+// Halt ends a job early, as GNU parallel does.
+type Halt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Failed        uint32                 `protobuf:"varint,1,opt,name=failed,proto3" json:"failed,omitempty"` // so many failed tasks end it; 0: none do
+	Now           bool                   `protobuf:"varint,2,opt,name=now,proto3" json:"now,omitempty"`       // running tasks are stopped; else they may end, and only what waits is cancelled
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Halt) Reset() {
+	*x = Halt{}
+	mi := &file_job_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Halt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Halt) ProtoMessage() {}
+
+func (x *Halt) ProtoReflect() protoreflect.Message {
+	mi := &file_job_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Halt.ProtoReflect.Descriptor instead.
+func (*Halt) Descriptor() ([]byte, []int) {
+	return file_job_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Halt) GetFailed() uint32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Halt) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
 // Attempts names attempts of one job granted in one epoch; index and n are parallel.
 type Attempts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -197,7 +417,7 @@ type Attempts struct {
 
 func (x *Attempts) Reset() {
 	*x = Attempts{}
-	mi := &file_job_proto_msgTypes[1]
+	mi := &file_job_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -209,7 +429,7 @@ func (x *Attempts) String() string {
 func (*Attempts) ProtoMessage() {}
 
 func (x *Attempts) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[1]
+	mi := &file_job_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -222,7 +442,7 @@ func (x *Attempts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempts.ProtoReflect.Descriptor instead.
 func (*Attempts) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{1}
+	return file_job_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Attempts) GetJob() []byte {
@@ -264,7 +484,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_job_proto_msgTypes[2]
+	mi := &file_job_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +496,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[2]
+	mi := &file_job_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +509,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{2}
+	return file_job_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Blob) GetId() []byte {
@@ -319,7 +539,7 @@ type Program struct {
 
 func (x *Program) Reset() {
 	*x = Program{}
-	mi := &file_job_proto_msgTypes[3]
+	mi := &file_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -331,7 +551,7 @@ func (x *Program) String() string {
 func (*Program) ProtoMessage() {}
 
 func (x *Program) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[3]
+	mi := &file_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -344,7 +564,7 @@ func (x *Program) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Program.ProtoReflect.Descriptor instead.
 func (*Program) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{3}
+	return file_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Program) GetRuntime() string {
@@ -388,7 +608,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_job_proto_msgTypes[4]
+	mi := &file_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +620,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[4]
+	mi := &file_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +633,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{4}
+	return file_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Limits) GetTimeoutUs() uint64 {
@@ -467,7 +687,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_job_proto_msgTypes[5]
+	mi := &file_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +699,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[5]
+	mi := &file_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +712,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{5}
+	return file_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Outcome) GetJob() []byte {
@@ -597,7 +817,7 @@ var File_job_proto protoreflect.FileDescriptor
 
 const file_job_proto_rawDesc = "" +
 	"\n" +
-	"\tjob.proto\x12\bmeshnode\"\xed\x01\n" +
+	"\tjob.proto\x12\bmeshnode\"\xbc\x03\n" +
 	"\x03Job\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -605,7 +825,24 @@ const file_job_proto_rawDesc = "" +
 	"\x06limits\x18\x04 \x01(\v2\x10.meshnode.LimitsR\x06limits\x12\x1a\n" +
 	"\bdetached\x18\x05 \x01(\bR\bdetached\x12!\n" +
 	"\fmax_parallel\x18\x06 \x01(\rR\vmaxParallel\x12*\n" +
-	"\x11submitted_unix_ms\x18\a \x01(\x03R\x0fsubmittedUnixMs\"V\n" +
+	"\x11submitted_unix_ms\x18\a \x01(\x03R\x0fsubmittedUnixMs\x12\x18\n" +
+	"\aretries\x18\b \x01(\rR\aretries\x12\x1a\n" +
+	"\bpriority\x18\t \x01(\x11R\bpriority\x121\n" +
+	"\tplacement\x18\n" +
+	" \x01(\v2\x13.meshnode.PlacementR\tplacement\x12%\n" +
+	"\x05spare\x18\v \x01(\x0e2\x0f.meshnode.SpareR\x05spare\x12\"\n" +
+	"\x04halt\x18\f \x01(\v2\x0e.meshnode.HaltR\x04halt\x12\x19\n" +
+	"\brerun_of\x18\r \x01(\fR\arerunOf\"m\n" +
+	"\tPlacement\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\tR\x02on\x12\x10\n" +
+	"\x03not\x18\x02 \x03(\tR\x03not\x12\x1d\n" +
+	"\n" +
+	"local_only\x18\x03 \x01(\bR\tlocalOnly\x12\x1f\n" +
+	"\vremote_only\x18\x04 \x01(\bR\n" +
+	"remoteOnly\"0\n" +
+	"\x04Halt\x12\x16\n" +
+	"\x06failed\x18\x01 \x01(\rR\x06failed\x12\x10\n" +
+	"\x03now\x18\x02 \x01(\bR\x03now\"V\n" +
 	"\bAttempts\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
@@ -642,7 +879,12 @@ const file_job_proto_rawDesc = "" +
 	"\x03log\x18\v \x01(\fR\x03log\x12)\n" +
 	"\blog_blob\x18\f \x01(\v2\x0e.meshnode.BlobR\alogBlob\x12\x1b\n" +
 	"\tqueued_us\x18\r \x01(\x04R\bqueuedUs\x12\x15\n" +
-	"\x06run_us\x18\x0e \x01(\x04R\x05runUs*\x89\x01\n" +
+	"\x06run_us\x18\x0e \x01(\x04R\x05runUs*4\n" +
+	"\x05Spare\x12\x0e\n" +
+	"\n" +
+	"SPARE_AUTO\x10\x00\x12\r\n" +
+	"\tSPARE_OFF\x10\x01\x12\f\n" +
+	"\bSPARE_ON\x10\x02*\x89\x01\n" +
 	"\x06Status\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\n" +
@@ -667,29 +909,35 @@ func file_job_proto_rawDescGZIP() []byte {
 	return file_job_proto_rawDescData
 }
 
-var file_job_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_job_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_job_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_job_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_job_proto_goTypes = []any{
-	(Status)(0),      // 0: meshnode.Status
-	(*Job)(nil),      // 1: meshnode.Job
-	(*Attempts)(nil), // 2: meshnode.Attempts
-	(*Blob)(nil),     // 3: meshnode.Blob
-	(*Program)(nil),  // 4: meshnode.Program
-	(*Limits)(nil),   // 5: meshnode.Limits
-	(*Outcome)(nil),  // 6: meshnode.Outcome
+	(Spare)(0),        // 0: meshnode.Spare
+	(Status)(0),       // 1: meshnode.Status
+	(*Job)(nil),       // 2: meshnode.Job
+	(*Placement)(nil), // 3: meshnode.Placement
+	(*Halt)(nil),      // 4: meshnode.Halt
+	(*Attempts)(nil),  // 5: meshnode.Attempts
+	(*Blob)(nil),      // 6: meshnode.Blob
+	(*Program)(nil),   // 7: meshnode.Program
+	(*Limits)(nil),    // 8: meshnode.Limits
+	(*Outcome)(nil),   // 9: meshnode.Outcome
 }
 var file_job_proto_depIdxs = []int32{
-	4, // 0: meshnode.Job.program:type_name -> meshnode.Program
-	5, // 1: meshnode.Job.limits:type_name -> meshnode.Limits
-	3, // 2: meshnode.Program.code:type_name -> meshnode.Blob
-	0, // 3: meshnode.Outcome.status:type_name -> meshnode.Status
-	3, // 4: meshnode.Outcome.output_blob:type_name -> meshnode.Blob
-	3, // 5: meshnode.Outcome.log_blob:type_name -> meshnode.Blob
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	7, // 0: meshnode.Job.program:type_name -> meshnode.Program
+	8, // 1: meshnode.Job.limits:type_name -> meshnode.Limits
+	3, // 2: meshnode.Job.placement:type_name -> meshnode.Placement
+	0, // 3: meshnode.Job.spare:type_name -> meshnode.Spare
+	4, // 4: meshnode.Job.halt:type_name -> meshnode.Halt
+	6, // 5: meshnode.Program.code:type_name -> meshnode.Blob
+	1, // 6: meshnode.Outcome.status:type_name -> meshnode.Status
+	6, // 7: meshnode.Outcome.output_blob:type_name -> meshnode.Blob
+	6, // 8: meshnode.Outcome.log_blob:type_name -> meshnode.Blob
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_job_proto_init() }
@@ -702,8 +950,8 @@ func file_job_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_job_proto_rawDesc), len(file_job_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   6,
+			NumEnums:      2,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

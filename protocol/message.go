@@ -43,6 +43,10 @@ const (
 	MaxEpoch = 1 << 48
 	// MaxTasks bounds a job.
 	MaxTasks = 10_000_000
+	// MaxLabels of a node.
+	MaxLabels = 64
+	// MaxPriority of a job, and the negative of the least.
+	MaxPriority = 100
 )
 
 // maxParts bounds the messages and words nested in one frame. Batches full of the smallest attempts or outcomes hold
@@ -289,6 +293,14 @@ func check(m Message) error {
 				return errors.New("too long a runtime name")
 			}
 		}
+		if len(m.Labels) > MaxLabels {
+			return errors.New("too many labels")
+		}
+		for _, l := range m.Labels {
+			if len(l) > MaxName {
+				return errors.New("too long a label")
+			}
+		}
 		return errors.Join(checkAttempts(m.Held), checkAttempts(m.Unanswered))
 	case *Beat:
 		if len(m.Paused) > MaxName {
@@ -304,6 +316,9 @@ func check(m Message) error {
 		}
 		if len(m.Name) > MaxName || len(m.Program.Runtime) > MaxName {
 			return errors.New("too long a name")
+		}
+		if m.Priority < -MaxPriority || m.Priority > MaxPriority {
+			return fmt.Errorf("priority %d", m.Priority)
 		}
 		_, err := BlobIDFrom(m.Program.Code.Id)
 		return err

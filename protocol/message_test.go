@@ -42,6 +42,7 @@ func samples() []sample {
 		{"hello", &Hello{
 			Version: Version, Epoch: 7, Incarnation: 0x0123456789abcdef, SeenEpoch: 3, SeenIncarnation: 0xfedcba9876543210, Held: held[:1], Unanswered: held[1:], Slots: 4,
 			Runtimes: []string{"wasm", "python3.11"}, Name: "münchen", NodeVersion: "v0.1.0", Os: "linux", Arch: "arm64",
+			Labels: []string{"gpu=no", "room=4"}, Cpus: 8, MemoryBytes: 8 << 30,
 		}},
 		{"hello-empty", &Hello{}},
 		{"beat", &Beat{
@@ -51,7 +52,7 @@ func samples() []sample {
 		{"beat-same", &Beat{Epoch: 7, GrantsRead: 12, SameHeld: true, Ping: 42}},
 		{"load", &Load{Epoch: 7, Pending: 1_000_000}},
 		{"job-info", &JobInfo{
-			Job: job, Epoch: 7, Name: "primes", RunUs: 1500, Tasks: 8,
+			Job: job, Epoch: 7, Name: "primes", RunUs: 1500, Tasks: 8, Priority: -5,
 			Program: &Program{Runtime: "wasm", Code: blob, Args: []string{"-n", "{}", "{#}"}, ClockReal: true},
 			Limits:  &Limits{TimeoutUs: 1_000_000, MemoryBytes: 64 << 20, OutputBytes: 16 << 20, LogBytes: 1 << 20},
 		}},
@@ -60,7 +61,7 @@ func samples() []sample {
 			Job: job, RunUs: 1500,
 			Tasks: []*Assignment{
 				{Index: 0, N: 1, Input: []byte("1000000"), Mac: seq(0x40, 16)},
-				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16)},
+				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16), Spare: true, Alone: true},
 			},
 		}}}},
 		{"grant-refusal", &Grant{Epoch: 7, Number: 14, Request: 100}},

@@ -93,7 +93,10 @@ type Hello struct {
 	NodeVersion     string                 `protobuf:"bytes,9,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
 	Os              string                 `protobuf:"bytes,10,opt,name=os,proto3" json:"os,omitempty"`
 	Arch            string                 `protobuf:"bytes,11,opt,name=arch,proto3" json:"arch,omitempty"`
-	Unanswered      []*Attempts            `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"` // outcomes of the receiver's tasks that it has not answered; they follow as Result
+	Unanswered      []*Attempts            `protobuf:"bytes,12,rep,name=unanswered,proto3" json:"unanswered,omitempty"`                       // outcomes of the receiver's tasks that it has not answered; they follow as Result
+	Labels          []string               `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty"`                               // "k=v", as its owner set them
+	Cpus            uint32                 `protobuf:"varint,15,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // logical processors
+	MemoryBytes     uint64                 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // that tasks may have, all slots together; 0: not known
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -217,6 +220,27 @@ func (x *Hello) GetUnanswered() []*Attempts {
 		return x.Unanswered
 	}
 	return nil
+}
+
+func (x *Hello) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Hello) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *Hello) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
 }
 
 // Beat says that its sender lives, what it holds of the receiver and how much of what the
@@ -458,6 +482,7 @@ type JobInfo struct {
 	Limits        *Limits                `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
 	RunUs         uint64                 `protobuf:"varint,6,opt,name=run_us,json=runUs,proto3" json:"run_us,omitempty"` // mean run time of a task so far, 0: not known
 	Tasks         uint64                 `protobuf:"varint,7,opt,name=tasks,proto3" json:"tasks,omitempty"`              // known so far
+	Priority      int32                  `protobuf:"zigzag32,8,opt,name=priority,proto3" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +562,13 @@ func (x *JobInfo) GetRunUs() uint64 {
 func (x *JobInfo) GetTasks() uint64 {
 	if x != nil {
 		return x.Tasks
+	}
+	return 0
+}
+
+func (x *JobInfo) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
 	}
 	return 0
 }
@@ -762,7 +794,9 @@ type Assignment struct {
 	N             uint32                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
 	Input         []byte                 `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"` // up to 64 KiB, else:
 	InputBlob     *Blob                  `protobuf:"bytes,4,opt,name=input_blob,json=inputBlob,proto3" json:"input_blob,omitempty"`
-	Mac           []byte                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"` // 16 bytes, the origin's over task, epoch, n and worker; the result brings it back
+	Mac           []byte                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`      // 16 bytes, the origin's over task, epoch, n and worker; the result brings it back
+	Spare         bool                   `protobuf:"varint,6,opt,name=spare,proto3" json:"spare,omitempty"` // a second attempt of a task that runs elsewhere: it yields its slot to any first attempt
+	Alone         bool                   `protobuf:"varint,7,opt,name=alone,proto3" json:"alone,omitempty"` // nothing else is to run at the worker meanwhile: the task is suspected of killing nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -830,6 +864,20 @@ func (x *Assignment) GetMac() []byte {
 		return x.Mac
 	}
 	return nil
+}
+
+func (x *Assignment) GetSpare() bool {
+	if x != nil {
+		return x.Spare
+	}
+	return false
+}
+
+func (x *Assignment) GetAlone() bool {
+	if x != nil {
+		return x.Alone
+	}
+	return false
 }
 
 // Recall asks a worker to give back tasks that it has not started, so that an idle peer can have them.
@@ -1232,7 +1280,7 @@ var File_peer_proto protoreflect.FileDescriptor
 const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\x8c\x03\n" +
+	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xdb\x03\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -1250,7 +1298,10 @@ const file_peer_proto_rawDesc = "" +
 	"\x04arch\x18\v \x01(\tR\x04arch\x122\n" +
 	"\n" +
 	"unanswered\x18\f \x03(\v2\x12.meshnode.AttemptsR\n" +
-	"unanswered\"\x98\x04\n" +
+	"unanswered\x12\x16\n" +
+	"\x06labels\x18\x0e \x03(\tR\x06labels\x12\x12\n" +
+	"\x04cpus\x18\x0f \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x10 \x01(\x04R\vmemoryBytes\"\x98\x04\n" +
 	"\x04Beat\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1f\n" +
 	"\vgrants_read\x18\x02 \x01(\x04R\n" +
@@ -1276,7 +1327,7 @@ const file_peer_proto_rawDesc = "" +
 	"unanswered\"6\n" +
 	"\x04Load\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
-	"\apending\x18\x02 \x01(\x04R\apending\"\xc9\x01\n" +
+	"\apending\x18\x02 \x01(\x04R\apending\"\xe5\x01\n" +
 	"\aJobInfo\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
@@ -1284,7 +1335,8 @@ const file_peer_proto_rawDesc = "" +
 	"\aprogram\x18\x04 \x01(\v2\x11.meshnode.ProgramR\aprogram\x12(\n" +
 	"\x06limits\x18\x05 \x01(\v2\x10.meshnode.LimitsR\x06limits\x12\x15\n" +
 	"\x06run_us\x18\x06 \x01(\x04R\x05runUs\x12\x14\n" +
-	"\x05tasks\x18\a \x01(\x04R\x05tasks\"u\n" +
+	"\x05tasks\x18\a \x01(\x04R\x05tasks\x12\x1a\n" +
+	"\bpriority\x18\b \x01(\x11R\bpriority\"u\n" +
 	"\fStealRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -1300,7 +1352,7 @@ const file_peer_proto_rawDesc = "" +
 	"\bJobGrant\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x15\n" +
 	"\x06run_us\x18\x02 \x01(\x04R\x05runUs\x12*\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\x87\x01\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\xb3\x01\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\f\n" +
@@ -1308,7 +1360,9 @@ const file_peer_proto_rawDesc = "" +
 	"\x05input\x18\x03 \x01(\fR\x05input\x12-\n" +
 	"\n" +
 	"input_blob\x18\x04 \x01(\v2\x0e.meshnode.BlobR\tinputBlob\x12\x10\n" +
-	"\x03mac\x18\x05 \x01(\fR\x03mac\"D\n" +
+	"\x03mac\x18\x05 \x01(\fR\x03mac\x12\x14\n" +
+	"\x05spare\x18\x06 \x01(\bR\x05spare\x12\x14\n" +
+	"\x05alone\x18\a \x01(\bR\x05alone\"D\n" +
 	"\x06Recall\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
