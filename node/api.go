@@ -89,6 +89,10 @@ type Job struct {
 	Reissued uint32     `json:"reissued"` // grants after a first one that was lost or given back
 	Spares   uint32     `json:"spares"`   // second copies of stragglers
 	Peers    []JobShare `json:"peers"`    // who did what, the busiest first
+
+	Retries  uint32 `json:"retries"`
+	Priority int    `json:"priority"`
+	RerunOf  string `json:"rerun_of,omitempty"` // the job whose tasks these are again
 }
 
 // JobShare is what one node did for a job.
@@ -127,6 +131,31 @@ type JobSpec struct {
 	Memory      uint64        // bytes per task, 0: the node's default
 	MaxParallel uint32
 	Detached    bool
+
+	Retries    uint32         // failed attempts of a task that are tried again
+	Priority   int            // MinPriority to MaxPriority, 0 is usual
+	Placement  Placement      // which nodes may run it; zero: all
+	Spare      protocol.Spare // whether stragglers get a second copy
+	HaltFailed uint32         // so many failed tasks end the job, 0: none do
+	HaltNow    bool           // then running tasks are stopped, too; else they may end
+	RerunOf    protocol.JobID // the job whose tasks these are again; zero: none
+}
+
+// Bounds of JobSpec.
+const (
+	MinPriority, MaxPriority = -100, 100
+	// MaxRetries: a task that failed so often will fail again.
+	MaxRetries = 1000
+	// MaxNot is how many peers a job may shun: a mesh has hundreds of members at most.
+	MaxNot = 256
+)
+
+// Placement says which nodes may run a job; all that is set must hold.
+type Placement struct {
+	On         string            // an expression over what nodes say of themselves, as of "submit --on"
+	Not        []protocol.NodeID // these may not
+	LocalOnly  bool              // the node of submission alone
+	RemoteOnly bool              // any but the node of submission
 }
 
 // InviteOptions are what a ticket gives.

@@ -255,6 +255,9 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 	if words > protocol.MaxControl/2 {
 		return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("the arguments have more than %d bytes", protocol.MaxControl/2), Fix: "give large data as inputs"}
 	}
+	if err := spec.check(); err != nil {
+		return err
+	}
 	if err := n.blobs.Pin(spec.Code); err != nil {
 		return &Error{Code: CodeBadProgram, Message: "the program is not on this node", Fix: "send it first"}
 	}
@@ -282,7 +285,14 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 			Runtime: spec.Runtime, Code: &protocol.Blob{Id: spec.Code[:], Size: uint64(info.Size())},
 			Args: spec.Args, ClockReal: spec.ClockReal,
 		},
-		Limits: &protocol.Limits{TimeoutUs: uint64(spec.Timeout.Microseconds()), MemoryBytes: spec.Memory},
+		Limits:  &protocol.Limits{TimeoutUs: uint64(spec.Timeout.Microseconds()), MemoryBytes: spec.Memory},
+		Retries: spec.Retries, Priority: int32(spec.Priority), Placement: spec.Placement.message(), Spare: spec.Spare,
+	}
+	if spec.HaltFailed > 0 {
+		job.Halt = &protocol.Halt{Failed: spec.HaltFailed, Now: spec.HaltNow}
+	}
+	if !spec.RerunOf.IsZero() {
+		job.RerunOf = spec.RerunOf[:]
 	}
 	var stepped error
 	err = n.ask(func(s *tasks.Scheduler) {
@@ -303,6 +313,49 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		}
 	})
 	return cmp.Or(err, jobError(stepped))
+}
+
+// check refuses what no job may ask for.
+func (s *JobSpec) check() error {
+	bad := func(format string, args ...any) error {
+		return &Error{Code: CodeBadRequest, Message: fmt.Sprintf(format, args...)}
+	}
+	p := &s.Placement
+	switch {
+	case s.Retries > MaxRetries:
+		return bad("%d retries: at most %d", s.Retries, MaxRetries)
+	case s.Priority < MinPriority || s.Priority > MaxPriority:
+		return bad("priority %d: want %d to %d", s.Priority, MinPriority, MaxPriority)
+	case p.LocalOnly && p.RemoteOnly:
+		return bad("a job that may run only here and only elsewhere can run nowhere")
+	case len(p.Not) > MaxNot:
+		return bad("%d peers that may not run the job: at most %d", len(p.Not), MaxNot)
+	case len(p.On) > protocol.MaxName || !utf8.ValidString(p.On):
+		return bad("the expression of --on: want UTF-8 of at most %d bytes", protocol.MaxName)
+	case s.HaltNow && s.HaltFailed == 0:
+		return bad("halt now, after no failure")
+	}
+	for _, id := range p.Not {
+		if _, err := peer.Decode(string(id)); err != nil {
+			return bad("%.60q is no peer ID", string(id))
+		}
+	}
+	if protocol.Spare_name[int32(s.Spare)] == "" {
+		return bad("spare %d: not known", s.Spare)
+	}
+	return nil
+}
+
+// message is what the scheduler gets; nil if nothing is asked for.
+func (p *Placement) message() *protocol.Placement {
+	if p.On == "" && len(p.Not) == 0 && !p.LocalOnly && !p.RemoteOnly {
+		return nil
+	}
+	m := &protocol.Placement{On: p.On, LocalOnly: p.LocalOnly, RemoteOnly: p.RemoteOnly}
+	for _, id := range p.Not {
+		m.Not = append(m.Not, string(id))
+	}
+	return m
 }
 
 // AddTasks implements clientAPI.
@@ -524,6 +577,10 @@ func (n *Node) jobOf(st tasks.JobStatus) Job {
 		Running: st.Running, Pending: st.Pending, Submitted: time.UnixMilli(st.Spec.SubmittedUnixMs), Reason: st.Reason,
 		Detached: st.Spec.Detached, ElapsedMS: float64(st.Elapsed) / 1e6,
 		Attempts: st.Attempts, Stolen: st.Stolen, Reissued: st.Reissued, Spares: st.Spares, Peers: []JobShare{},
+		Retries: st.Spec.Retries, Priority: int(st.Spec.Priority),
+	}
+	if id, err := protocol.JobIDFrom(st.Spec.RerunOf); err == nil {
+		j.RerunOf = id.String()
 	}
 	for _, sh := range st.Shares {
 		j.Peers = append(j.Peers, JobShare{Peer: string(sh.Worker), Name: n.nameOf(sh.Worker), Tasks: sh.Tasks, BusyMS: float64(sh.Busy) / 1e6})

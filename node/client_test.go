@@ -3,11 +3,15 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -209,4 +213,45 @@ func idleScheduler(t *testing.T) *tasks.Scheduler {
 	}
 	s.Restored(0)
 	return s
+}
+
+// What a client asks for arrives in the job that the scheduler gets, and what no job may ask for is refused.
+func TestJobSpec(t *testing.T) {
+	t.Parallel()
+	n := start(t, "one", 1)
+	f, err := os.Open("../examples/wasm/sum_primes.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	code, err := n.PutBlob(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, of := protocol.NewJobID(), protocol.NewJobID()
+	err = n.OpenJob(t.Context(), JobSpec{ID: id, Runtime: "wasm", Code: code, Retries: 3, Priority: -7, Spare: protocol.Spare_SPARE_OFF,
+		HaltFailed: 2, HaltNow: true, RerunOf: of, Placement: Placement{Not: []protocol.NodeID{n.ID()}, LocalOnly: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st tasks.JobStatus
+	if err := n.ask(func(s *tasks.Scheduler) { st, _ = s.Job(id) }); err != nil {
+		t.Fatal(err)
+	}
+	got := &protocol.Job{Retries: st.Spec.Retries, Priority: st.Spec.Priority, Spare: st.Spec.Spare, Halt: st.Spec.Halt, RerunOf: st.Spec.RerunOf, Placement: st.Spec.Placement}
+	want := &protocol.Job{Retries: 3, Priority: -7, Spare: protocol.Spare_SPARE_OFF, Halt: &protocol.Halt{Failed: 2, Now: true}, RerunOf: of[:],
+		Placement: &protocol.Placement{Not: []string{string(n.ID())}, LocalOnly: true}}
+	if !proto.Equal(got, want) {
+		t.Errorf("the scheduler got %v, want %v", got, want)
+	}
+	for _, bad := range []JobSpec{
+		{Retries: MaxRetries + 1}, {Priority: 101}, {Priority: -101}, {Spare: 9}, {HaltNow: true},
+		{Placement: Placement{LocalOnly: true, RemoteOnly: true}}, {Placement: Placement{Not: []protocol.NodeID{"nobody"}}},
+		{Placement: Placement{Not: make([]protocol.NodeID, MaxNot+1)}}, {Placement: Placement{On: strings.Repeat("a", 1000)}},
+	} {
+		bad.ID, bad.Runtime, bad.Code = protocol.NewJobID(), "wasm", code
+		if e := (*Error)(nil); !errors.As(n.OpenJob(t.Context(), bad), &e) || e.Code != CodeBadRequest {
+			t.Errorf("%+v was not refused: %v", bad, e)
+		}
+	}
 }

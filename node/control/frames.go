@@ -46,12 +46,24 @@ type openBody struct {
 	Memory      uint64   `json:"memory"`
 	MaxParallel uint32   `json:"max_parallel"`
 	Detached    bool     `json:"detached"`
+
+	Retries    uint32            `json:"retries,omitempty"`
+	Priority   int               `json:"priority,omitempty"`
+	On         string            `json:"on,omitempty"`
+	Not        []protocol.NodeID `json:"not,omitempty"`
+	LocalOnly  bool              `json:"local_only,omitempty"`
+	RemoteOnly bool              `json:"remote_only,omitempty"`
+	Spare      protocol.Spare    `json:"spare,omitempty"` // number of job.proto
+	HaltFailed uint32            `json:"halt_failed,omitempty"`
+	HaltNow    bool              `json:"halt_now,omitempty"`
 }
 
 func encodeOpen(s node.JobSpec) ([]byte, error) {
 	return json.Marshal(openBody{
 		Job: s.ID.String(), Name: s.Name, Runtime: s.Runtime, Code: s.Code.String(), Args: s.Args, ClockReal: s.ClockReal,
 		TimeoutUS: s.Timeout.Microseconds(), Memory: s.Memory, MaxParallel: s.MaxParallel, Detached: s.Detached,
+		Retries: s.Retries, Priority: s.Priority, On: s.Placement.On, Not: s.Placement.Not, LocalOnly: s.Placement.LocalOnly,
+		RemoteOnly: s.Placement.RemoteOnly, Spare: s.Spare, HaltFailed: s.HaltFailed, HaltNow: s.HaltNow,
 	})
 }
 
@@ -77,6 +89,9 @@ func decodeOpen(b []byte) (node.JobSpec, error) {
 	return node.JobSpec{
 		ID: id, Name: o.Name, Runtime: o.Runtime, Code: code, Args: o.Args, ClockReal: o.ClockReal,
 		Timeout: time.Duration(o.TimeoutUS) * time.Microsecond, Memory: o.Memory, MaxParallel: o.MaxParallel, Detached: o.Detached,
+		Retries: o.Retries, Priority: o.Priority,
+		Placement: node.Placement{On: o.On, Not: o.Not, LocalOnly: o.LocalOnly, RemoteOnly: o.RemoteOnly},
+		Spare:     o.Spare, HaltFailed: o.HaltFailed, HaltNow: o.HaltNow,
 	}, nil
 }
 
