@@ -52,7 +52,8 @@ type lessee struct {
 
 // cannot is why a peer does not run a job, and from when on it is asked again.
 type cannot struct {
-	reason string
+	code   Code
+	reason string // what its words are to say
 	from   int64
 	pause  int64
 }
@@ -74,20 +75,6 @@ func (p *peer) openLessee() {
 	p.answers = nil
 }
 
-// canRun says whether p could run tasks of j, and why not.
-func (s *Scheduler) canRun(p *peer, j *job) (bool, string) {
-	r := j.spec.Program.GetRuntime()
-	switch c, refused := p.cannot[j.id]; {
-	case !slices.Contains(p.runtimes, r):
-		return false, "does not run " + r
-	case !slices.Contains(p.mayUseThere, r):
-		return false, "does not let this node use " + r
-	case refused && s.now < c.from:
-		return false, c.reason
-	}
-	return true, ""
-}
-
 // grantable is how many tasks of j could be granted now.
 func (s *Scheduler) grantable(j *job) int {
 	if j.limboUntil != 0 || j.state >= JobDone {
@@ -105,7 +92,7 @@ func (s *Scheduler) pendingFor(p *peer) int {
 	n := 0
 	for _, j := range s.jobOrder {
 		if g := s.grantable(j); g > 0 {
-			if ok, _ := s.canRun(p, j); ok {
+			if s.canRun(p, j) {
 				n += g
 			}
 		}
@@ -144,7 +131,7 @@ func (s *Scheduler) fairShare(p *peer, j *job, n int) int {
 	all, mine := int64(0), s.weight(p, j)
 	for _, id := range s.order {
 		q := s.peers[id]
-		if ok, _ := s.canRun(q, j); ok && q.slotsHere(s) > 0 && (q == p || s.available(q)) {
+		if s.canRun(q, j) && q.slotsHere(s) > 0 && (q == p || s.available(q)) {
 			all += s.weight(q, j)
 		}
 	}
@@ -162,7 +149,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 	for turn := 0; turn < len(s.jobOrder) && given < want && size < maxGrantBytes; turn++ {
 		j := s.jobOrder[(s.nextJob+turn)%len(s.jobOrder)]
 		n := s.grantable(j)
-		if ok, _ := s.canRun(p, j); !ok || n == 0 {
+		if !s.canRun(p, j) || n == 0 {
 			continue
 		}
 		n = min(want-given, s.fairShare(p, j, n), n)
@@ -461,7 +448,7 @@ func (s *Scheduler) tellLoad() {
 			continue
 		}
 		for _, j := range s.jobOrder {
-			if ok, _ := s.canRun(p, j); ok && s.grantable(j) > 0 {
+			if s.canRun(p, j) && s.grantable(j) > 0 {
 				s.inform(p, j)
 			}
 		}
@@ -495,7 +482,7 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 			t.moves++
 		case m.Why == protocol.Refusal_CANNOT_RUN:
 			delete(p.informed, a.Job) // the next JobInfo has it try again
-			s.refused(p, a.Job, m.Reason, cannotFirst)
+			s.refused(p, a.Job, Refused, m.Reason, cannotFirst)
 		}
 	}
 	if m.Why == protocol.Refusal_NO_SLOT {
@@ -505,9 +492,9 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 }
 
 // refused keeps a job from p for a time, first at least, that doubles with each refusal.
-func (s *Scheduler) refused(p *peer, id protocol.JobID, reason string, first int64) {
+func (s *Scheduler) refused(p *peer, id protocol.JobID, code Code, reason string, first int64) {
 	c := p.cannot[id]
-	c.reason = reason
+	c.code, c.reason = code, reason
 	if s.now >= c.from { // once per refusal, not per task
 		c.pause = min(max(first, 2*c.pause), cannotMost)
 		c.from = s.now + c.pause
@@ -531,7 +518,7 @@ func (s *Scheduler) rebalance() {
 		var count int
 		for _, id := range s.order {
 			p := s.peers[id]
-			if ok, _ := s.canRun(p, j); !ok || !s.available(p) {
+			if !s.canRun(p, j) || !s.available(p) {
 				continue
 			}
 			if s.free(p) > 0 && (thief == nil || s.weight(p, j) > s.weight(thief, j)) {

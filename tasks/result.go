@@ -118,7 +118,7 @@ func (s *Scheduler) fetched(ev Fetched) {
 			s.takeBack([]*lease{l})
 		}
 		if t.state != terminal && j.state < JobDone {
-			s.refused(p, j.id, "has results that could not be fetched: "+ev.Err, unfetchedFirst)
+			s.refused(p, j.id, Unfetched, ev.Err, unfetchedFirst)
 		}
 		s.answer(p, a, unknown) // without its bytes it is worth nothing: run again
 	case t.state == terminal || j.state >= JobDone:

@@ -2,7 +2,6 @@ package tasks
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -14,7 +13,8 @@ type JobStatus struct {
 	ID                                 protocol.JobID
 	Spec                               *protocol.Job // not to be changed
 	State                              JobState
-	Reason                             string
+	Reason                             string // how it ended, or the text of Wait
+	Wait                               Reason // why no task of it runs, if it waits for something
 	Closed                             bool
 	Tasks, Done, Failed                uint32
 	Running, Pending                   uint32
@@ -87,7 +87,8 @@ func (s *Scheduler) status(j *job) JobStatus {
 		st.Elapsed = j.endedAt - j.openedAt
 	} else if st.Running == 0 {
 		st.State = JobWaiting
-		st.Reason = s.waitReason(j)
+		st.Wait = s.waitReason(j)
+		st.Reason = st.Wait.Text
 	}
 	if j.cancelled != "" {
 		st.Failed = st.Tasks - st.Done
@@ -102,40 +103,31 @@ func (s *Scheduler) status(j *job) JobStatus {
 	return st
 }
 
-// waitReason says why no task of j runs.
-func (s *Scheduler) waitReason(j *job) string {
+// waitReason says why no task of j runs, or is zero if one will at any moment.
+func (s *Scheduler) waitReason(j *job) Reason {
 	switch {
 	case j.pending == 0 && !j.closed:
-		return "more tasks may come from its client"
+		return Open.reason("", "")
 	case j.limboUntil != 0:
-		return "this node was started anew: workers that may still hold its tasks are asked first"
+		return Limbo.reason("", "")
 	}
-	var why []string
+	var why, busy []string
 	for _, id := range s.order {
 		p := s.peers[id]
-		ok, reason := s.canRun(p, j)
+		c := cmp.Or(s.idle(p), s.whyNot(p, j))
 		switch {
-		case !p.up:
-			continue
-		case !ok:
-		case p.self && s.unavailable() != "":
-			reason = s.unavailable()
-		case p.paused != "":
-			reason = p.paused
-		case p.slotsHere(s) == 0:
-			reason = "has no slots"
-		case s.suspect(p):
-			reason = "was not heard from"
-		default:
-			return ""
+		case c == None && s.free(p) > 0:
+			return Reason{}
+		case c == None:
+			busy = append(busy, p.called())
+		case c != NotConnected:
+			why = append(why, s.explain(c, p, j).Text)
 		}
-		name := cmp.Or(p.name, p.id.Short())
-		if p.self {
-			name = "this node"
-		}
-		why = append(why, name+" "+reason)
 	}
-	return fmt.Sprintf("no node can run it now: %s", strings.Join(why, "; "))
+	if len(busy) > 0 {
+		return NoSlotFree.reason("", strings.Join(busy, ", "))
+	}
+	return NoNode.reason("", strings.Join(why, "; "))
 }
 
 // Peers returns this node and all peers that were met in this life, in order of their IDs.

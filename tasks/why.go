@@ -1,0 +1,141 @@
+package tasks
+
+import (
+	"cmp"
+	"strings"
+)
+
+// Reason is why something waits, or was refused: for people, and by its code for programs.
+type Reason struct {
+	Code string `json:"code"` // of the table below; it stays
+	Text string `json:"text"` // one sentence
+	Fix  string `json:"fix"`  // what to do about it, or that nothing needs to be done
+}
+
+// Code is a Reason without its words: cheap enough to be asked for each task and peer.
+type Code uint8
+
+// The codes. To add one: a constant here, and its row in the table below.
+const (
+	// None: nothing is in the way.
+	None Code = iota
+
+	// Why a node gets no work of a job, whatever else it does.
+	NoRuntime  // {what} is the runtime
+	NotAllowed // {what} is the runtime
+	Refused    // {what} is what the node said when it gave the job back
+	Unfetched  // {what} is what went wrong
+
+	// Why a node gets no work at all.
+	NotConnected
+	Silent
+	Deaf
+	Paused // {what} is the pause's own reason
+	NoSlots
+
+	// Why tasks of a job wait.
+	Open
+	Limbo
+	NoNode     // {what} is why, by node
+	NoSlotFree // {what} is the nodes
+
+	codes // their number
+)
+
+// table has the words of each code. {node} is a node's name or "this node", {what} what the constant says.
+var table = [codes]Reason{
+	NoRuntime:  {"no_runtime", "{node} does not run {what}", "use a node that does; {node} may need a newer meshnode"},
+	NotAllowed: {"not_allowed", "{node} does not let this node use {what}", "let {node} join with a ticket that allows it: meshnode invite --runtime {what}"},
+	Refused:    {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
+	Unfetched:  {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
+
+	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
+	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
+	Deaf:         {"deaf", "{node} is connected, and does not hear this node", "look at the network between the two: one direction is broken, or the other computer is overloaded"},
+	Paused:       {"paused", "{node} takes no work: {what}", "on {node}: meshnode resume"},
+	NoSlots:      {"no_slots", "{node} has no slots", "on {node}: meshnode slots K"},
+
+	Open:       {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
+	Limbo:      {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
+	NoNode:     {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
+	NoSlotFree: {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+}
+
+// reason puts the words of a code together.
+func (c Code) reason(node, what string) Reason {
+	r := table[c]
+	words := strings.NewReplacer("{node}", node, "{what}", what)
+	r.Text, r.Fix = words.Replace(r.Text), words.Replace(r.Fix)
+	return r
+}
+
+func (c Code) String() string { return table[c].Code }
+
+// called is a node's name in a sentence.
+func (p *peer) called() string {
+	if p.self {
+		return "this node"
+	}
+	return cmp.Or(p.name, p.id.Short())
+}
+
+// idle is why p gets no work at all, or None.
+func (s *Scheduler) idle(p *peer) Code {
+	switch {
+	case p.self && s.unavailable() != "", !p.self && p.up && p.paused != "":
+		return Paused
+	case !p.up:
+		return NotConnected
+	case p.slotsHere(s) == 0:
+		return NoSlots
+	case p.lostAt != 0 && s.now <= p.heard+suspectAfter:
+		return Deaf
+	case s.suspect(p):
+		return Silent
+	}
+	return None
+}
+
+// explain is the Reason of a code that whyNot or idle gave for p and j (which may be nil, for idle).
+func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
+	what := ""
+	switch c {
+	case NoRuntime, NotAllowed:
+		what = j.spec.Program.GetRuntime()
+	case Refused, Unfetched:
+		what = p.cannot[j.id].reason
+	case Paused:
+		if what = p.paused; p.self {
+			what = s.unavailable()
+		}
+	}
+	return c.reason(p.called(), what)
+}
+
+// whyNot is why p could run no task of j, or None. See available for what keeps it from work of all jobs.
+func (s *Scheduler) whyNot(p *peer, j *job) Code {
+	r := j.spec.Program.GetRuntime()
+	switch c, refused := p.cannot[j.id]; {
+	case !runs(p.runtimes, r):
+		return NoRuntime
+	case !runs(p.mayUseThere, r):
+		return NotAllowed
+	case refused && s.now < c.from:
+		return c.code
+	}
+	return None
+}
+
+// runs says whether a list of runtimes, with versions or without ("wasm", "python3.11"), has one that is asked for, with
+// its version or without.
+func runs(have []string, want string) bool {
+	for _, r := range have {
+		if rest, ok := strings.CutPrefix(r, want); ok && (rest == "" || rest[0] >= '0' && rest[0] <= '9') {
+			return true
+		}
+	}
+	return false
+}
+
+// canRun says whether p could run tasks of j.
+func (s *Scheduler) canRun(p *peer, j *job) bool { return s.whyNot(p, j) == None }
