@@ -93,6 +93,8 @@ type Job struct {
 	Retries  uint32 `json:"retries"`
 	Priority int    `json:"priority"`
 	RerunOf  string `json:"rerun_of,omitempty"` // the job whose tasks these are again
+
+	Runs []uint32 `json:"runs,omitempty"` // of JobSpec; of a single job, left out in lists
 }
 
 // JobShare is what one node did for a job.
@@ -139,6 +141,7 @@ type JobSpec struct {
 	HaltFailed uint32         // so many failed tasks end the job, 0: none do
 	HaltNow    bool           // then running tasks are stopped, too; else they may end
 	RerunOf    protocol.JobID // the job whose tasks these are again; zero: none
+	Runs       []uint32       // as protocol.Job has them, if the tasks are some of a longer list
 }
 
 // Bounds of JobSpec.
@@ -148,6 +151,8 @@ const (
 	MaxRetries = 1000
 	// MaxNot is how many peers a job may shun: a mesh has hundreds of members at most.
 	MaxNot = 256
+	// MaxRuns bounds what a job remembers of the list that its tasks are some of: it is in memory with the job.
+	MaxRuns = 2_000_000
 )
 
 // Placement says which nodes may run a job; all that is set must hold.

@@ -287,6 +287,7 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		},
 		Limits:  &protocol.Limits{TimeoutUs: uint64(spec.Timeout.Microseconds()), MemoryBytes: spec.Memory},
 		Retries: spec.Retries, Priority: int32(spec.Priority), Placement: spec.Placement.message(), Spare: spec.Spare,
+		Runs: spec.Runs,
 	}
 	if spec.HaltFailed > 0 {
 		job.Halt = &protocol.Halt{Failed: spec.HaltFailed, Now: spec.HaltNow}
@@ -334,6 +335,12 @@ func (s *JobSpec) check() error {
 		return bad("the expression of --on: want UTF-8 of at most %d bytes", protocol.MaxName)
 	case s.HaltNow && s.HaltFailed == 0:
 		return bad("halt now, after no failure")
+	}
+	if len(s.Runs) > MaxRuns {
+		return bad("the tasks are too scattered a part of a longer list: %d runs, at most %d", len(s.Runs), MaxRuns)
+	}
+	if _, err := protocol.NewNumbers(s.Runs); err != nil {
+		return bad("the tasks are a part of %v", err)
 	}
 	for _, id := range p.Not {
 		if _, err := peer.Decode(string(id)); err != nil {
@@ -568,7 +575,9 @@ func (n *Node) Job(ctx context.Context, job protocol.JobID) (Job, error) {
 	if !ok {
 		return Job{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
 	}
-	return n.jobOf(st), nil
+	j := n.jobOf(st)
+	j.Runs = st.Spec.Runs
+	return j, nil
 }
 
 func (n *Node) jobOf(st tasks.JobStatus) Job {

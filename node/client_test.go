@@ -230,7 +230,7 @@ func TestJobSpec(t *testing.T) {
 	}
 	id, of := protocol.NewJobID(), protocol.NewJobID()
 	err = n.OpenJob(t.Context(), JobSpec{ID: id, Runtime: "wasm", Code: code, Retries: 3, Priority: -7, Spare: protocol.Spare_SPARE_OFF,
-		HaltFailed: 2, HaltNow: true, RerunOf: of, Placement: Placement{Not: []protocol.NodeID{n.ID()}, LocalOnly: true}})
+		HaltFailed: 2, HaltNow: true, RerunOf: of, Runs: []uint32{1, 2, 3}, Placement: Placement{Not: []protocol.NodeID{n.ID()}, LocalOnly: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,14 +238,14 @@ func TestJobSpec(t *testing.T) {
 	if err := n.ask(func(s *tasks.Scheduler) { st, _ = s.Job(id) }); err != nil {
 		t.Fatal(err)
 	}
-	got := &protocol.Job{Retries: st.Spec.Retries, Priority: st.Spec.Priority, Spare: st.Spec.Spare, Halt: st.Spec.Halt, RerunOf: st.Spec.RerunOf, Placement: st.Spec.Placement}
-	want := &protocol.Job{Retries: 3, Priority: -7, Spare: protocol.Spare_SPARE_OFF, Halt: &protocol.Halt{Failed: 2, Now: true}, RerunOf: of[:],
+	got := &protocol.Job{Retries: st.Spec.Retries, Priority: st.Spec.Priority, Spare: st.Spec.Spare, Halt: st.Spec.Halt, RerunOf: st.Spec.RerunOf, Placement: st.Spec.Placement, Runs: st.Spec.Runs}
+	want := &protocol.Job{Retries: 3, Priority: -7, Runs: []uint32{1, 2, 3}, Spare: protocol.Spare_SPARE_OFF, Halt: &protocol.Halt{Failed: 2, Now: true}, RerunOf: of[:],
 		Placement: &protocol.Placement{Not: []string{string(n.ID())}, LocalOnly: true}}
 	if !proto.Equal(got, want) {
 		t.Errorf("the scheduler got %v, want %v", got, want)
 	}
 	for _, bad := range []JobSpec{
-		{Retries: MaxRetries + 1}, {Priority: 101}, {Priority: -101}, {Spare: 9}, {HaltNow: true},
+		{Retries: MaxRetries + 1}, {Priority: 101}, {Priority: -101}, {Spare: 9}, {Runs: []uint32{1, 1 << 31}}, {HaltNow: true},
 		{Placement: Placement{LocalOnly: true, RemoteOnly: true}}, {Placement: Placement{Not: []protocol.NodeID{"nobody"}}},
 		{Placement: Placement{Not: make([]protocol.NodeID, MaxNot+1)}}, {Placement: Placement{On: strings.Repeat("a", 1000)}},
 	} {

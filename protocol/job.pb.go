@@ -157,8 +157,11 @@ type Job struct {
 	Spare           Spare                  `protobuf:"varint,11,opt,name=spare,proto3,enum=meshnode.Spare" json:"spare,omitempty"`
 	Halt            *Halt                  `protobuf:"bytes,12,opt,name=halt,proto3" json:"halt,omitempty"`
 	RerunOf         []byte                 `protobuf:"bytes,13,opt,name=rerun_of,json=rerunOf,proto3" json:"rerun_of,omitempty"` // 16 bytes: the job whose tasks these are again; empty: none
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The tasks are some of a longer list: so many of it are left out, so many are tasks, and so on by turns; after the
+	// last run all are tasks. A program sees a task's number in that list. Empty: the tasks are the list.
+	Runs          []uint32 `protobuf:"varint,14,rep,packed,name=runs,proto3" json:"runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
@@ -278,6 +281,13 @@ func (x *Job) GetHalt() *Halt {
 func (x *Job) GetRerunOf() []byte {
 	if x != nil {
 		return x.RerunOf
+	}
+	return nil
+}
+
+func (x *Job) GetRuns() []uint32 {
+	if x != nil {
+		return x.Runs
 	}
 	return nil
 }
@@ -817,7 +827,7 @@ var File_job_proto protoreflect.FileDescriptor
 
 const file_job_proto_rawDesc = "" +
 	"\n" +
-	"\tjob.proto\x12\bmeshnode\"\xbc\x03\n" +
+	"\tjob.proto\x12\bmeshnode\"\xd0\x03\n" +
 	"\x03Job\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -832,7 +842,8 @@ const file_job_proto_rawDesc = "" +
 	" \x01(\v2\x13.meshnode.PlacementR\tplacement\x12%\n" +
 	"\x05spare\x18\v \x01(\x0e2\x0f.meshnode.SpareR\x05spare\x12\"\n" +
 	"\x04halt\x18\f \x01(\v2\x0e.meshnode.HaltR\x04halt\x12\x19\n" +
-	"\brerun_of\x18\r \x01(\fR\arerunOf\"m\n" +
+	"\brerun_of\x18\r \x01(\fR\arerunOf\x12\x12\n" +
+	"\x04runs\x18\x0e \x03(\rR\x04runs\"m\n" +
 	"\tPlacement\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\tR\x02on\x12\x10\n" +
 	"\x03not\x18\x02 \x03(\tR\x03not\x12\x1d\n" +

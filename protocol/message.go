@@ -328,8 +328,8 @@ func check(m Message) error {
 				return err
 			}
 			for _, t := range j.Tasks {
-				if len(t.Input) > MaxInline || len(t.Mac) > 32 || t.Index >= MaxTasks {
-					return errors.New("input, MAC or index over its limit")
+				if len(t.Input) > MaxInline || len(t.Mac) > 32 || t.Index >= MaxTasks || t.Number > MaxTasks {
+					return errors.New("input, MAC, index or number over its limit")
 				}
 				if err := checkBlob(t.InputBlob); err != nil {
 					return err

@@ -61,7 +61,7 @@ func samples() []sample {
 			Job: job, RunUs: 1500,
 			Tasks: []*Assignment{
 				{Index: 0, N: 1, Input: []byte("1000000"), Mac: seq(0x40, 16)},
-				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16), Spare: true, Alone: true},
+				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16), Spare: true, Alone: true, Number: 9},
 			},
 		}}}},
 		{"grant-refusal", &Grant{Epoch: 7, Number: 14, Request: 100}},
@@ -309,6 +309,7 @@ func TestMalformed(t *testing.T) {
 		"grant blob":           task(func(a *Assignment) { a.InputBlob = &Blob{} }),
 		"grant mac":            task(func(a *Assignment) { a.Mac = make([]byte, 33) }),
 		"grant index":          task(func(a *Assignment) { a.Index = MaxTasks }),
+		"grant number":         task(func(a *Assignment) { a.Number = MaxTasks + 1 }),
 		"give-back attempts":   &GiveBack{Attempts: uneven},
 		"give-back reason":     &GiveBack{Reason: strings.Repeat("x", 1025)},
 		"give-back why":        &GiveBack{Why: Refusal_NO_SLOT + 1},

@@ -794,9 +794,10 @@ type Assignment struct {
 	N             uint32                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
 	Input         []byte                 `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"` // up to 64 KiB, else:
 	InputBlob     *Blob                  `protobuf:"bytes,4,opt,name=input_blob,json=inputBlob,proto3" json:"input_blob,omitempty"`
-	Mac           []byte                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`      // 16 bytes, the origin's over task, epoch, n and worker; the result brings it back
-	Spare         bool                   `protobuf:"varint,6,opt,name=spare,proto3" json:"spare,omitempty"` // a second attempt of a task that runs elsewhere: it yields its slot to any first attempt
-	Alone         bool                   `protobuf:"varint,7,opt,name=alone,proto3" json:"alone,omitempty"` // nothing else is to run at the worker meanwhile: the task is suspected of killing nodes
+	Mac           []byte                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`        // 16 bytes, the origin's over task, epoch, n and worker; the result brings it back
+	Spare         bool                   `protobuf:"varint,6,opt,name=spare,proto3" json:"spare,omitempty"`   // a second attempt of a task that runs elsewhere: it yields its slot to any first attempt
+	Alone         bool                   `protobuf:"varint,7,opt,name=alone,proto3" json:"alone,omitempty"`   // nothing else is to run at the worker meanwhile: the task is suspected of killing nodes
+	Number        uint32                 `protobuf:"varint,8,opt,name=number,proto3" json:"number,omitempty"` // from 1, what the program sees as its number; 0: index + 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -878,6 +879,13 @@ func (x *Assignment) GetAlone() bool {
 		return x.Alone
 	}
 	return false
+}
+
+func (x *Assignment) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 // Recall asks a worker to give back tasks that it has not started, so that an idle peer can have them.
@@ -1352,7 +1360,7 @@ const file_peer_proto_rawDesc = "" +
 	"\bJobGrant\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x15\n" +
 	"\x06run_us\x18\x02 \x01(\x04R\x05runUs\x12*\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\xb3\x01\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\xcb\x01\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\f\n" +
@@ -1362,7 +1370,8 @@ const file_peer_proto_rawDesc = "" +
 	"input_blob\x18\x04 \x01(\v2\x0e.meshnode.BlobR\tinputBlob\x12\x10\n" +
 	"\x03mac\x18\x05 \x01(\fR\x03mac\x12\x14\n" +
 	"\x05spare\x18\x06 \x01(\bR\x05spare\x12\x14\n" +
-	"\x05alone\x18\a \x01(\bR\x05alone\"D\n" +
+	"\x05alone\x18\a \x01(\bR\x05alone\x12\x16\n" +
+	"\x06number\x18\b \x01(\rR\x06number\"D\n" +
 	"\x06Recall\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +

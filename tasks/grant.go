@@ -235,6 +235,9 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
 		t.grants++
 	}
 	as := &protocol.Assignment{Index: i, N: t.n, Input: t.input.Data, InputBlob: t.input.Blob}
+	if n := j.numbers.Of(i); n != i {
+		as.Number = n + 1
+	}
 	if !p.self {
 		as.Mac = s.mac.of(a, p.id)
 	}

@@ -53,6 +53,15 @@ type Start struct {
 type Item struct {
 	Attempt protocol.Attempt
 	Input   Input
+	Number  uint32 // from 1, what the program sees as the task's number; 0: the attempt's index + 1
+}
+
+// Seen is the index that the program sees.
+func (it *Item) Seen() uint32 {
+	if it.Number > 0 {
+		return it.Number - 1
+	}
+	return it.Attempt.Index
 }
 
 // Stop ends the named attempts of a slot: one that runs is killed, one that waits in it is left out. The

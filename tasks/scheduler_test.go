@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -71,5 +72,28 @@ func TestOneNodeRunsAJob(t *testing.T) {
 	}
 	if done != 100 || !ended {
 		t.Fatalf("%d of 100 tasks done, ended: %v; %+v", done, ended, s.Jobs())
+	}
+}
+
+// A program sees the places that tasks have in the list of which they are a part.
+func TestNumbersOfTasks(t *testing.T) {
+	t.Parallel()
+	s := one(t, 4)
+	id := protocol.JobID{1}
+	sp := spec(id)
+	sp.Runs = []uint32{1, 2, 3} // places 1, 2, 6, …
+	if err := s.Step(0, Submit{Job: id, Spec: sp, Inputs: make([]Input, 4), Close: true, Count: 4}); err != nil {
+		t.Fatal(err)
+	}
+	s.Ready()
+	s.Step(0, Prepared{Origin: "a", Job: id})
+	seen := map[uint32]uint32{}
+	for _, st := range s.Ready().Start {
+		for _, it := range st.Items {
+			seen[it.Attempt.Index] = it.Seen()
+		}
+	}
+	if want := map[uint32]uint32{0: 1, 1: 2, 2: 6, 3: 7}; !maps.Equal(seen, want) {
+		t.Errorf("programs see %v, want %v", seen, want)
 	}
 }

@@ -14,6 +14,8 @@ type job struct {
 	closed bool
 	count  uint32 // tasks it will have, if closed
 	tasks  []task
+	// numbers are the places of the tasks in the list of which they are a part.
+	numbers protocol.Numbers
 
 	// Pending tasks are those not yet reached by next and those in returned. Both may name tasks that are
 	// not pending any more (granted on adoption, cancelled): takers skip these.
@@ -138,6 +140,7 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 		leases: map[uint32][]*lease{}, grantedTo: map[protocol.NodeID]bool{},
 		fetching: map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{}, byWorker: map[protocol.NodeID]*share{},
 	}
+	j.numbers, _ = protocol.NewNumbers(spec.Runs) // what is no list was refused, or is none
 	s.jobs[id] = j
 	s.jobOrder = append(s.jobOrder, j)
 	return j

@@ -71,6 +71,7 @@ type held struct {
 	attempt protocol.Attempt
 	mac     []byte
 	input   Input
+	number  uint32 // as Item has it
 	from    *peer
 	job     *heldJob
 	at      int64 // when it came
@@ -365,7 +366,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 		for _, t := range jg.Tasks {
 			h := &held{
 				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
-				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, from: p, job: j, at: s.now,
+				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now,
 			}
 			if p.held[h.attempt] != nil {
 				continue
@@ -478,7 +479,7 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	for _, h := range j.queue[:n] {
 		h.running, h.started = true, s.now
 		sl.items[h.attempt] = h
-		st.Items = append(st.Items, Item{Attempt: h.attempt, Input: h.input})
+		st.Items = append(st.Items, Item{Attempt: h.attempt, Input: h.input, Number: h.number})
 	}
 	j.queue = j.queue[n:]
 	p.queuedHere -= n

@@ -194,7 +194,7 @@ func TestSubmit(t *testing.T) {
 	c := dial(t, dir)
 	spec := node.JobSpec{ID: protocol.NewJobID(), Name: "j", Runtime: "wasm", Code: protocol.BlobID{1}, Args: []string{"a", "{}"}, ClockReal: true,
 		Timeout: 1500 * time.Millisecond, Memory: 1 << 20, MaxParallel: 3, Retries: 4, Priority: -5, Spare: protocol.Spare_SPARE_OFF,
-		HaltFailed: 6, HaltNow: true, Placement: node.Placement{On: "os=linux", Not: []protocol.NodeID{"a", "b"}, LocalOnly: true, RemoteOnly: true}}
+		HaltFailed: 6, HaltNow: true, Runs: []uint32{1, 2, 3}, Placement: node.Placement{On: "os=linux", Not: []protocol.NodeID{"a", "b"}, LocalOnly: true, RemoteOnly: true}}
 	const tasks = 100_000
 	seen := make([]bool, tasks)
 	j, err := c.Submit(ctx, spec, count(tasks), func(rs []Result) error {

@@ -56,6 +56,7 @@ type openBody struct {
 	Spare      protocol.Spare    `json:"spare,omitempty"` // number of job.proto
 	HaltFailed uint32            `json:"halt_failed,omitempty"`
 	HaltNow    bool              `json:"halt_now,omitempty"`
+	Runs       []uint32          `json:"runs,omitempty"`
 }
 
 func encodeOpen(s node.JobSpec) ([]byte, error) {
@@ -63,7 +64,7 @@ func encodeOpen(s node.JobSpec) ([]byte, error) {
 		Job: s.ID.String(), Name: s.Name, Runtime: s.Runtime, Code: s.Code.String(), Args: s.Args, ClockReal: s.ClockReal,
 		TimeoutUS: s.Timeout.Microseconds(), Memory: s.Memory, MaxParallel: s.MaxParallel, Detached: s.Detached,
 		Retries: s.Retries, Priority: s.Priority, On: s.Placement.On, Not: s.Placement.Not, LocalOnly: s.Placement.LocalOnly,
-		RemoteOnly: s.Placement.RemoteOnly, Spare: s.Spare, HaltFailed: s.HaltFailed, HaltNow: s.HaltNow,
+		RemoteOnly: s.Placement.RemoteOnly, Spare: s.Spare, HaltFailed: s.HaltFailed, HaltNow: s.HaltNow, Runs: s.Runs,
 	})
 }
 
@@ -91,7 +92,7 @@ func decodeOpen(b []byte) (node.JobSpec, error) {
 		Timeout: time.Duration(o.TimeoutUS) * time.Microsecond, Memory: o.Memory, MaxParallel: o.MaxParallel, Detached: o.Detached,
 		Retries: o.Retries, Priority: o.Priority,
 		Placement: node.Placement{On: o.On, Not: o.Not, LocalOnly: o.LocalOnly, RemoteOnly: o.RemoteOnly},
-		Spare:     o.Spare, HaltFailed: o.HaltFailed, HaltNow: o.HaltNow,
+		Spare:     o.Spare, HaltFailed: o.HaltFailed, HaltNow: o.HaltNow, Runs: o.Runs,
 	}, nil
 }
 

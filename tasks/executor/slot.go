@@ -538,7 +538,7 @@ func (s *slot) feed(now time.Time) {
 		before := len(s.buf)
 		var head [12]byte
 		binary.LittleEndian.PutUint64(head[:], s.prog.handle)
-		binary.LittleEndian.PutUint32(head[8:], r.item.Attempt.Index)
+		binary.LittleEndian.PutUint32(head[8:], r.item.Seen())
 		s.lastID++
 		r.id = s.lastID
 		if b := r.item.Input.Blob; b == nil {
