@@ -13,7 +13,7 @@ import (
 //   - I7: pending + leased + terminal = accepted, and each count is what its tasks say;
 //   - a terminal task has no live attempt, a leased one has one, a pending one has none;
 //   - each pending task can be taken: it is not yet reached by next, or in returned;
-//   - a worker's attempt is queued, running or unanswered, once, and is counted so.
+//   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
 	for _, j := range s.sortedJobs() {
 		if err := s.checkJob(j); err != nil {
@@ -93,7 +93,11 @@ func (s *Scheduler) checkHeld(p *peer) error {
 			queued[h.attempt] = true
 		}
 	}
+	busy := 0
 	for i := range s.slots {
+		if s.slots[i].busy && s.slots[i].from == p {
+			busy++
+		}
 		for a, h := range s.slots[i].items {
 			if h.from == p {
 				running++
@@ -119,6 +123,9 @@ func (s *Scheduler) checkHeld(p *peer) error {
 		if j.refs != n || p.jobs[j.id] != j {
 			return fmt.Errorf("job %s has %d attempts in the books, %d in truth, or is not known", j.id.Short(), j.refs, n)
 		}
+	}
+	if busy != p.claim.busy {
+		return fmt.Errorf("%d slots taken in the books, %d in truth", p.claim.busy, busy)
 	}
 	if inputs != p.inputBytes {
 		return fmt.Errorf("%d bytes of inputs in the books, %d in truth", p.inputBytes, inputs)

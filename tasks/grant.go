@@ -66,7 +66,8 @@ type lease struct {
 	session uint64 // the stream of the grant; an adopted lease has the stream of its adoption
 	number  uint64 // of the Grant on that stream, 0: adopted
 	at      int64
-	running bool // said its last beat
+	cost    int64 // slot time that its job is charged for it until it ends, ns
+	running bool  // said its last beat
 }
 
 func (p *peer) openLessee() {
@@ -141,33 +142,48 @@ func (s *Scheduler) fairShare(p *peer, j *job, n int) int {
 	return int((int64(n)*mine + all - 1) / all)
 }
 
-// grant leases up to want tasks to p, of all jobs in turn, and sends them. It returns how many.
+// grant leases up to want tasks to p, of all jobs as they share (share.go), and sends them. It returns how many.
 func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 	want = min(want, maxGrant)
 	g := &protocol.Grant{Epoch: s.epoch, Number: p.grants + 1, Request: request}
 	size, given := 0, 0
-	for turn := 0; turn < len(s.jobOrder) && given < want && size < maxGrantBytes; turn++ {
-		j := s.jobOrder[(s.nextJob+turn)%len(s.jobOrder)]
-		n := s.grantable(j)
-		if !s.canRun(p, j) || n == 0 {
-			continue
+	of := map[*job]*protocol.JobGrant{}
+	left := map[*job]int{}
+	more := func(j *job) int {
+		n, looked := left[j]
+		if !looked {
+			if n = s.grantable(j); n > 0 && s.canRun(p, j) {
+				n = min(n, s.fairShare(p, j, n))
+			} else {
+				n = 0
+			}
+			left[j] = n
 		}
-		n = min(want-given, s.fairShare(p, j, n), n)
-		s.inform(p, j)
-		jg := &protocol.JobGrant{Job: j.id[:], RunUs: j.run.us()}
-		for len(jg.Tasks) < n && size < maxGrantBytes {
+		return n
+	}
+	for given < want && size < maxGrantBytes {
+		j := s.nextJob(more)
+		if j == nil {
+			break
+		}
+		jg := of[j]
+		if jg == nil {
+			s.inform(p, j)
+			jg = &protocol.JobGrant{Job: j.id[:], RunUs: j.run.us()}
+			of[j], g.Jobs = jg, append(g.Jobs, jg)
+		}
+		s.turns.serve(&j.claim)
+		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && given < want && size < maxGrantBytes; {
 			i, ok := j.take()
 			if !ok {
+				left[j] = 0
 				break
 			}
 			t := s.lease(p, j, i)
 			size += len(t.Input)
 			jg.Tasks = append(jg.Tasks, t)
-		}
-		given += len(jg.Tasks)
-		g.Jobs = append(g.Jobs, jg)
-		if len(g.Jobs) == 1 {
-			s.nextJob = (s.nextJob + turn + 1) % len(s.jobOrder)
+			left[j]--
+			given++
 		}
 	}
 	if given == 0 {
@@ -226,7 +242,7 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
 	if len(p.leases) == 0 {
 		p.renewed = s.now
 	}
-	s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now})
+	s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j)})
 	if !p.self && !j.grantedTo[p.id] {
 		j.grantedTo[p.id] = true
 		s.record(GrantedRecord{j.id, p.id})
@@ -253,6 +269,7 @@ func (s *Scheduler) addLease(l *lease) {
 		j.leased++
 	}
 	l.to.leases[l.attempt] = l
+	j.claim.used += l.cost
 	j.leases[l.attempt.Index] = append(j.leases[l.attempt.Index], l)
 	if j.state == JobWaiting {
 		j.state = JobRunning
@@ -263,6 +280,7 @@ func (s *Scheduler) addLease(l *lease) {
 func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
 	delete(l.to.leases, l.attempt)
+	j.claim.used -= l.cost
 	ls := slices.DeleteFunc(j.leases[i], func(k *lease) bool { return k == l })
 	if len(ls) > 0 {
 		j.leases[i] = ls

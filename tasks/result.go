@@ -36,6 +36,9 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	if s.fetchingFrom(j, a) {
 		return // the same again, over a new stream; answered when its bytes are here
 	}
+	if l != nil {
+		l.settle(o, s.now)
+	}
 	t := &j.tasks[a.Index]
 	if t.state == terminal || j.state >= JobDone {
 		s.answer(p, a, superseded)

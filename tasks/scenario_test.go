@@ -660,6 +660,7 @@ func (n *actor) submit(l *line) error {
 		ev.Spec = spec(id)
 		ev.Spec.Detached = l.flag("detached")
 		ev.Spec.MaxParallel = uint32(l.number("parallel", 0))
+		ev.Spec.Priority = int32(l.number("priority", 0))
 	}
 	for i := range l.number("tasks", 0) {
 		ev.Inputs = append(ev.Inputs, Input{Data: []byte{byte(i)}})

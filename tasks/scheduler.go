@@ -71,10 +71,11 @@ type Scheduler struct {
 
 	jobs     map[protocol.JobID]*job
 	jobOrder []*job // that have not ended, in the order of their opening
-	nextJob  int    // the job that the next grant looks at first
+	turns    turns  // of jobs, for grants; see share.go
 
 	slots  []slot
-	wanted int // slots to have; slots above it only finish
+	guests turns // of origins, for slots; see share.go
+	wanted int   // slots to have; slots above it only finish
 
 	challenge uint64 // counts own pauses
 

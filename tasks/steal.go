@@ -1,6 +1,8 @@
 package tasks
 
 import (
+	"slices"
+
 	"meshnode/protocol"
 )
 
@@ -117,8 +119,8 @@ func (s *Scheduler) recalled(p *peer, m *protocol.Recall) {
 		return
 	}
 	var as []protocol.Attempt
-	for k := len(p.jobTurn) - 1; k >= 0 && len(as) < int(m.Count); k-- {
-		j := p.jobTurn[k]
+	last := slices.SortedStableFunc(slices.Values(p.jobTurn), func(a, b *heldJob) int { return p.compareJobs(b, a) })
+	for _, j := range last {
 		for len(j.queue) > 0 && len(as) < int(m.Count) {
 			h := j.queue[len(j.queue)-1]
 			p.dequeue(h)

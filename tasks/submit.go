@@ -41,7 +41,8 @@ type job struct {
 	fetching map[protocol.Attempt]*protocol.Outcome // results whose bytes are on their way
 	charged  map[protocol.Attempt]bool              // whose worker process died: each counts once
 
-	run                        mean // of successes, over all workers
+	claim                      claim // slot time of its attempts: real of those that ended, estimated of live ones
+	run                        mean  // of successes, over all workers
 	byWorker                   map[protocol.NodeID]*share
 	openedAt                   int64
 	endedAt                    int64
@@ -157,7 +158,7 @@ func (j *job) add(inputs []Input) {
 func (j *job) info(epoch uint64) *protocol.JobInfo {
 	return &protocol.JobInfo{
 		Job: j.id[:], Epoch: epoch, Name: j.spec.Name, Program: j.spec.Program, Limits: j.spec.Limits,
-		RunUs: j.run.us(), Tasks: uint64(len(j.tasks)),
+		RunUs: j.run.us(), Tasks: uint64(len(j.tasks)), Priority: j.spec.Priority,
 	}
 }
 

@@ -34,7 +34,8 @@ type lessor struct {
 	waited    mean // from request to grant
 	run       mean // of its tasks here
 
-	used int64 // slot time that it had, ns: who has had least is served first
+	claim claim // of this node's slots; see share.go
+	turns turns // of its jobs
 
 	results []*held // ended, to be sent
 	flushAt int64
@@ -47,6 +48,7 @@ type heldJob struct {
 	state prepState
 	why   string // if invalid or unable
 	queue []*held
+	claim claim // of what its origin has of this node's slots
 	run   mean
 	refs  int // held attempts
 	// announcedOn is the stream of its last JobInfo. On a later one no Cancel will come for it.
@@ -85,8 +87,10 @@ type held struct {
 type slot struct {
 	busy  bool
 	items map[protocol.Attempt]*held
-	from  *peer // of the Start that is running
-	some  bool  // an outcome came of that Start
+	from  *peer    // of the Start that is running
+	job   *heldJob // of it
+	since int64    // its time is charged up to here
+	some  bool     // an outcome came of that Start
 }
 
 // Bounds of the worker's side.
@@ -417,8 +421,7 @@ func cut(t string, n int) string { return strings.ToValidUTF8(t[:min(n, len(t))]
 // unavailable is why this node takes no work, or "".
 func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }
 
-// startTasks fills the free slots: of the origins with something to start, whoever has had least slot time; of
-// its jobs, each in turn.
+// startTasks fills the free slots, as those with something to start share them (share.go).
 func (s *Scheduler) startTasks() {
 	if s.unavailable() != "" {
 		return
@@ -447,14 +450,11 @@ func (s *Scheduler) next() (*peer, *heldJob) {
 	var bestJob *heldJob
 	for _, id := range s.order {
 		p := s.peers[id]
-		if p.queuedHere == 0 || !s.confirmed(p) || p.full() || best != nil && p.used >= best.used {
+		if p.queuedHere == 0 || !s.confirmed(p) || p.full() || best != nil && s.guests.compare(p.claim, best.claim) >= 0 {
 			continue
 		}
-		for _, j := range p.jobTurn {
-			if j.state == prepared {
-				best, bestJob = p, j
-				break
-			}
+		if j := p.nextJob(); j != nil {
+			best, bestJob = p, j
 		}
 	}
 	return best, bestJob
@@ -475,7 +475,11 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	n = min(n, len(j.queue))
 	st := Start{Slot: i, Origin: p.id, Job: j.id}
 	sl := &s.slots[i]
-	sl.busy, sl.some, sl.from, sl.items = true, false, p, make(map[protocol.Attempt]*held, n)
+	sl.busy, sl.some, sl.from, sl.job, sl.since, sl.items = true, false, p, j, s.now, make(map[protocol.Attempt]*held, n)
+	s.guests.serve(&p.claim)
+	p.turns.serve(&j.claim)
+	p.claim.busy++
+	j.claim.busy++
 	for _, h := range j.queue[:n] {
 		h.running, h.started = true, s.now
 		sl.items[h.attempt] = h
@@ -484,10 +488,8 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	j.queue = j.queue[n:]
 	p.queuedHere -= n
 	p.runningHere += n
-	p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
-	if len(j.queue) > 0 {
-		p.jobTurn = append(p.jobTurn, j)
-	} else {
+	if len(j.queue) == 0 {
+		p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
 		j.queue = nil
 	}
 	s.out.Start = append(s.out.Start, st)
@@ -500,6 +502,11 @@ func (s *Scheduler) finished(ev Finished) {
 	}
 	sl := &s.slots[ev.Slot]
 	sl.some = sl.some || len(ev.Outcomes) > 0
+	if sl.busy { // all that it was taken for counts: fetching inputs too, and what is stopped
+		sl.from.claim.used += s.now - sl.since
+		sl.job.claim.used += s.now - sl.since
+		sl.since = s.now
+	}
 	for _, o := range ev.Outcomes {
 		h := sl.items[o.AttemptOf()]
 		if h == nil { // revoked meanwhile
@@ -509,7 +516,6 @@ func (s *Scheduler) finished(ev Finished) {
 		delete(sl.items, h.attempt)
 		p := h.from
 		ran := int64(o.RunUs) * microsecond
-		s.charge(p, ran)
 		if o.Status == protocol.Status_OK {
 			h.job.run.add(ran)
 			p.run.add(ran)
@@ -527,7 +533,11 @@ func (s *Scheduler) finished(ev Finished) {
 		for _, a := range sortedAttempts(sl.items) { // the slot owes an answer for each; none came
 			s.putBack(sl.items[a], !sl.some)
 		}
-		sl.busy, sl.from, sl.items = false, nil, nil
+		if sl.busy {
+			sl.from.claim.busy--
+			sl.job.claim.busy--
+		}
+		sl.busy, sl.from, sl.job, sl.items = false, nil, nil, nil
 		for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
 			s.slots = s.slots[:len(s.slots)-1]
 		}
@@ -550,17 +560,6 @@ func (s *Scheduler) putBack(h *held, useless bool) {
 		}
 	}
 	p.enqueue(h, true)
-}
-
-// charge books slot time, and keeps an origin that was idle from living on what it did not use then.
-func (s *Scheduler) charge(p *peer, ns int64) {
-	least := int64(-1)
-	for _, id := range s.order {
-		if q := s.peers[id]; q != p && q.queuedHere+q.runningHere > 0 && (least < 0 || q.used < least) {
-			least = q.used
-		}
-	}
-	p.used = max(p.used, least) + max(ns, 1)
 }
 
 // ended keeps an outcome for its origin until it is answered.

@@ -1,0 +1,90 @@
+package tasks
+
+import (
+	"cmp"
+
+	"meshnode/protocol"
+)
+
+// Who gets what. Slot time is shared twice by the same rule: the slots of a worker among the origins that have work
+// there, and among the jobs of one origin, both when it grants and when a worker starts what was granted. It is
+// deficit round robin by slot time, not by number of tasks, and not by the length of anybody's queue: whoever had least comes
+// next. A job of higher priority goes before all others of its origin, for as long as it has tasks; equal ones share.
+
+// claim is what one of those that share slot time had of it.
+type claim struct {
+	used int64 // ns
+	busy int   // slots that it has now; only a worker counts them
+}
+
+// turns is of those that share. level is the most that anybody served had had then: who comes new, or comes again, begins
+// just below it, for nobody keeps what he did not use while he was away, and nobody pays for what nobody else wanted.
+type turns struct{ level int64 }
+
+// credit is what one who lags behind keeps of it, ns. Estimates are put right only when tasks end: without
+// it a job whose tasks differ would lose each time that one took less, and pay each time that one took more.
+const credit = second
+
+// compare orders two claims, who comes next first. Slots come before their time, so that a newcomer with tasks of unknown
+// length gets its share of the slots, and not every slot that becomes free until its first task has ended.
+func (t turns) compare(a, b claim) int {
+	return cmp.Or(cmp.Compare(a.busy, b.busy), cmp.Compare(max(a.used, t.level-credit), max(b.used, t.level-credit)))
+}
+
+// serve begins to serve a claim, which then is to be charged.
+func (t *turns) serve(c *claim) {
+	c.used = max(c.used, t.level-credit)
+	t.level = max(t.level, c.used)
+}
+
+const (
+	// quantum of estimated slot time is granted of one job before the next has its turn: it keeps the
+	// tasks of a job together in a Grant.
+	quantum = 10 * millisecond
+	// unknownRun is what a granted task is charged before any of its job has ended.
+	unknownRun = 10 * millisecond
+)
+
+// cost is the slot time that a task of j is charged when p gets it, ns; what it really took replaces it.
+func (s *Scheduler) cost(p *peer, j *job) int64 {
+	return max(cmp.Or(s.runOn(p, j), unknownRun), microsecond)
+}
+
+// settle replaces what the job of a lease was charged for it by what it took.
+func (l *lease) settle(o *protocol.Outcome, now int64) {
+	l.job.claim.used += min(int64(min(o.RunUs, 1<<40))*microsecond, now-l.at) - l.cost // never more than there was time
+	l.cost = 0
+}
+
+// nextJob is the job whose pending tasks are granted next; nil: there is none. more says of how many of a job that may be.
+func (s *Scheduler) nextJob(more func(*job) int) *job {
+	var best *job
+	for _, j := range s.jobOrder {
+		if best != nil && s.before(best, j) || more(j) == 0 {
+			continue
+		}
+		best = j
+	}
+	return best
+}
+
+// before says that a is served before b, which is the newer job: a new one goes before those that had as little.
+func (s *Scheduler) before(a, b *job) bool {
+	return cmp.Or(-cmp.Compare(a.spec.Priority, b.spec.Priority), s.turns.compare(a.claim, b.claim)) < 0
+}
+
+// nextJob is the job of p whose tasks start next here; nil: none can start.
+func (p *peer) nextJob() *heldJob {
+	var best *heldJob
+	for _, j := range p.jobTurn {
+		if j.state == prepared && (best == nil || p.compareJobs(j, best) < 0) {
+			best = j
+		}
+	}
+	return best
+}
+
+// compareJobs orders two jobs of p, whose tasks start first here first.
+func (p *peer) compareJobs(a, b *heldJob) int {
+	return cmp.Or(-cmp.Compare(a.info.Priority, b.info.Priority), p.turns.compare(a.claim, b.claim))
+}
