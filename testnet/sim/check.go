@@ -176,6 +176,7 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 			for _, t := range g.Tasks {
 				a := protocol.Attempt{Job: id, Index: t.Index, N: t.N, Epoch: m.Epoch}
 				w.granted++
+				w.found(a.Task())
 				h := w.history(a.Task())
 				if old, again := h.to[a]; again {
 					w.fail("I4: %v grants %v to %v, which it granted to %v", n, a, to, old.n)
@@ -260,7 +261,7 @@ func (p *process) checkRevoke(x tasks.Outgoing, to *node, a protocol.Attempt) {
 			return // it may be a spare copy
 		}
 	}
-	l := n.links[to.index]
+	l := n.link(to)
 	e := p.ends[x.Session]
 	healthy := e != nil && !e.conn.dead && g.by == p && g.session == x.Session && to.p != nil && !to.stands() && to.disturbed < g.at &&
 		l.blocked == [2]bool{} && l.wallEnd < g.at && l.spikeTo < g.at && !to.p.gave[heldKey{n.id, a}] && !to.liar && !n.liar
@@ -295,6 +296,7 @@ func (p *process) checkStart(x tasks.Start) {
 		case len(it.Input.Data) != 4 || binary.LittleEndian.Uint32(it.Input.Data) != a.Index:
 			w.fail("%v starts %v with the wrong input %x", n, a, it.Input.Data)
 		case x.Origin == n.id:
+			w.found(a.Task())
 			if old, ok := h.to[a]; ok && old.n != n {
 				w.fail("I4: %v starts %v, which it granted to %v", n, a, old.n)
 			} else if !ok {
@@ -514,8 +516,9 @@ func (w *world) unfinished() string {
 		if len(n.p.slot) > 0 {
 			return n.String() + " runs tasks of ended jobs"
 		}
-		for _, m := range w.nodes {
-			if h := n.p.s.Hello(m.id); m != n && len(h.Held)+len(h.Unanswered) > 0 {
+		for _, l := range n.links {
+			m := l.n[1-l.side(n)]
+			if h := n.p.s.Hello(m.id); len(h.Held)+len(h.Unanswered) > 0 {
 				return fmt.Sprintf("%v holds %s %s of %v", n, attempts(h.Held), attempts(h.Unanswered), m)
 			}
 		}

@@ -35,8 +35,13 @@ type job struct {
 	cancelAt    int64 // 0: never
 	cancelTasks bool  // only every third task
 	cancelAsked bool
-	accepted    bool // told so, durably
-	ended       bool // told so
+	slowPer     int    // of 1000 attempts, that take slowBy times as long
+	runs        []runs // by index
+	firstRun    int64
+	endAt       int64 // first told to have ended,
+	closed      bool  // and counted so
+	accepted    bool  // told so, durably
+	ended       bool  // told so
 	state       tasks.JobState
 	durable     map[uint32]protocol.Status // told, durably
 	p           *process
@@ -82,6 +87,13 @@ func (j *job) work(i uint32) int64 {
 func (j *job) one(i uint32, salt uint64, per int) bool {
 	return int(hash64(j.seed, uint64(i), salt)%1000) < per
 }
+
+// slowBy is how much longer a slow attempt takes: its node swaps, or its processor is throttled.
+const slowBy = 10
+
+// slowDraw says whether the n-th start of a task is slow.
+func (j *job) slowDraw(i uint32, n uint8) bool { return j.one(i, 1000+uint64(n), j.slowPer) }
+
 func (j *job) fails(i uint32) bool  { return j.one(i, 4, j.failPer) }
 func (j *job) poison(i uint32) bool { return j.one(i, 5, j.poisonPer) }
 func (j *job) big(i uint32) bool    { return j.one(i, 6, j.bigPer) }
@@ -156,8 +168,9 @@ func (j *job) submit(p *process, first uint32) {
 		ev.Close, ev.Count = true, j.tasks
 	}
 	if j.w.firstSubmit == 0 {
-		j.w.firstSubmit = j.w.now
+		j.w.firstSubmit, j.w.meter.at, j.w.sent0 = j.w.now, j.w.now, j.w.messages
 	}
+	j.offered(first + n)
 	p.put(waiting{ev: ev, done: func(err error) {
 		switch {
 		case err == nil && !last:
@@ -201,6 +214,9 @@ func (j *job) told(p *process, x tasks.Notice) {
 		j.ended = j.accepted || !j.detached // a client does not believe in the end of what is not accepted
 		j.endKept = b != nil && j.n.disk.synced == len(j.n.disk.batches)
 		j.w.lastEnd = max(j.w.lastEnd, j.w.now)
+		if j.ended {
+			j.closes()
+		}
 	}
 }
 

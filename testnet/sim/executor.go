@@ -49,13 +49,16 @@ func (p *process) next(i int, s *slot) {
 		return
 	}
 	p.checkRun(s.origin, a)
-	w.executed++
+	j.begins(a)
 	s.running, s.began = true, w.now
 	s.gen++
 	gen := s.gen
 	d := j.work(a.Index) * 100 / n.speed
 	if w.chance(w.stragglePer) {
 		d = min(12*d, d+10*sec)
+	}
+	if j.slowDraw(a.Index, j.runs[a.Index].starts) {
+		d *= slowBy
 	}
 	dies := j.poison(a.Index)
 	if !dies && w.chance(w.deathsPer) && w.now < w.settleAt {
@@ -64,11 +67,12 @@ func (p *process) next(i int, s *slot) {
 	if dies {
 		d = d * int64(w.rng.IntN(100)) / 100
 	}
-	p.after(100*us+d, func() {
+	p.after(w.handoff+d, func() {
 		if s.gen != gen || !s.running {
 			return
 		}
 		s.running = false
+		j.endsRun(a, !dies)
 		s.items = s.items[1:]
 		o := &protocol.Outcome{Job: a.Job[:], Index: a.Index, Epoch: a.Epoch, N: a.N,
 			QueuedUs: uint64((s.began - s.queued) / us), RunUs: uint64(d / us)}
@@ -124,6 +128,7 @@ func (p *process) stop(x tasks.Stop) {
 			s.back = append(s.back, a)
 			if k == 0 && s.running {
 				s.running = false
+				w.jobs[a.Job].endsRun(a, false)
 				s.gen++
 				killed = true
 			}
@@ -160,7 +165,7 @@ func (p *process) prepare(x tasks.Prepare) {
 	}
 	w.trace("%v prepares %s of %s", n, id.Short(), w.byID[x.Origin])
 	w.mix(id[:])
-	p.after(w.between(1*ms, 40*ms), func() {
+	p.after(w.between(w.prepare[0], w.prepare[1]), func() {
 		ev := tasks.Prepared{Origin: x.Origin, Job: id}
 		switch {
 		case j.invalid:
@@ -188,7 +193,7 @@ func (p *process) fetch(x tasks.Fetch) {
 		ev := tasks.Fetched{Attempt: x.Attempt, Peer: x.Peer}
 		for _, b := range x.Blobs {
 			id := protocol.BlobID(b.Id)
-			if from != n && (from.p == nil || from.stands() || n.links[from.index].blocked != [2]bool{}) {
+			if from != n && (from.p == nil || from.stands() || n.link(from).blocked != [2]bool{}) {
 				ev.Err = "no connection"
 			} else if !from.blobs.here[id] {
 				ev.Err = "not there"

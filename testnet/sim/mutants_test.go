@@ -55,7 +55,7 @@ func TestMutants(t *testing.T) {
 			err := cmd.Run()
 			var exit *exec.ExitError
 			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 || len(lines) < 3 {
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 || len(lines) < 3 || !strings.Contains(lines[len(lines)-1], "broke a promise") {
 				t.Fatalf("%d seeds of %q do not find it (%v): %s\n%s", mutantSeeds, m.scenario, err, m.rule, lines[len(lines)-1])
 			}
 			t.Logf("found by seed %s of %q: %.160s", strings.Fields(lines[len(lines)-3])[0], m.scenario, strings.TrimSpace(lines[len(lines)-2]))

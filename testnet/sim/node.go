@@ -31,7 +31,7 @@ type node struct {
 
 	disk  *disk
 	blobs *blobs
-	links []*link // by index of the other; nil at its own
+	links []*link // by index of the other
 
 	p         *process
 	life      uint64
@@ -61,16 +61,27 @@ func (w *world) addNode(speed int64, slots int) *node {
 		n.key[k] = byte(n.lives.Uint32())
 	}
 	n.syncTakes = func() int64 { return w.between(150*us, 900*us) }
-	n.links = make([]*link, i+1)
 	for _, m := range w.nodes {
+		if w.hubs > 0 && m.index >= w.hubs {
+			break
+		}
 		l := &link{w: w, n: [2]*node{m, n}, latency: 200 * us, jitter: 100 * us}
 		m.links = append(m.links, l)
-		n.links[m.index] = l
+		n.links = append(n.links, l)
 		w.links = append(w.links, l)
 	}
 	w.nodes = append(w.nodes, n)
 	w.byID[n.id] = n
 	return n
+}
+
+// link joins n and m; nil if nothing does.
+func (n *node) link(m *node) *link {
+	i, ok := slices.BinarySearchFunc(n.links, m.index, func(l *link, i int) int { return l.n[1-l.side(n)].index - i })
+	if !ok {
+		return nil
+	}
+	return n.links[i]
 }
 
 func (n *node) String() string { return fmt.Sprintf("n%d", n.index) }
@@ -164,6 +175,7 @@ func (n *node) start() {
 	}
 	s.Restored(n.clock())
 	n.p = p
+	w.count(n, 0, p.hasSlots)
 	n.stepped = n.clock()
 	if err := s.Check(); err != nil {
 		w.fail("%v after Restored: %v", n, err)
@@ -174,9 +186,7 @@ func (n *node) start() {
 	}
 	p.kick()
 	for _, l := range n.links {
-		if l != nil {
-			l.dialLater(w.between(1*ms, 80*ms))
-		}
+		l.dialLater(w.between(1*ms, 80*ms))
 	}
 	for _, j := range w.order {
 		if j.n == n {
@@ -212,6 +222,7 @@ func (n *node) die(silent bool) {
 	if extra := len(n.disk.batches) - kept; extra > 0 {
 		kept += w.rng.IntN(extra + 1)
 	}
+	n.losing(p)
 	w.trace("%v dies: keeps %d of %d batches, %d were synced", n, kept, len(n.disk.batches), n.disk.synced)
 	p.dead = true
 	n.p = nil
@@ -289,6 +300,7 @@ func (n *node) stopFor(d int64, kind stopKind) {
 	p, w := n.p, n.w
 	w.trace("%v is %v for %.3f s", n, kind, float64(d)/1e9)
 	n.stop, n.stopped = kind, w.now
+	n.silent(p)
 	w.after(d, func() {
 		if p.dead || !n.stands() {
 			return
@@ -305,8 +317,11 @@ func (n *node) goOn() {
 	}
 	off := n.off()
 	n.stop = 0
+	if n.p != nil {
+		n.heard(n.p)
+	}
 	for _, l := range n.links {
-		if off && l != nil {
+		if off {
 			l.resend(1-l.side(n), w.between(0, 800*ms))
 		}
 	}
@@ -439,6 +454,7 @@ func (p *process) step(now int64, ev tasks.Event) error {
 			p.current[ev.Peer] = 0
 		}
 	case tasks.SetSlots:
+		w.count(n, p.hasSlots, ev.Slots)
 		p.hasSlots = ev.Slots
 	}
 	n.stepped = now
@@ -653,6 +669,7 @@ func (p *process) leave() {
 		}
 	}
 	w.trace("%v stops cleanly", n)
+	n.losing(p)
 	p.dead = true
 	n.p = nil
 	for _, e := range p.sortedEnds() {

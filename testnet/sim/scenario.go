@@ -119,7 +119,7 @@ var scenarios = map[string]func(*world){
 		j := w.one(3, 100, 50*ms)
 		j.deadline = 8500 * ms
 		w.patient = true
-		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[0].links[1].wall(true, false, 28*sec) })
+		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[0].link(w.nodes[1]).wall(true, false, 28*sec) })
 	},
 	// A worker is gone without a word, and its stream does not break: its lease has to end.
 	"silent": func(w *world) {
@@ -150,7 +150,7 @@ var scenarios = map[string]func(*world){
 		w.at(w.between(1*sec, 2*sec), func() {
 			w.nodes[1].stopFor(w.between(3500*ms, 4*sec), stopKind(w.between(1, 2)))
 			if w.chance(500) { // and its stream breaks meanwhile: the origin knows at once, it does not
-				w.after(1*sec, func() { w.nodes[0].links[1].conn.cut(cutHalf0) })
+				w.after(1*sec, func() { w.nodes[0].link(w.nodes[1]).conn.cut(cutHalf0) })
 			}
 		})
 		w.maxRegrants, w.extra = 1, 10
@@ -185,12 +185,6 @@ var scenarios = map[string]func(*world){
 			w.lowerJobs()
 		}
 	},
-
-	"3 nodes, 10 ms":         efficiency(3, 1, 300, 10*ms, constant, 300*us, false, 0.80),
-	"10 nodes, 100 ms, WAN":  efficiency(10, 1, 1000, 100*ms, exponential, 40*ms, false, 0.70),
-	"10 nodes, 10 ms, 1-8x":  efficiency(10, 1, 4500, 10*ms, constant, 300*us, true, 0.60),
-	"30 nodes, 10 ms":        efficiency(30, 1, 3000, 10*ms, constant, 300*us, false, 0.60),
-	"100 nodes, 100 ms, WAN": efficiency(100, 1, 10000, 100*ms, exponential, 40*ms, false, 0.50),
 }
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
@@ -200,7 +194,22 @@ var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze",
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }
 
-// Scenarios lists the names, sorted.
+// find returns what builds a scenario: one of the above or a row of a table; nil: there is none of that name.
+func find(name string) func(*world) {
+	if build := scenarios[name]; build != nil {
+		return build
+	}
+	for _, t := range tables {
+		for _, r := range t.rows {
+			if r.name == name {
+				return r.build
+			}
+		}
+	}
+	return nil
+}
+
+// Scenarios lists the names of the scenarios with faults, sorted. Those of Tables are named in their rows.
 func Scenarios() []string { return slices.Sorted(maps.Keys(scenarios)) }
 
 // small makes a mesh of lo to hi nodes with a few jobs, several of them origins.
@@ -269,35 +278,4 @@ func (w *world) lowerJobs() {
 			j.n = w.nodes[0]
 		}
 	}
-}
-
-// efficiency is a mesh without faults and one job, with a floor for bound / makespan. The round trip includes
-// both ways.
-func efficiency(nodes, slots int, tasks uint32, mean int64, s spread, rtt int64, mixedSpeeds bool, floor float64) func(*world) {
-	return func(w *world) {
-		for range nodes {
-			speed := int64(100)
-			if mixedSpeeds {
-				speed = 100 * w.between(1, 8)
-			}
-			w.addNode(speed, slots)
-		}
-		for _, l := range w.links {
-			l.latency, l.jitter = rtt/2, rtt/20
-		}
-		j := w.addJob(w.nodes[0], tasks, mean)
-		j.spread = s
-		j.at = 1 * sec
-		w.settleAt = 1 * sec
-		w.bound = 600 * sec
-		w.checkEach = 1 + nodes*int(tasks)/300
-		w.maxRegrants = 1.05
-		w.maxPerTask = 12
-		w.minEfficiency = floor
-	}
-}
-
-// Efficiency lists the scenarios that measure it.
-func Efficiency() []string {
-	return []string{"3 nodes, 10 ms", "10 nodes, 100 ms, WAN", "10 nodes, 10 ms, 1-8x", "30 nodes, 10 ms", "100 nodes, 100 ms, WAN"}
 }

@@ -17,6 +17,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,13 +52,30 @@ type Report struct {
 	Messages  int // between nodes
 	Steps     int // of schedulers
 
+	Needed   int           // tasks that ended otherwise than by being cancelled
+	Innocent int           // tasks that failed though nothing was wrong with them
+	Sent     int           // of Messages, from the first submission to the end of the last job
+	Idle     time.Duration // slot time without a task while there was one to run
+	Detected int           // losses of running attempts that an origin noticed,
+	Noticed  time.Duration // after this time, at the median,
+	Latest   time.Duration // and at the most
+	Slowdown [2]float64    // least and greatest of all jobs: its time over that on an idle mesh without latency
+	First    time.Duration // longest time from a submission to the first start of a task of it
+
 	Virtual  time.Duration // that passed until all was over
 	Makespan time.Duration // from the first submission to the end of the last job
-	Bound    time.Duration // that no scheduler can beat: work / speed, and the longest task at the fastest node
+	Bound    time.Duration // of the makespan; see the bounds
+	Kind     string        // of Bound
+	Slots    int           // of all nodes
 }
 
-// PerTask is n for each task of the report.
-func (r Report) PerTask(n int) float64 { return float64(n) / float64(max(r.Tasks, 1)) }
+// PerTask is n for each needed task of the report.
+func (r Report) PerTask(n int) float64 { return float64(n) / float64(max(r.Needed, 1)) }
+
+// IdleShare is Idle as a part of all slot time until the last job ended.
+func (r Report) IdleShare() float64 {
+	return float64(r.Idle) / float64(max(1, int64(r.Makespan)*int64(r.Slots)))
+}
 
 // Efficiency is Bound / Makespan.
 func (r Report) Efficiency() float64 { return float64(r.Bound) / float64(max(r.Makespan, 1)) }
@@ -73,9 +91,10 @@ func Run(o Options) (r Report) {
 		byID: map[protocol.NodeID]*node{}, jobs: map[protocol.JobID]*job{},
 		deathOf: map[protocol.TaskID]int{}, ran: map[ranKey]bool{}, grants: map[protocol.TaskID]*history{},
 		ever: map[everKey]bool{}, bound: 90 * sec, redial: [2]int64{5 * ms, 300 * ms},
+		prepare: [2]int64{1 * ms, 40 * ms}, handoff: 100 * us, meter: meter{lost: map[protocol.TaskID]int64{}},
 	}
-	build, ok := scenarios[o.Scenario]
-	if !ok {
+	build := find(o.Scenario)
+	if build == nil {
 		return Report{Seed: o.Seed, Scenario: o.Scenario, Violation: fmt.Sprintf("no scenario %q: one of %s", o.Scenario, strings.Join(Scenarios(), ", "))}
 	}
 	defer func() {
@@ -143,7 +162,12 @@ type world struct {
 	extra         int     // attempts that a fault of the scenario costs
 	maxPerTask    float64 // messages a task
 	minEfficiency float64
-	checkEach     int // Scheduler.Check after each k-th turn
+	checkEach     int      // Scheduler.Check after each k-th turn
+	hubs          int      // the first nodes, to which all others have links, and to nobody else; 0: everybody has
+	prepare       [2]int64 // how long a program takes to be ready: from, to
+	handoff       int64    // between two tasks of a worker process
+	kind          bound
+	meter
 }
 
 // timed is something that happens at a time; those of one time happen in the order in which they were planned.
@@ -263,20 +287,43 @@ func hash64(vs ...uint64) uint64 {
 func (w *world) report() Report {
 	r := Report{Seed: w.seed, Scenario: w.scenario, Violation: w.violation, Digest: w.digest,
 		Granted: w.granted, Executed: w.executed, Messages: w.messages, Steps: w.steps,
-		Virtual: time.Duration(w.now), Makespan: time.Duration(w.lastEnd - w.firstSubmit), Bound: time.Duration(w.lowerBound())}
+		Virtual: time.Duration(w.now), Makespan: time.Duration(w.lastEnd - w.firstSubmit), Bound: time.Duration(w.lowerBound()), Kind: w.kind.String(),
+		Sent: w.sent1 - w.sent0, Idle: time.Duration(w.idle), Detected: len(w.detected)}
+	for _, n := range w.nodes {
+		r.Slots += n.slots
+	}
+	if len(w.detected) > 0 {
+		slices.Sort(w.detected)
+		r.Noticed, r.Latest = time.Duration(w.detected[len(w.detected)/2]), time.Duration(w.detected[len(w.detected)-1])
+	}
 	for _, j := range w.order {
 		b := j.n.disk.book.jobs[j.id]
 		if b == nil {
 			continue
 		}
+		if j.firstRun > 0 {
+			r.First = max(r.First, time.Duration(j.firstRun-j.at))
+		}
+		if j.endAt > 0 && !b.cancelled {
+			s := float64(j.endAt-j.at) / float64(j.alone())
+			r.Slowdown[1] = max(r.Slowdown[1], s)
+			if r.Slowdown[0] == 0 || s < r.Slowdown[0] {
+				r.Slowdown[0] = s
+			}
+		}
 		r.Tasks += int(b.tasks)
-		for _, d := range b.done {
+		r.Needed += len(b.done)
+		for i, d := range b.done {
 			switch d.status {
 			case protocol.Status_OK:
 			case protocol.Status_CANCELLED:
 				r.Cancelled++
+				r.Needed--
 			default:
 				r.Failed++
+				if !j.invalid && !j.fails(i) && !j.poison(i) {
+					r.Innocent++
+				}
 			}
 		}
 		if b.cancelled {
@@ -284,24 +331,6 @@ func (w *world) report() Report {
 		}
 	}
 	return r
-}
-
-// lowerBound is the makespan of a scheduler without latency that could split tasks, but no less than the
-// longest task on the fastest node.
-func (w *world) lowerBound() int64 {
-	var total, longest, capacity, fastest int64
-	for _, j := range w.order {
-		for i := range j.tasks {
-			d := j.work(i)
-			total += d
-			longest = max(longest, d)
-		}
-	}
-	for _, n := range w.nodes {
-		capacity += int64(n.slots) * n.speed
-		fastest = max(fastest, n.speed)
-	}
-	return max(total*100/max(capacity, 1), longest*100/max(fastest, 1))
 }
 
 // Header stands above reports that are printed one a line.

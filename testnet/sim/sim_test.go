@@ -12,7 +12,7 @@ const seedsPerGroup = 50
 
 // TestFaults runs worlds with faults. A seed that fails prints itself; replay it with
 //
-//	go run ./testnet/sim/cmd -seed N -v
+//	go run ./testnet/sim/cmd -replay N
 func TestFaults(t *testing.T) {
 	seeds := 2000
 	if testing.Short() {
@@ -145,19 +145,52 @@ func TestUnknownScenario(t *testing.T) {
 	}
 }
 
-// TestEfficiency holds meshes without faults to floors of bound / makespan and to budgets of attempts and
-// messages; see the scenarios. The table is in the output of go test -v.
+// TestEfficiency holds meshes without faults to floors of bound / makespan and to budgets of attempts and messages. The
+// whole tables, with their goals: go run ./testnet/sim/cmd -scenario efficiency.
 func TestEfficiency(t *testing.T) {
-	names := Efficiency()
-	if testing.Short() {
-		names = names[:2]
+	t.Parallel()
+	for _, c := range []struct {
+		row                        string
+		efficiency, tries, perTask float64
+	}{
+		{"10 ms, 0.3 ms, 3 nodes, equal", 0.97, 1, 3},
+		{"10 ms, 0.3 ms, 10 nodes, 1-8x", 0.95, 1.02, 3},
+		{"10 ms, 40 ms, 10 nodes, equal", 0.92, 1.02, 2},
+		{"100 ms, 40 ms, 10 nodes, 1-8x", 0.92, 1.02, 3},
+		{"exp. 100 ms, 40 ms, 10 nodes, equal", 0.92, 1.05, 4},
+		{"flapping, 100 ms, 0.3 ms, 20 nodes, equal", 0.90, 1.02, 6},
+	} {
+		t.Run(c.row, func(t *testing.T) {
+			t.Parallel()
+			r := Run(Options{Seed: 1, Scenario: c.row})
+			t.Log("\n" + TableHeader + "\n" + Summary(c.row, []Report{r}))
+			if r.Violation != "" {
+				t.Error(r.Violation)
+			}
+			if r.Efficiency() < c.efficiency || r.PerTask(r.Executed) > c.tries || r.PerTask(r.Sent) > c.perTask || r.Innocent > 0 {
+				t.Errorf("efficiency %.3f, at least %.3f; %.3f attempts a task, at most %.3f; %.2f messages, at most %.2f; %d innocent failures",
+					r.Efficiency(), c.efficiency, r.PerTask(r.Executed), c.tries, r.PerTask(r.Sent), c.perTask, r.Innocent)
+			}
+		})
 	}
-	t.Log("\n" + Header)
-	for _, s := range names {
-		r := Run(Options{Seed: 1, Scenario: s})
-		t.Log("\n" + r.String())
-		if r.Violation != "" {
-			t.Errorf("%s: %s", s, r.Violation)
+}
+
+// TestBounds: the bounds are what they say, by hand.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		got, want int64
+	}{
+		{"7 tasks on 3 slots", wholeTasks(7, 10, []int64{100, 100, 100}), 30},
+		{"9 tasks, one twice as fast", wholeTasks(9, 10, []int64{200, 100}), 30},
+		{"8 tasks, one twice as fast: 5 and 3", wholeTasks(8, 10, []int64{200, 100}), 30},
+		{"one task", wholeTasks(1, 10, []int64{100, 800}), 1},
+		{"greedy, the last one long", greedy([]int64{10, 10, 10, 40}, []int64{100, 100}), 50},
+		{"greedy, the fastest first", greedy([]int64{80}, []int64{100, 800}), 10},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, c.got, c.want)
 		}
 	}
 }

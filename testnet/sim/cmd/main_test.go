@@ -13,8 +13,10 @@ func TestRun(t *testing.T) {
 		code int
 		want []string
 	}{
-		{"-seeds 40 -seed 7", 0, []string{"scenario", "\n7 ", "\n46 "}},
-		{"-seed 3 -scenario crash -v", 0, []string{"n0 starts: epoch 1", "crash"}},
+		{"-seeds 40 -seed 7 -digest", 0, []string{"scenario", "\n7 ", "\n46 ", "40 worlds"}},
+		{"-replay 3 -scenario crash", 0, []string{"n0 starts: epoch 1", "crash"}},
+		{"-seeds 2 -scenario crash", 0, []string{"\ncrash   "}},
+		{"-seed 1001 -scenario exponential", 0, []string{"\nexp. 100 ms, 0.3 ms, 3 nodes", "slowdown"}},
 		{"-scenario typo", 1, []string{`no scenario "typo"`, "1 of 1 seeds broke a promise"}},
 		{"-seeds x", 2, nil},
 	} {
