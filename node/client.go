@@ -31,6 +31,8 @@ const (
 	// watchBytes of results wait in memory for a slow client; the rest is read from the journal again.
 	watchBytes = 1 << 20
 	watchBatch = 1024
+	// inputBytes of inputs are read at once for a client.
+	inputBytes = 64 << 20
 	// putGrace is how long a blob that a client put stays pinned before a job uses it.
 	putGrace = 10 * time.Minute
 )
@@ -599,7 +601,7 @@ func (n *Node) jobOf(st tasks.JobStatus) Job {
 
 // Inputs implements clientAPI.
 func (n *Node) Inputs(ctx context.Context, job protocol.JobID, first uint32, count int) ([][]byte, error) {
-	ins, err := n.journal.Inputs(job, first, count)
+	ins, err := n.journal.Inputs(job, first, count, inputBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read inputs of job %s: %w", job.Short(), err)
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -38,6 +39,8 @@ type loop struct {
 	after   []func()
 
 	jobs map[protocol.JobID]*jobWatch
+
+	broken error // why the loop cannot go on
 
 	quit chan struct{}
 }
@@ -99,7 +102,7 @@ func (l *loop) run() error {
 		if now := l.now(); l.wake != 0 && now >= l.wake && len(l.n.inbox) == 0 {
 			l.step(input{event: tasks.Tick{}})
 		}
-		if err := l.carryOut(l.scheduler.Ready()); err != nil {
+		if err := cmp.Or(l.carryOut(l.scheduler.Ready()), l.broken); err != nil {
 			return err
 		}
 		l.releaseDurable()
@@ -177,6 +180,9 @@ func (l *loop) carryOut(r tasks.Ready) error {
 	for _, f := range r.Fetch {
 		n.fetchResult(f)
 	}
+	for _, x := range r.Load {
+		n.load(x)
+	}
 	for _, b := range r.Unpin {
 		n.blobs.Unpin(b)
 	}
@@ -191,6 +197,22 @@ func (l *loop) carryOut(r tasks.Ready) error {
 		l.durable = append(l.durable, later)
 	}
 	return nil
+}
+
+// load reads inputs of waiting tasks again, outside the loop.
+func (n *Node) load(x tasks.Load) {
+	n.tasks.Go(func() {
+		ins, err := n.journal.Inputs(x.Job, x.First, int(x.Count), x.Bytes)
+		if err == nil {
+			n.post(input{event: tasks.Loaded{Job: x.Job, First: x.First, Inputs: ins}})
+			return
+		}
+		n.do(func(s *tasks.Scheduler) {
+			if st, ok := s.Job(x.Job); ok && st.State < tasks.JobDone { // else it was forgotten meanwhile
+				n.loop.broken = fmt.Errorf("read inputs of job %s: %w", x.Job.Short(), err)
+			}
+		})
+	})
 }
 
 // releaseDurable carries out what waited for batches that are synced now.

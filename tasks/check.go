@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"fmt"
+	"slices"
 
 	"meshnode/protocol"
 )
@@ -12,7 +13,8 @@ import (
 //   - I2: a task has no live attempt but on the books of its job and of its worker, and two only where one was adopted;
 //   - I7: pending + leased + terminal = accepted, and each count is what its tasks say;
 //   - a terminal task has no live attempt, a leased one has one, a pending one has none;
-//   - each pending task can be taken: it is not yet reached by next, or in returned;
+//   - each pending task can be taken: it is not yet reached by next, or in returned, or its input is to be read again;
+//   - the inputs in memory are those that are counted;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
 	for _, j := range s.sortedJobs() {
@@ -51,26 +53,59 @@ func (s *Scheduler) checkJob(j *job) error {
 		}
 		return nil
 	}
+	if j.state >= JobDone {
+		if j.ended != j.tasks.n || len(j.leases) > 0 || slices.Contains(j.seqs, unended) {
+			return fmt.Errorf("it is %v with %d of %d tasks ended and %d live", j.state, j.ended, j.tasks.n, len(j.leases))
+		}
+		return nil
+	}
 	takeable := map[uint32]bool{}
 	for _, i := range j.returned {
-		takeable[i] = true
+		takeable[i] = j.has(i)
+	}
+	for _, i := range j.inputs.absent {
+		takeable[i] = takeable[i] || !j.has(i)
+	}
+	for first, count := range j.inputs.loads {
+		for i := first; i < first+count; i++ {
+			takeable[i] = true
+		}
 	}
 	var n [3]int
-	for i := range j.tasks {
-		t := &j.tasks[i]
+	ready, bytes, leasedBytes := 0, 0, 0
+	for i := range j.tasks.n {
+		t := j.tasks.at(i)
 		n[t.state]++
-		live := len(j.leases[uint32(i)])
+		if t.state == pending && j.has(i) {
+			ready++
+		}
+		live := len(j.leases[i])
 		switch {
 		case t.state == leased && live == 0, t.state != leased && live > 0, live > 2:
 			return fmt.Errorf("task %d in state %d with %d live attempts", i, t.state, live)
-		case t.state == pending && uint32(i) < j.next && !takeable[uint32(i)]:
+		case t.state == pending && i < j.next && !takeable[i]:
 			return fmt.Errorf("task %d is pending and nobody can take it", i)
 		}
-		for _, l := range j.leases[uint32(i)] {
+		for _, l := range j.leases[i] {
+			if l.kept {
+				leasedBytes += l.input.size()
+			}
 			if l.to.leases[l.attempt] != l || l.attempt.Epoch == s.epoch && l.attempt.N > t.n {
 				return fmt.Errorf("task %d: lease %v is not its worker's, or has a number of the future", i, l)
 			}
 		}
+	}
+	for _, in := range j.inputs.ahead {
+		bytes += in.size()
+	}
+	for i, in := range j.inputs.back {
+		if bytes += in.size(); j.tasks.at(i).state != pending {
+			return fmt.Errorf("task %d is not pending, and its input is there", i)
+		}
+	}
+	if ready != j.ready || bytes != j.inputs.bytes || leasedBytes != j.inputs.leased || j.aheadEnd() > j.tasks.n {
+		return fmt.Errorf("%d inputs of %d and %d bytes in the books; %d of %d and %d in truth; ahead to %d of %d", j.ready, j.inputs.bytes, j.inputs.leased,
+			ready, bytes, leasedBytes, j.aheadEnd(), j.tasks.n)
 	}
 	if n[pending] != j.pending || n[leased] != j.leased || n[terminal] != int(j.ended) {
 		return fmt.Errorf("%d pending, %d leased, %d ended in the books; %v by its tasks", j.pending, j.leased, j.ended, n)

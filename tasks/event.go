@@ -89,6 +89,14 @@ type Fetched struct {
 	Err     string
 }
 
+// Loaded answers a Load: inputs of the tasks from First on, as many as were asked for or fitted, and one at least. An input
+// that cannot be read ends the node instead: its task could neither run nor fail.
+type Loaded struct {
+	Job    protocol.JobID
+	First  uint32
+	Inputs []Input
+}
+
 // SetSlots changes how many tasks run here at once, from now on. What runs in a slot that is taken away ends first.
 type SetSlots struct{ Slots int }
 
@@ -112,6 +120,7 @@ func (Receive) event()   {}
 func (Prepared) event()  {}
 func (Finished) event()  {}
 func (Fetched) event()   {}
+func (Loaded) event()    {}
 func (SetSlots) event()  {}
 func (SetPaused) event() {}
 func (Shutdown) event()  {}

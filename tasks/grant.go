@@ -68,6 +68,8 @@ type lease struct {
 	at      int64
 	cost    int64 // slot time that its job is charged for it until it ends, ns
 	running bool  // said its last beat
+	input   Input // of its task, if kept
+	kept    bool
 }
 
 func (p *peer) openLessee() {
@@ -81,6 +83,11 @@ func (s *Scheduler) grantable(j *job) int {
 	if j.limboUntil != 0 || j.state >= JobDone {
 		return 0
 	}
+	return max(0, min(s.remaining(j), j.ready))
+}
+
+// remaining is how many tasks of j are to be granted, now or when their inputs were read.
+func (s *Scheduler) remaining(j *job) int {
 	n := j.pending
 	if m := int(j.spec.MaxParallel); m > 0 {
 		n = min(n, m-j.leased)
@@ -153,7 +160,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 		n, looked := left[j]
 		if !looked {
 			if n = s.grantable(j); n > 0 && s.canRun(p, j) {
-				n = min(n, s.fairShare(p, j, n))
+				n = min(n, s.fairShare(p, j, s.remaining(j)))
 			} else {
 				n = 0
 			}
@@ -174,12 +181,12 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 		}
 		s.turns.serve(&j.claim)
 		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && given < want && size < maxGrantBytes; {
-			i, ok := j.take()
+			i, in, ok := j.take()
 			if !ok {
 				left[j] = 0
 				break
 			}
-			t := s.lease(p, j, i)
+			t := s.lease(p, j, i, in)
 			size += len(t.Input)
 			jg.Tasks = append(jg.Tasks, t)
 			left[j]--
@@ -208,28 +215,9 @@ func (s *Scheduler) inform(p *peer, j *job) {
 	}
 }
 
-// take returns a pending task: one that was given back first, else the next.
-func (j *job) take() (uint32, bool) {
-	for len(j.returned) > 0 {
-		i := j.returned[0]
-		j.returned = j.returned[1:]
-		if j.tasks[i].state == pending {
-			return i, true
-		}
-	}
-	for int(j.next) < len(j.tasks) {
-		i := j.next
-		j.next++
-		if j.tasks[i].state == pending {
-			return i, true
-		}
-	}
-	return 0, false
-}
-
-// lease makes a pending task a new attempt of p.
-func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
-	t := &j.tasks[i]
+// lease makes a task, with its input, a new attempt of p.
+func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignment {
+	t := j.tasks.at(i)
 	t.n++
 	a := protocol.Attempt{Job: j.id, Index: i, N: t.n, Epoch: s.epoch}
 	if t.grants > 0 {
@@ -242,7 +230,9 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
 	if len(p.leases) == 0 {
 		p.renewed = s.now
 	}
-	s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j)})
+	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j)}
+	s.addLease(l)
+	s.keep(l, in)
 	if !p.self && !j.grantedTo[p.id] {
 		j.grantedTo[p.id] = true
 		s.record(GrantedRecord{j.id, p.id})
@@ -250,7 +240,7 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
 	if t.grants < 1<<16-1 {
 		t.grants++
 	}
-	as := &protocol.Assignment{Index: i, N: t.n, Input: t.input.Data, InputBlob: t.input.Blob}
+	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob}
 	if n := j.numbers.Of(i); n != i {
 		as.Number = n + 1
 	}
@@ -262,15 +252,16 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32) *protocol.Assignment {
 
 // addLease books a live attempt of a task that is not terminal.
 func (s *Scheduler) addLease(l *lease) {
-	j, t := l.job, &l.job.tasks[l.attempt.Index]
-	if t.state == pending {
+	j, i := l.job, l.attempt.Index
+	if t := j.tasks.at(i); t.state == pending {
+		s.unready(j, i, l)
 		t.state = leased
 		j.pending--
 		j.leased++
 	}
 	l.to.leases[l.attempt] = l
 	j.claim.used += l.cost
-	j.leases[l.attempt.Index] = append(j.leases[l.attempt.Index], l)
+	j.leases[i] = append(j.leases[i], l)
 	if j.state == JobWaiting {
 		j.state = JobRunning
 	}
@@ -281,17 +272,20 @@ func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
 	delete(l.to.leases, l.attempt)
 	j.claim.used -= l.cost
+	if l.kept {
+		j.inputs.leased -= l.input.size()
+	}
 	ls := slices.DeleteFunc(j.leases[i], func(k *lease) bool { return k == l })
 	if len(ls) > 0 {
 		j.leases[i] = ls
 		return
 	}
 	delete(j.leases, i)
-	if t := &j.tasks[i]; t.state == leased {
+	if t := j.tasks.at(i); t.state == leased {
 		t.state = pending
 		j.leased--
 		j.pending++
-		j.returned = append(j.returned, i)
+		j.cameBack(i, l.input, l.kept)
 	}
 }
 
@@ -332,10 +326,10 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 				continue
 			}
 			j := s.jobs[a.Job]
-			if j == nil || j.state >= JobDone || a.Index >= uint32(len(j.tasks)) || !j.grantedTo[p.id] {
+			if j == nil || j.state >= JobDone || a.Index >= j.tasks.n || !j.grantedTo[p.id] {
 				continue
 			}
-			if t := &j.tasks[a.Index]; t.state == pending && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
+			if t := j.tasks.at(a.Index); t.state == pending && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
 				if len(p.leases) == 0 {
 					p.renewed = s.now
 				}
@@ -497,7 +491,7 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 			continue
 		}
 		back = append(back, l)
-		t := &l.job.tasks[a.Index]
+		t := l.job.tasks.at(a.Index)
 		switch {
 		case m.Recall != 0 && t.moves < 255:
 			t.moves++
@@ -531,7 +525,7 @@ func (s *Scheduler) rebalance() {
 		return
 	}
 	for _, j := range s.jobOrder {
-		if j.state != JobRunning || s.grantable(j) > 0 || len(j.leases) == 0 {
+		if j.state != JobRunning || s.remaining(j) > 0 || len(j.leases) == 0 {
 			continue
 		}
 		var thief, victim *peer
@@ -570,7 +564,7 @@ func (s *Scheduler) rebalance() {
 func (s *Scheduler) waiting(p *peer, j *job) int {
 	n := 0
 	for a, l := range p.leases {
-		if l.job == j && !l.running && j.tasks[a.Index].moves < maxMoves {
+		if l.job == j && !l.running && j.tasks.at(a.Index).moves < maxMoves {
 			n++
 		}
 	}

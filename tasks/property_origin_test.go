@@ -31,6 +31,8 @@ type originModel struct {
 	sessions    uint64
 	slots       map[int][]Item
 	fetches     []Fetch
+	loads       []Load
+	window      int
 	promised    map[protocol.TaskID]protocol.Attempt // results answered as accepted
 	promisedFor map[protocol.JobID]uint32            // tasks told as durably accepted
 }
@@ -77,6 +79,7 @@ func newOriginModel(t *rapid.T) *originModel {
 	for _, id := range []protocol.NodeID{"p", "q", "r"} {
 		m.workers = append(m.workers, &workerModel{id: id})
 	}
+	m.window = rapid.SampledFrom([]int{0, 1, 200, 400}).Draw(t, "window")
 	m.start(t)
 	return m
 }
@@ -96,11 +99,11 @@ func (m *originModel) start(t *rapid.T) {
 	}
 	m.disk = append(m.disk, []Record{EpochRecord{epoch}})
 	m.synced = len(m.disk)
-	s, err := New(Config{Self: "o", Epoch: epoch, Incarnation: m.lives, Key: [32]byte{1}, Slots: 1, Runtimes: []string{"wasm"}, Rand: rand.New(rand.NewPCG(1, m.lives))})
+	s, err := New(Config{Self: "o", Epoch: epoch, Incarnation: m.lives, Key: [32]byte{1}, Slots: 1, Runtimes: []string{"wasm"}, InputWindow: m.window, Rand: rand.New(rand.NewPCG(1, m.lives))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.s, m.later, m.slots, m.fetches = s, nil, map[int][]Item{}, nil
+	m.s, m.later, m.slots, m.fetches, m.loads = s, nil, map[int][]Item{}, nil, nil
 	m.jobs = map[protocol.JobID]*jobModel{}
 	for _, r := range kept {
 		if err := s.Restore(m.now, r); err != nil {
@@ -250,6 +253,7 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 		}
 	}
 	m.fetches = append(m.fetches, r.Fetch...)
+	m.loads = append(m.loads, r.Load...)
 	for _, x := range r.Notices {
 		j := m.jobs[x.Job]
 		switch x.Kind {
@@ -314,6 +318,9 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 			if before[it.Attempt.Task()] {
 				t.Fatalf("starts %v, which has ended", it.Attempt)
 			}
+			if len(it.Input.Data) != 1 || it.Input.Data[0] != byte(it.Attempt.Index) {
+				t.Fatalf("starts %v with the input %x", it.Attempt, it.Input.Data)
+			}
 		}
 	}
 	if err := m.s.Check(); err != nil {
@@ -364,6 +371,9 @@ func (m *originModel) takeGrant(t *rapid.T, w *workerModel, g *protocol.Grant) {
 			a := protocol.Attempt{Job: protocol.JobID(jg.Job), Index: x.Index, N: x.N, Epoch: g.Epoch}
 			if old, twice := m.granted[a]; twice {
 				t.Fatalf("%v is granted to %s and was to %s", a, w.id, old.to)
+			}
+			if len(x.Input) != 1 || x.Input[0] != byte(x.Index) {
+				t.Fatalf("grants %v with the input %x", a, x.Input)
 			}
 			m.granted[a] = grantModel{w.id, x.Mac}
 			m.attempts = append(m.attempts, a)
@@ -441,7 +451,9 @@ func (m *originModel) Submit(t *rapid.T) {
 		sp.MaxParallel = uint32(rapid.IntRange(0, 2).Draw(t, "parallel"))
 	}
 	ev := Submit{Job: id, Spec: sp, First: uint32(rapid.IntRange(max(0, int(has)-3), int(has)+1).Draw(t, "first"))}
-	ev.Inputs = make([]Input, rapid.IntRange(0, 6).Draw(t, "tasks"))
+	for i := range rapid.IntRange(0, 6).Draw(t, "tasks") {
+		ev.Inputs = append(ev.Inputs, Input{Data: []byte{byte(int(ev.First) + i)}})
+	}
 	end := max(has, ev.First+uint32(len(ev.Inputs)))
 	if ev.Close = rapid.IntRange(0, 2).Draw(t, "close") == 0; ev.Close {
 		ev.Count = end + uint32(rapid.IntRange(0, 9).Draw(t, "wrong")/9)
@@ -682,6 +694,21 @@ func (m *originModel) Fetched(t *rapid.T) {
 	}
 }
 
+// Loaded is what was read of inputs: all that was asked for, or the first of it.
+func (m *originModel) Loaded(t *rapid.T) {
+	if len(m.loads) == 0 {
+		t.Skip("none")
+	}
+	k := rapid.IntRange(0, len(m.loads)-1).Draw(t, "load")
+	x := m.loads[k]
+	m.loads = slices.Delete(m.loads, k, k+1)
+	if m.jobs[x.Job] == nil { // forgotten meanwhile
+		return
+	}
+	ins := readInputs(slices.Concat(m.disk...), x)
+	m.step(t, Loaded{Job: x.Job, First: x.First, Inputs: ins[:rapid.IntRange(1, len(ins)).Draw(t, "some")]})
+}
+
 // Finish ends what an own slot runs, all of it or the first.
 func (m *originModel) Finish(t *rapid.T) {
 	if len(m.slots) == 0 {
@@ -802,6 +829,13 @@ func (m *originModel) settle(t *rapid.T) {
 				delete(m.slots, i)
 			}
 			m.step(t, Finished{Slot: i, Outcomes: []*protocol.Outcome{o}, Idle: idle})
+		}
+		loads := m.loads
+		m.loads = nil
+		for _, x := range loads {
+			if m.jobs[x.Job] != nil {
+				m.step(t, Loaded{Job: x.Job, First: x.First, Inputs: readInputs(slices.Concat(m.disk...), x)})
+			}
 		}
 		m.step(t, Tick{})
 	}

@@ -18,6 +18,7 @@ type Ready struct {
 	Prepare  []Prepare
 	Start    []Start
 	Fetch    []Fetch
+	Load     []Load
 	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome or job that held it
 	Notices  []Notice
 	// Wake is when the next Tick is due, in the time of Step; 0: not before another event.
@@ -27,7 +28,7 @@ type Ready struct {
 // Empty reports that there is nothing to do but wait.
 func (r *Ready) Empty() bool {
 	return len(r.Records) == 0 && !r.Sync && len(r.Messages) == 0 && len(r.Stop) == 0 && len(r.Prepare) == 0 &&
-		len(r.Start) == 0 && len(r.Fetch) == 0 && len(r.Unpin) == 0 && len(r.Notices) == 0
+		len(r.Start) == 0 && len(r.Fetch) == 0 && len(r.Load) == 0 && len(r.Unpin) == 0 && len(r.Notices) == 0
 }
 
 // Outgoing is a message for the stream Session of a peer; if that stream is gone, the message is dropped.
@@ -84,6 +85,15 @@ type Fetch struct {
 	Attempt protocol.Attempt
 	Peer    protocol.NodeID
 	Blobs   []*protocol.Blob
+}
+
+// Load reads inputs of accepted tasks again, from their TasksRecords: up to Count from First on, but no more after Bytes of
+// them. Loaded answers. The records need not be synced to be read.
+type Load struct {
+	Job   protocol.JobID
+	First uint32
+	Count uint32 // ≥ 1
+	Bytes int
 }
 
 // Notice tells the watchers of a job what happened.

@@ -20,7 +20,7 @@ const (
 func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	a := o.AttemptOf()
 	j := s.jobs[a.Job]
-	if j == nil || a.Index >= uint32(len(j.tasks)) {
+	if j == nil || a.Index >= j.tasks.n {
 		s.answer(p, a, unknown)
 		return
 	}
@@ -39,11 +39,11 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	if l != nil {
 		l.settle(o, s.now)
 	}
-	t := &j.tasks[a.Index]
-	if t.state == terminal || j.state >= JobDone {
+	if j.state >= JobDone || j.tasks.at(a.Index).state == terminal {
 		s.answer(p, a, superseded)
 		return
 	}
+	t := j.tasks.at(a.Index)
 	switch {
 	case o.Status == protocol.Status_WORKER_LOST:
 		if l == nil {
@@ -111,7 +111,7 @@ func (s *Scheduler) fetched(ev Fetched) {
 	}
 	o := j.fetching[a]
 	delete(j.fetching, a)
-	t := &j.tasks[a.Index]
+	over := j.state >= JobDone || j.tasks.at(a.Index).state == terminal
 	switch {
 	case ev.Err != "":
 		if !p.up {
@@ -120,11 +120,11 @@ func (s *Scheduler) fetched(ev Fetched) {
 		if l := p.leases[a]; l != nil {
 			s.takeBack([]*lease{l})
 		}
-		if t.state != terminal && j.state < JobDone {
+		if !over {
 			s.refused(p, j.id, Unfetched, ev.Err, unfetchedFirst)
 		}
 		s.answer(p, a, unknown) // without its bytes it is worth nothing: run again
-	case t.state == terminal || j.state >= JobDone:
+	case over:
 		s.out.Unpin = append(s.out.Unpin, ev.Blobs...)
 		s.answer(p, a, superseded)
 	default:
@@ -154,15 +154,16 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 
 // book enters a terminal task into the books.
 func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
-	t := &j.tasks[o.Index]
+	t := j.tasks.at(o.Index)
 	d := &Done{Seq: j.ended, Outcome: o, Worker: w, Attempts: uint32(t.grants)}
 	switch t.state {
 	case pending:
+		s.unready(j, o.Index, nil)
 		j.pending--
 	case leased:
 		j.leased--
 	}
-	t.state, t.seq, t.input = terminal, d.Seq, Input{}
+	t.state, t.seq = terminal, d.Seq
 	j.ended++
 	if o.Status != protocol.Status_OK {
 		j.failed++

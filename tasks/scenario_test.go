@@ -111,6 +111,7 @@ type actor struct {
 	s           *Scheduler // nil: its process is dead
 	frozen      bool
 	slots       int
+	window      int
 	lives       uint64
 	epoch       uint64
 	incarnation uint64
@@ -215,7 +216,7 @@ func (st *stage) command(s string) error {
 		return st.broken
 	}
 	if verb == "node" {
-		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), work: l.duration("work")}
+		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0), work: l.duration("work")}
 		st.nodes[n.name] = n
 		st.order = append(st.order, n)
 		return cmp.Or(n.start(), st.unused(l))
@@ -334,7 +335,7 @@ func (n *actor) start() error {
 	n.synced = len(n.disk)
 	s, err := New(Config{
 		Self: protocol.NodeID(n.name), Epoch: n.epoch, Incarnation: n.incarnation, Key: [32]byte{n.name[0]}, Slots: n.slots,
-		Runtimes: []string{"wasm"}, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
+		Runtimes: []string{"wasm"}, InputWindow: n.window, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
 	})
 	if err != nil {
 		return err
@@ -464,12 +465,42 @@ func (n *actor) carryOut(r Ready) {
 		st.say("%s fetches %d blobs of %v from %s", n.name, len(x.Blobs), attemptsText([]protocol.Attempt{x.Attempt}), x.Peer)
 		n.fetch = append(n.fetch, x)
 	}
+	for _, x := range r.Load {
+		ev := Loaded{Job: x.Job, First: x.First, Inputs: readInputs(n.disk, x)}
+		st.say("%s reads the inputs of %d/%d..%d", n.name, x.Job[0], x.First, int(x.First)+len(ev.Inputs)-1)
+		n.inbox = append(n.inbox, ev)
+	}
 	for _, b := range r.Unpin {
 		st.say("%s unpins %x", n.name, b[:2])
 	}
 	for _, x := range r.Notices {
 		when(x.Durable, func() { st.say("%s tells %s", n.name, noticeText(x)) })
 	}
+}
+
+// readInputs is what a node does for a Load.
+func readInputs(disk []Record, x Load) []Input {
+	var all, out []Input
+	for _, r := range disk {
+		switch r := r.(type) {
+		case TasksRecord:
+			if r.Job == x.Job {
+				all = append(all, r.Inputs...)
+			}
+		case ForgetRecord:
+			if r.Job == x.Job {
+				all = nil
+			}
+		}
+	}
+	size := 0
+	for _, in := range all[x.First : x.First+x.Count] {
+		out = append(out, in)
+		if size += len(in.Data); size >= x.Bytes {
+			break
+		}
+	}
+	return out
 }
 
 // send puts a message on its stream. A beat that says nothing new is sent, but not shown.

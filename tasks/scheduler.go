@@ -9,6 +9,7 @@
 // The way of a task through it, from top to bottom:
 //
 //	submit.go   Submit: a job and its pending tasks                        (origin)
+//	input.go    their inputs: in memory, or on disk until it is their turn (origin)
 //	grant.go    who gets how many of them: leases                          (origin)
 //	worker.go   queued, running in a slot, outcome kept until answered     (worker)
 //	steal.go    asking for more, giving back                               (worker)
@@ -54,6 +55,7 @@ type Config struct {
 	Rand        *rand.Rand // jitter only
 	Slots       int        // ≥ 0
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
+	InputWindow int        // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
 }
 
 // Scheduler is the state machine. What must always hold of it is listed at Check.
@@ -98,6 +100,9 @@ func New(cfg Config) (*Scheduler, error) {
 		return nil, errors.New("tasks: Config.Rand is nil")
 	case cfg.Slots < 0:
 		return nil, fmt.Errorf("tasks: %d slots", cfg.Slots)
+	}
+	if cfg.InputWindow <= 0 {
+		cfg.InputWindow = inputWindow
 	}
 	s := &Scheduler{
 		cfg:   cfg,
@@ -183,6 +188,8 @@ func (s *Scheduler) handle(ev Event) error {
 		s.finished(ev)
 	case Fetched:
 		s.fetched(ev)
+	case Loaded:
+		s.loaded(ev)
 	case SetSlots:
 		s.setSlots(ev.Slots)
 	case SetPaused:
@@ -289,6 +296,7 @@ func (s *Scheduler) Ready() Ready {
 			s.drainLoop()
 		}
 		s.flushAnswers()
+		s.loadInputs()
 	}
 	r := s.out
 	s.out = Ready{}

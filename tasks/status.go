@@ -61,10 +61,14 @@ func (s *Scheduler) Jobs() []JobStatus {
 // Seq is the place of a task's result among the results of its job; false: it has none (yet).
 func (s *Scheduler) Seq(id protocol.JobID, index uint32) (uint32, bool) {
 	j := s.jobs[id]
-	if j == nil || index >= uint32(len(j.tasks)) || j.tasks[index].state != terminal {
+	switch {
+	case j == nil || index >= j.tasks.n:
 		return 0, false
+	case j.state >= JobDone:
+		return j.seqs[index], j.seqs[index] != unended
 	}
-	return j.tasks[index].seq, true
+	t := j.tasks.at(index)
+	return t.seq, t.state == terminal
 }
 
 // Ended is how many results a job has.
@@ -78,7 +82,7 @@ func (s *Scheduler) Ended(id protocol.JobID) uint32 {
 func (s *Scheduler) status(j *job) JobStatus {
 	st := JobStatus{
 		ID: j.id, Spec: j.spec, State: j.state, Reason: j.reason, Closed: j.closed,
-		Tasks: uint32(len(j.tasks)), Done: j.ended - j.failed, Failed: j.failed,
+		Tasks: j.tasks.n, Done: j.ended - j.failed, Failed: j.failed,
 		Running: uint32(j.leased), Pending: uint32(j.pending),
 		Attempts: j.attempts, Stolen: j.stolen, Reissued: j.reissued,
 		Elapsed: s.now - j.openedAt,

@@ -13,15 +13,18 @@ type job struct {
 	spec   *protocol.Job
 	closed bool
 	count  uint32 // tasks it will have, if closed
-	tasks  []task
+	tasks  taskList
+	seqs   []uint32 // of the tasks, once the job has ended: places of their results, or unended
 	// numbers are the places of the tasks in the list of which they are a part.
 	numbers protocol.Numbers
 
-	// Pending tasks are those not yet reached by next and those in returned. Both may name tasks that are
-	// not pending any more (granted on adoption, cancelled): takers skip these.
+	// Pending tasks are those not yet reached by next, those in returned, and those in inputs.absent. All may name tasks that
+	// are not pending any more (granted on adoption, cancelled): takers skip these.
 	next     uint32
 	returned []uint32
+	inputs   inputs
 	pending  int // tasks in state pending
+	ready    int // of these, those whose inputs are in memory
 	leased   int // tasks with a live lease
 
 	leases map[uint32][]*lease // live ones of a task; more than one while a late copy still counts
@@ -56,13 +59,13 @@ type share struct {
 	run    mean
 }
 
-// task is one task of a job. Its place in job.tasks is its index.
+// task is one task of a job. Its place in job.tasks is its index. It is small, for there may be ten million; what only a leased
+// one needs is in its leases, its input in job.inputs.
 //
 // pending: accepted, or its last attempt was lost. → leased by a grant, terminal by a cancel or a late result.
 // leased: one live attempt or more. → pending when the last one is lost, terminal by the first valid result.
 // terminal: for ever. A crash of the origin leaves what is recorded: terminal tasks, and the others pending.
 type task struct {
-	input  Input
 	n      uint32 // last attempt number used in this epoch
 	seq    uint32 // of its Done, if terminal
 	grants uint16 // attempts granted so far, in this life; stops at its maximum
@@ -92,7 +95,7 @@ func (s *Scheduler) submit(ev Submit) error {
 	}
 	has := uint32(0)
 	if j != nil {
-		has = uint32(len(j.tasks))
+		has = j.tasks.n
 	}
 	if j != nil && j.cancelled != "" { // its client has not heard yet
 		s.notice(Notice{Kind: Accepted, Job: j.id, Count: has, Closed: ev.Close})
@@ -115,12 +118,12 @@ func (s *Scheduler) submit(ev Submit) error {
 		s.record(JobRecord{ev.Spec})
 	}
 	if j.state >= JobDone { // a repeated submission of what has ended
-		s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Closed: ev.Close, Durable: j.spec.Detached})
+		s.notice(Notice{Kind: Accepted, Job: j.id, Count: j.tasks.n, Closed: ev.Close, Durable: j.spec.Detached})
 		return nil
 	}
 	if fresh {
 		inputs := ev.Inputs[has-ev.First:]
-		j.add(inputs)
+		s.addTasks(j, inputs)
 		s.record(TasksRecord{Job: j.id, First: has, Inputs: inputs})
 	}
 	if ev.Close && !j.closed {
@@ -130,7 +133,7 @@ func (s *Scheduler) submit(ev Submit) error {
 	if j.spec.Detached {
 		s.out.Sync = true
 	}
-	s.notice(Notice{Kind: Accepted, Job: j.id, Count: uint32(len(j.tasks)), Closed: ev.Close, Durable: j.spec.Detached})
+	s.notice(Notice{Kind: Accepted, Job: j.id, Count: j.tasks.n, Closed: ev.Close, Durable: j.spec.Detached})
 	s.checkEnd(j)
 	return nil
 }
@@ -147,18 +150,11 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 	return j
 }
 
-func (j *job) add(inputs []Input) {
-	for _, in := range inputs {
-		j.tasks = append(j.tasks, task{input: in})
-	}
-	j.pending += len(inputs)
-}
-
 // info is what workers learn of the job.
 func (j *job) info(epoch uint64) *protocol.JobInfo {
 	return &protocol.JobInfo{
 		Job: j.id[:], Epoch: epoch, Name: j.spec.Name, Program: j.spec.Program, Limits: j.spec.Limits,
-		RunUs: j.run.us(), Tasks: uint64(len(j.tasks)), Priority: j.spec.Priority,
+		RunUs: j.run.us(), Tasks: uint64(j.tasks.n), Priority: j.spec.Priority,
 	}
 }
 
@@ -171,10 +167,10 @@ func (s *Scheduler) cancel(ev Cancel) error {
 		return nil
 	}
 	if ev.Task != nil {
-		if *ev.Task >= uint32(len(j.tasks)) {
+		if *ev.Task >= j.tasks.n {
 			return fmt.Errorf("task %d of job %s: %w", *ev.Task, ev.Job.Short(), ErrNoJob)
 		}
-		if j.tasks[*ev.Task].state != terminal {
+		if j.tasks.at(*ev.Task).state != terminal {
 			s.finish(j, *ev.Task, &protocol.Outcome{
 				Job: j.id[:], Index: *ev.Task, Status: protocol.Status_CANCELLED, ExitCode: 130, Error: ev.Reason,
 			}, "")
@@ -198,7 +194,7 @@ func (s *Scheduler) cancelJob(j *job, reason string) {
 			s.dropLease(l)
 		}
 	}
-	j.pending, j.leased, j.returned = 0, 0, nil
+	j.pending, j.leased = 0, 0
 	clear(j.fetching)
 	s.endJob(j, JobCancelled, j.cancelled)
 }
@@ -219,9 +215,8 @@ func (s *Scheduler) checkEnd(j *job) {
 func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.state, j.reason, j.endedAt = state, reason, s.now
 	j.limboUntil, j.awaited, j.charged = 0, nil, nil
-	for i := range j.tasks {
-		j.tasks[i].input = Input{}
-	}
+	j.seqs, j.tasks.pieces = j.tasks.seqs(), nil
+	j.freeInputs()
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)
 	}
@@ -277,10 +272,10 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 		if err != nil {
 			return err
 		}
-		if r.First != uint32(len(j.tasks)) {
-			return fmt.Errorf("restore job %s: tasks from %d on, and %d are there: %w", r.Job, r.First, len(j.tasks), ErrGap)
+		if r.First != j.tasks.n {
+			return fmt.Errorf("restore job %s: tasks from %d on, and %d are there: %w", r.Job, r.First, j.tasks.n, ErrGap)
 		}
-		j.add(r.Inputs)
+		s.addTasks(j, r.Inputs)
 	case ClosedRecord:
 		j, err := find(r.Job)
 		if err != nil {
@@ -299,7 +294,7 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 			return err
 		}
 		o := r.Done.Outcome
-		if o.Index >= uint32(len(j.tasks)) || r.Done.Seq != j.ended || j.tasks[o.Index].state == terminal {
+		if o.Index >= j.tasks.n || r.Done.Seq != j.ended || j.tasks.at(o.Index).state == terminal {
 			return fmt.Errorf("restore job %s: result %d of task %d does not fit", r.Job, r.Done.Seq, o.Index)
 		}
 		s.book(j, o, r.Done.Worker)
@@ -339,7 +334,7 @@ func (s *Scheduler) Restored(now int64) {
 			continue
 		}
 		if j.cancelled != "" {
-			j.pending, j.returned = 0, nil
+			j.pending = 0
 			s.endJob(j, JobCancelled, j.cancelled)
 			continue
 		}

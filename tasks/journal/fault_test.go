@@ -34,7 +34,7 @@ func pair(i int) []tasks.Record {
 // checkPrefix fails unless j has the first n batches of pair, for an n of at least least, each whole, and nothing else.
 func checkPrefix(t *testing.T, j *Journal, least int) (n int) {
 	t.Helper()
-	ins, err := j.Inputs(job(1), 0, 1<<20)
+	ins, err := j.Inputs(job(1), 0, 1<<20, 1<<30)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestDamagedValue(t *testing.T) {
 			_, err := j.Results(a, 0, 9, 1<<20)
 			return err
 		}(),
-		"inputs 0":         func() error { _, err := j.Inputs(a, 0, 1); return err }(),
+		"inputs 0":         func() error { _, err := j.Inputs(a, 0, 1, 1<<30); return err }(),
 		"inputs 0 at load": j.Load(func(tasks.Record) error { return nil }),
 	} {
 		name, _, _ := strings.Cut(name, " of ")

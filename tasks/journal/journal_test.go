@@ -254,8 +254,10 @@ func TestRead(t *testing.T) {
 	if _, err := j.Result(b, 300); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
-	for _, c := range []struct{ first, n, want int }{{0, 3000, 3000}, {0, 1, 1}, {1023, 2, 2}, {1024, 1, 1}, {2499, 3, 3}, {2999, 100, 1}, {17, 0, 0}, {1, 9999, 2999}} {
-		ins, err := j.Inputs(a, uint32(c.first), c.n)
+	const all = 1 << 30
+	for _, c := range []struct{ first, n, bytes, want int }{{0, 3000, all, 3000}, {0, 1, all, 1}, {1023, 2, all, 2}, {1024, 1, all, 1}, {2499, 3, all, 3}, {2999, 100, all, 1},
+		{17, 0, all, 0}, {1, 9999, all, 2999}, {1, 9999, 0, 1}, {1023, 9999, 1, 1}, {1022, 9999, len("input 1022") + 1, 2}, {1022, 9999, 2 * len("input 1022"), 2}} {
+		ins, err := j.Inputs(a, uint32(c.first), c.n, c.bytes)
 		if err != nil || len(ins) != c.want {
 			t.Errorf("%+v: %d, %v", c, len(ins), err)
 		}
@@ -269,7 +271,7 @@ func TestRead(t *testing.T) {
 		job   protocol.JobID
 		first uint32
 	}{{a, 3000}, {a, 1<<32 - 1}, {job(3), 0}, {job(0), 0}} {
-		if ins, err := j.Inputs(c.job, c.first, 5); !errors.Is(err, ErrNotFound) {
+		if ins, err := j.Inputs(c.job, c.first, 5, 1<<30); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%v: %d inputs, %v", c, len(ins), err)
 		}
 	}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -156,8 +157,9 @@ func (j *Journal) Result(job protocol.JobID, seq uint32) (*tasks.Done, error) {
 	return d, nil
 }
 
-// Inputs are up to n inputs of the job, from index first on; fewer where the job has no more. ErrNotFound if it has none at first.
-func (j *Journal) Inputs(job protocol.JobID, first uint32, n int) ([]tasks.Input, error) {
+// Inputs are up to n inputs of the job, from index first on, and no more after maxBytes of them (but one at least); fewer
+// where the job has no more. ErrNotFound if it has none at first.
+func (j *Journal) Inputs(job protocol.JobID, first uint32, n, maxBytes int) ([]tasks.Input, error) {
 	if n <= 0 {
 		return nil, nil
 	}
@@ -173,7 +175,8 @@ func (j *Journal) Inputs(job protocol.JobID, first uint32, n int) ([]tasks.Input
 	var out []tasks.Input
 	next := uint64(first) // the index wanted now
 	// The portion that has it begins at it or before; those after follow one another.
-	for ok := it.SeekLT(numberKey(nil, job, partTasks, first+1)); ok && len(out) < n; ok = it.Next() {
+	size := 0
+	for ok := it.SeekLT(numberKey(nil, job, partTasks, first+1)); ok && len(out) < n && (size < maxBytes || len(out) == 0); ok = it.Next() {
 		k := it.Key()
 		v, err := it.ValueAndErr()
 		if err != nil {
@@ -188,9 +191,18 @@ func (j *Journal) Inputs(job protocol.JobID, first uint32, n int) ([]tasks.Input
 			break
 		}
 		ins := portion.Inputs[next-uint64(portion.First):]
-		ins = ins[:min(len(ins), n-len(out))]
-		out = append(out, ins...)
-		next += uint64(len(ins))
+		few := len(ins) < len(portion.Inputs)/2 || n-len(out) < len(portion.Inputs)/2
+		for _, in := range ins[:min(len(ins), n-len(out))] {
+			if few { // they must not hold the whole portion in memory
+				in.Data = bytes.Clone(in.Data)
+			}
+			if size >= maxBytes && len(out) > 0 {
+				break
+			}
+			out = append(out, in)
+			size += len(in.Data)
+			next++
+		}
 	}
 	if err := it.Error(); err != nil {
 		return nil, fmt.Errorf("journal %s: %w", j.dir, err)

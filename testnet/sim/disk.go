@@ -240,6 +240,33 @@ func (d *disk) kept(w *world) []tasks.Record {
 	return out
 }
 
+// load reads inputs again, from what is written, synced or not.
+func (p *process) load(x tasks.Load) {
+	n, w := p.n, p.n.w
+	w.trace("%v reads %d inputs of %s from %d on", n, x.Count, x.Job.Short(), x.First)
+	w.mixInt(int64(x.First)<<32 | int64(x.Count))
+	ev := tasks.Loaded{Job: x.Job, First: x.First}
+	size := 0
+	for _, b := range n.disk.batches {
+		for _, rec := range b {
+			r, ok := rec.(tasks.TasksRecord)
+			if !ok || r.Job != x.Job {
+				continue
+			}
+			for k, in := range r.Inputs {
+				if i := r.First + uint32(k); i >= x.First && i < x.First+x.Count && (size < x.Bytes || len(ev.Inputs) == 0) {
+					ev.Inputs = append(ev.Inputs, in)
+					size += len(in.Data)
+				}
+			}
+		}
+	}
+	if len(ev.Inputs) == 0 {
+		w.fail("%v reads %d inputs of %s from %d on: not written", n, x.Count, x.Job.Short(), x.First)
+	}
+	p.after(w.between(50*us, 5*ms), func() { p.post(ev) })
+}
+
 // blobs is a node's blob store. What is pinned stays.
 type blobs struct {
 	here map[protocol.BlobID]bool

@@ -21,13 +21,14 @@ const (
 
 // node is a machine of the mesh: what survives its process.
 type node struct {
-	w     *world
-	index int
-	id    protocol.NodeID
-	key   [32]byte
-	speed int64 // percent: a task of 1 s takes 100/speed s
-	slots int   // wanted by its person
-	cpu   int64 // percent: how much longer its event loop takes, 100 being normal
+	w      *world
+	index  int
+	id     protocol.NodeID
+	key    [32]byte
+	speed  int64 // percent: a task of 1 s takes 100/speed s
+	slots  int   // wanted by its person
+	window int   // bytes of inputs in memory; 0: as usual
+	cpu    int64 // percent: how much longer its event loop takes, 100 being normal
 
 	disk  *disk
 	blobs *blobs
@@ -160,7 +161,7 @@ func (n *node) start() {
 		prepared: map[programKey]bool{}, answered: map[heldKey]bool{}, gone: map[protocol.JobID]bool{},
 		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{}}
 	s, err := tasks.New(tasks.Config{Self: n.id, Epoch: epoch, Incarnation: p.incarnation, Key: n.key,
-		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}})
+		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}, InputWindow: n.window})
 	if err != nil {
 		w.fail("%v: New: %v", n, err)
 		return
@@ -554,6 +555,9 @@ func (p *process) carryOut(r tasks.Ready) {
 	}
 	for _, x := range r.Fetch {
 		do(func() { p.fetch(x) })
+	}
+	for _, x := range r.Load {
+		do(func() { p.load(x) })
 	}
 	for _, x := range r.Unpin {
 		do(func() { p.unpin(x) })

@@ -216,7 +216,8 @@ func Scenarios() []string { return slices.Sorted(maps.Keys(scenarios)) }
 func (w *world) small(lo, hi int) {
 	n := int(w.between(int64(lo), int64(hi)))
 	for range n {
-		w.addNode(w.between(50, 200), 1+w.rng.IntN(3))
+		n := w.addNode(w.between(50, 200), 1+w.rng.IntN(3))
+		n.window = []int{0, 0, 100, 500, 2000}[hash64(w.seed, uint64(n.index), 0x77)%5]
 	}
 	latency := []int64{100 * us, 300 * us, 3 * ms, 20 * ms}[w.rng.IntN(4)]
 	for _, l := range w.links {
