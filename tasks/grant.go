@@ -353,20 +353,18 @@ func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
 
 // free is how many slots p has that nothing here says are taken.
 func (s *Scheduler) free(p *peer) int {
-	if p.self {
-		return s.wanted - p.runningHere - p.queuedHere - s.othersRunning(p)
+	if p.self { // what guests have of its slots keeps own tasks from none
+		return s.wanted - p.runningHere - p.queuedHere
 	}
 	// Its last beat counts what it has of all origins; our own leases are newer.
 	return p.slots - max(p.running+p.queued, len(p.leases))
 }
 
-// othersRunning is how many of this node's slots run or await tasks of other origins.
-func (s *Scheduler) othersRunning(self *peer) int {
+// atWork is how many attempts run or are queued on this node.
+func (s *Scheduler) atWork() int {
 	n := 0
-	for _, id := range s.order {
-		if q := s.peers[id]; q != self {
-			n += q.runningHere + q.queuedHere
-		}
+	for _, p := range s.peers {
+		n += p.runningHere + p.queuedHere
 	}
 	return n
 }
@@ -401,9 +399,10 @@ func (s *Scheduler) grantEagerly() {
 			}
 		}
 	}
-	// This node first: it needs no message. Then whoever has least to do.
+	// This node first: it needs no message. But last if guests have its slots. Then whoever has least to do.
+	here := s.wanted > s.atWork()
 	slices.SortStableFunc(rooms, func(a, b room) int {
-		return cmp.Or(-cmpBool(a.p.self, b.p.self), cmp.Compare(len(a.p.leases), len(b.p.leases)))
+		return cmp.Or(-cmpBool(a.p.self == here, b.p.self == here), cmp.Compare(len(a.p.leases), len(b.p.leases)))
 	})
 	for more := true; more && total > 0; {
 		more = false

@@ -75,9 +75,10 @@ type Scheduler struct {
 	jobOrder []*job // that have not ended, in the order of their opening
 	turns    turns  // of jobs, for grants; see share.go
 
-	slots  []slot
-	guests turns // of origins, for slots; see share.go
-	wanted int   // slots to have; slots above it only finish
+	slots   []slot
+	guests  turns // of origins, for slots; see share.go
+	ownWork int64 // since when guests' tasks wait here for own ones; 0: they do not
+	wanted  int   // slots to have; slots above it only finish
 
 	challenge uint64 // counts own pauses
 
@@ -317,6 +318,9 @@ func (s *Scheduler) wake() int64 {
 	}
 	for _, j := range s.jobOrder {
 		at(j.limboUntil)
+	}
+	if s.ownWork != 0 {
+		at(s.ownWork + guestsWait)
 	}
 	return min(w, s.now+ownPause/2) // 0 stays 0
 }

@@ -84,6 +84,39 @@ func (p *peer) nextJob() *heldJob {
 	return best
 }
 
+// guestsWait is how long a guest's tasks wait here for own ones. A short job of the machine's owner moves nothing;
+// behind a long one they would wait for its end.
+const guestsWait = second / 2
+
+// ownWaits says that own tasks wait here, or will once they are asked for: they come before those of guests.
+func (s *Scheduler) ownWaits() bool {
+	self := s.peers[s.cfg.Self]
+	return self.nextJob() != nil || self.pending > 0 && self.queuedHere == 0 // else: a program that is not ready yet
+}
+
+// sendGuestsAway gives the queued tasks of guests back if own ones keep them waiting.
+func (s *Scheduler) sendGuestsAway() {
+	self := s.peers[s.cfg.Self]
+	waits := false
+	for _, id := range s.order {
+		p := s.peers[id]
+		waits = waits || p != self && p.queuedHere > 0
+	}
+	switch {
+	case !waits || !s.ownWaits():
+		s.ownWork = 0
+	case s.ownWork == 0:
+		s.ownWork = s.now
+	case s.now >= s.ownWork+guestsWait:
+		for _, id := range s.order {
+			if p := s.peers[id]; p != self {
+				s.giveBack(p, s.emptyQueues(p), protocol.Refusal_NO_SLOT, "the tasks of its owner come first")
+			}
+		}
+		s.ownWork = 0
+	}
+}
+
 // compareJobs orders two jobs of p, whose tasks start first here first.
 func (p *peer) compareJobs(a, b *heldJob) int {
 	return cmp.Or(-cmp.Compare(a.info.Priority, b.info.Priority), p.turns.compare(a.claim, b.claim))

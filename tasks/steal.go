@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"cmp"
 	"slices"
 
 	"meshnode/protocol"
@@ -37,20 +38,20 @@ func (s *Scheduler) askForTasks() {
 	if s.unavailable() != "" || s.wanted == 0 {
 		return
 	}
-	sources := 0
+	var sources []*peer
+	own := s.ownWaits()
 	for _, id := range s.order {
-		if p := s.peers[id]; p.up && p.pending > 0 {
-			sources++
+		if p := s.peers[id]; p.up && p.pending > 0 && (p.self || !own) {
+			sources = append(sources, p)
 		}
 	}
-	if sources == 0 {
-		return
-	}
-	all := s.othersRunning(nil)
-	free := s.wanted - all
-	for _, id := range s.order {
-		p := s.peers[id]
-		if !p.up || p.pending == 0 || p.full() || p.inputBytes > maxInputs && !p.self {
+	// Who had least slot time asks first; the size of a backlog only breaks ties.
+	slices.SortStableFunc(sources, func(a, b *peer) int {
+		return cmp.Or(s.guests.compare(a.claim, b.claim), -cmp.Compare(a.pending, b.pending))
+	})
+	free := s.wanted - s.atWork()
+	for _, p := range sources {
+		if p.full() || p.inputBytes > maxInputs && !p.self {
 			continue
 		}
 		if p.asking != 0 && s.now < p.askedAt+askTimeout || s.now < p.askFrom {
@@ -58,8 +59,8 @@ func (s *Scheduler) askForTasks() {
 		}
 		low, high := s.low(p)
 		have := p.queuedHere + p.runningHere
-		if sources > 1 { // each origin keeps its share of the slots busy
-			low, high = (low+sources-1)/sources, (high+sources-1)/sources
+		if n := len(sources); n > 1 { // each origin keeps its share of the slots busy
+			low, high = (low+n-1)/n, (high+n-1)/n
 		}
 		want := 0
 		switch {

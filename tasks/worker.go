@@ -360,7 +360,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 	s.noteAnswer(p, m)
 	var cannot, noSlot []*held
 	why := ""
-	room := s.wanted - s.othersRunning(nil)
+	room := s.wanted - s.atWork()
 	for _, jg := range m.Jobs {
 		j := p.jobs[protocol.JobID(jg.Job)]
 		if j != nil {
@@ -421,9 +421,11 @@ func cut(t string, n int) string { return strings.ToValidUTF8(t[:min(n, len(t))]
 // unavailable is why this node takes no work, or "".
 func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }
 
-// startTasks fills the free slots, as those with something to start share them (share.go).
+// startTasks fills the free slots, as those with something to start share them (share.go). This node's own tasks wait for
+// no guest: they have all slots, and where guests have taken some, others besides until enough have ended.
 func (s *Scheduler) startTasks() {
 	if s.unavailable() != "" {
+		s.ownWork = 0
 		return
 	}
 	busy := 0 // those of slots that were taken away count until they end
@@ -432,25 +434,37 @@ func (s *Scheduler) startTasks() {
 			busy++
 		}
 	}
-	for i := 0; i < len(s.slots) && busy < s.wanted; i++ {
-		if s.slots[i].busy {
-			continue
-		}
-		p, j := s.next()
+	for ; ; busy++ {
+		p, j := s.next(busy)
 		if p == nil {
-			return
+			break
+		}
+		i := slices.IndexFunc(s.slots, func(sl slot) bool { return !sl.busy })
+		if i < 0 {
+			i = len(s.slots)
+			s.slots = append(s.slots, slot{})
 		}
 		s.start(i, p, j)
-		busy++
 	}
+	s.sendGuestsAway()
 }
 
-func (s *Scheduler) next() (*peer, *heldJob) {
+// next is whose tasks start next, with busy slots taken; nil: nobody's.
+func (s *Scheduler) next(busy int) (*peer, *heldJob) {
+	self := s.peers[s.cfg.Self]
+	if self.claim.busy < s.wanted && !self.full() {
+		if j := self.nextJob(); j != nil {
+			return self, j
+		}
+	}
+	if busy >= s.wanted || s.ownWaits() {
+		return nil, nil
+	}
 	var best *peer
 	var bestJob *heldJob
 	for _, id := range s.order {
 		p := s.peers[id]
-		if p.queuedHere == 0 || !s.confirmed(p) || p.full() || best != nil && s.guests.compare(p.claim, best.claim) >= 0 {
+		if p.queuedHere == 0 || p.self || !s.confirmed(p) || p.full() || best != nil && s.guests.compare(p.claim, best.claim) >= 0 {
 			continue
 		}
 		if j := p.nextJob(); j != nil {
@@ -723,14 +737,19 @@ func (s *Scheduler) setPaused(reason string) {
 func (s *Scheduler) returnQueued(reason string) {
 	for _, id := range s.order {
 		p := s.peers[id]
-		var hs []*held
-		for _, a := range sortedAttempts(p.held) {
-			if h := p.held[a]; p.dequeue(h) {
-				hs = append(hs, h)
-			}
-		}
-		s.giveBack(p, hs, protocol.Refusal_NONE, reason)
+		s.giveBack(p, s.emptyQueues(p), protocol.Refusal_NONE, reason)
 	}
+}
+
+// emptyQueues takes all that p has queued here out of its queues.
+func (s *Scheduler) emptyQueues(p *peer) []*held {
+	var hs []*held
+	for _, a := range sortedAttempts(p.held) {
+		if h := p.held[a]; p.dequeue(h) {
+			hs = append(hs, h)
+		}
+	}
+	return hs
 }
 
 // shutdown gives back what others granted, running tasks too, and starts and grants no more.

@@ -276,6 +276,15 @@ func (p *process) checkStart(x tasks.Start) {
 	if x.Origin != n.id && len(p.slot) >= p.hasSlots {
 		w.fail("%v starts slot %d for %v with %d of %d slots busy", n, x.Slot, w.byID[x.Origin], len(p.slot), p.hasSlots)
 	}
+	own := 0
+	for _, s := range p.slot {
+		if s.origin == n.id {
+			own++
+		}
+	}
+	if x.Origin == n.id && own >= p.hasSlots {
+		w.fail("%v starts slot %d for itself, which has %d of %d", n, x.Slot, own, p.hasSlots)
+	}
 	if !p.prepared[programKey{x.Origin, x.Job}] {
 		w.fail("%v starts tasks of %s, whose program is not prepared", n, x.Job.Short())
 	}
