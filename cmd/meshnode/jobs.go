@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"meshnode/node"
+	"meshnode/node/control"
 )
 
 // recent is how long an ended job is listed without -a.
@@ -180,11 +181,7 @@ func noneEmpty(cmd *cobra.Command, args []string) error {
 
 // completeJobs offers the ids of the node's jobs to the shell.
 func (c *cli) completeJobs(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	err := c.readVariables(cmd) // completion does not prepare commands
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	client, err := c.dial()
+	client, err := c.dialToComplete(cmd)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -198,4 +195,12 @@ func (c *cli) completeJobs(cmd *cobra.Command, _ []string, _ string) ([]string, 
 		ids = append(ids, oneLine(fmt.Sprintf("%s\t%s %s, %d tasks", j.ID[:min(8, len(j.ID))], j.Name, j.State, j.Tasks)))
 	}
 	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+// dialToComplete is dial for completion, which does not prepare commands.
+func (c *cli) dialToComplete(cmd *cobra.Command) (*control.Client, error) {
+	if err := c.readVariables(cmd); err != nil {
+		return nil, err
+	}
+	return c.dial()
 }

@@ -362,7 +362,18 @@ func (c *cli) readVariables(cmd *cobra.Command) error {
 
 // dial finds the node of --data-dir.
 func (c *cli) dial() (*control.Client, error) {
-	return control.Dial(c.dataDir)
+	client, err := control.Dial(c.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	client.Lost = func(err error) {
+		if err == nil {
+			fmt.Fprintln(c.stderr, "meshnode: the node is back")
+		} else {
+			fmt.Fprintln(c.stderr, "meshnode: the node is gone; waiting for it to come back: meshnode up -d")
+		}
+	}
+	return client, nil
 }
 
 func workerCommand() *cobra.Command {

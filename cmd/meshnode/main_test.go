@@ -211,12 +211,12 @@ func TestJSONBytes(t *testing.T) {
 	t.Parallel()
 	r := result(0, "\xff\x00")
 	r.Input = []byte("\xfe")
-	b, err := encodeJSON(jsonLine("j", &r))
+	b, err := encodeJSON((&printer{}).jsonLine(&r))
 	if err != nil || !bytes.Contains(b, []byte(`"output_b64":"/wA="`)) || !bytes.Contains(b, []byte(`"input_b64":"/g=="`)) || bytes.Contains(b, []byte(`"output":`)) {
 		t.Errorf("%s, %v", b, err)
 	}
 	r = result(0, "<&>")
-	if b, err = encodeJSON(jsonLine("j", &r)); err != nil || !bytes.Contains(b, []byte(`"output":"<&>"`)) {
+	if b, err = encodeJSON((&printer{}).jsonLine(&r)); err != nil || !bytes.Contains(b, []byte(`"output":"<&>"`)) {
 		t.Errorf("%s, %v", b, err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -9,7 +10,64 @@ import (
 	"github.com/spf13/cobra"
 
 	"meshnode/node"
+	"meshnode/node/control"
+	"meshnode/protocol"
 )
+
+// peersOf finds the peers that names name, for a flag: by name, by id, or by the first or last characters of one.
+func (c *cli) peersOf(ctx context.Context, client *control.Client, flag string, names []string) ([]protocol.NodeID, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	peers, err := client.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []protocol.NodeID
+	for _, name := range names {
+		var found []node.Peer
+		for _, p := range peers {
+			if p.Name == name || p.ID == name {
+				found = append(found, p)
+			}
+		}
+		for _, p := range peers {
+			if len(found) == 0 && len(name) >= minPeer && (strings.HasPrefix(p.ID, name) || strings.HasSuffix(p.ID, name)) {
+				found = append(found, p)
+			}
+		}
+		switch len(found) {
+		case 0:
+			return nil, &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s %q: no such peer", flag, name), Fix: "meshnode peers lists them"}
+		case 1:
+			ids = append(ids, protocol.NodeID(found[0].ID))
+		default:
+			return nil, &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s %q: %d peers are called so", flag, name, len(found)), Fix: "give more of the id: meshnode peers -o wide"}
+		}
+	}
+	return ids, nil
+}
+
+// completePeers offers the other members to the shell, by their names.
+func (c *cli) completePeers(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	client, err := c.dialToComplete(cmd)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer client.Close()
+	peers, err := client.Peers(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range peers {
+		names = append(names, oneLine(fmt.Sprintf("%s\t%s %s", p.Name, p.State, p.ID)))
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// minPeer is how many characters of an id name a peer, at least.
+const minPeer = 4
 
 func (c *cli) peersCommand() *cobra.Command {
 	cmd := &cobra.Command{

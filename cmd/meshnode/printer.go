@@ -17,11 +17,13 @@ import (
 
 // printer writes results as submit, run and results show them.
 type printer struct {
-	c      *cli
-	client *control.Client
-	job    protocol.JobID
-	out    *bufio.Writer
-	bar    *bar
+	c       *cli
+	client  *control.Client
+	job     protocol.JobID
+	out     *bufio.Writer
+	bar     *bar
+	log     *joblog          // written after the output of each task
+	numbers protocol.Numbers // of the job's tasks, as their programs see them
 
 	keepOrder, tag, passThrough bool
 	failures                    int // told so far
@@ -135,6 +137,7 @@ func (p *printer) flush() error {
 type resultLine struct {
 	Job       string  `json:"job"`
 	Index     uint32  `json:"index"`
+	Number    uint32  `json:"number,omitempty"` // that the program saw, from 1, if it is not index + 1
 	Input     *string `json:"input,omitempty"`
 	InputB64  []byte  `json:"input_b64,omitempty"`
 	Status    string  `json:"status"`
@@ -161,14 +164,17 @@ func status(s protocol.Status) (status, reason string) {
 	return "failed", strings.ToLower(s.String())
 }
 
-func jsonLine(job string, r *control.Result) resultLine {
+func (p *printer) jsonLine(r *control.Result) resultLine {
 	l := resultLine{
-		Job: job, Index: r.Index, ExitCode: r.ExitCode, Error: r.Error, Peer: string(r.Worker), PeerName: r.Name, Attempts: r.Attempts,
+		Job: p.job.String(), Index: r.Index, ExitCode: r.ExitCode, Error: r.Error, Peer: string(r.Worker), PeerName: r.Name, Attempts: r.Attempts,
 		QueuedMS: milliseconds(r.Queued), RunMS: milliseconds(r.Run),
 	}
 	l.Status, l.Reason = status(r.Status)
 	if l.Status == "failed" && l.Error == "" {
 		l.Error = failure(r)
+	}
+	if n := p.numbers.Of(r.Index); n != r.Index {
+		l.Number = n + 1
 	}
 	if utf8.Valid(r.Input) {
 		s := string(r.Input)
@@ -199,10 +205,21 @@ func failure(r *control.Result) string {
 	return strings.ReplaceAll(strings.ToLower(r.Status.String()), "_", " ")
 }
 
+// write shows a result, and then notes in the log that it was.
 func (p *printer) write(r *control.Result) error {
 	p.last = *r
+	if err := p.writeOutput(r); err != nil || p.log == nil {
+		return err
+	}
+	if err := p.flush(); err != nil {
+		return err
+	}
+	return p.log.add(r)
+}
+
+func (p *printer) writeOutput(r *control.Result) error {
 	if p.c.json() {
-		b, err := encodeJSON(jsonLine(p.job.String(), r))
+		b, err := encodeJSON(p.jsonLine(r))
 		if err == nil {
 			_, err = p.out.Write(b)
 		}

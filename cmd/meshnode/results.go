@@ -50,6 +50,9 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 			return err
 		}
 		p := c.newPrinter(client, &f, id)
+		if p.numbers, err = protocol.NewNumbers(job.Runs); err != nil {
+			return err
+		}
 		deliver := p.print
 		if to != "" {
 			if err := os.MkdirAll(to, 0o777); err != nil {
@@ -62,7 +65,7 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 			defer dir.Close()
 			deliver = func(rs []control.Result) error { return p.save(dir, rs) }
 		}
-		job, err = client.Watch(ctx, id, control.Watching{Inputs: to == "", Now: !wait}, deliver)
+		job, err = client.Follow(ctx, id, control.Watching{Inputs: to == "", Now: !wait}, deliver)
 		if err == nil {
 			err = p.finish(ctx)
 		}
@@ -97,7 +100,7 @@ func (p *printer) save(dir *os.Root, rs []control.Result) error {
 			}
 		}
 		if p.c.json() {
-			b, err := encodeJSON(jsonLine(p.job.String(), r))
+			b, err := encodeJSON(p.jsonLine(r))
 			if err != nil {
 				return err
 			}
@@ -162,7 +165,7 @@ in front. The log of a task comes when it ends.`,
 			}
 			return c.writeLog(job.ID, &control.Result{TaskResult: r}, false)
 		}
-		_, err = client.Watch(ctx, id, control.Watching{Now: !follow}, func(rs []control.Result) error {
+		_, err = client.Follow(ctx, id, control.Watching{Now: !follow}, func(rs []control.Result) error {
 			for i := range rs {
 				if index != nil && rs[i].Index != *index {
 					continue

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"meshnode/node"
 	"meshnode/node/control"
@@ -41,6 +42,14 @@ type submitFlags struct {
 	maxParallel                   uint32
 	name, memory, clock           string
 	timeout                       duration
+	retries                       uint32
+	priority                      int
+	on, spare                     string
+	not                           []string
+	localOnly, remoteOnly         bool
+	halt                          halt
+	joblog                        string
+	resume, resumeFailed, dryRun  bool
 	// passThrough: the task's output and log as they are, for run.
 	passThrough bool
 }
@@ -56,8 +65,7 @@ Ctrl-C cancels the job, the second leaves at once.`,
   seq 1000 | meshnode submit -k prog.wasm -
   meshnode submit --json --stats prog.wasm --depth {} :::: depths.txt`,
 	}
-	f.add(cmd)
-	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "print the job's id and leave; the job goes on")
+	c.addSubmitFlags(cmd, &f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.submit(cmd, &f, args) }
 	return cmd
 }
@@ -71,24 +79,115 @@ func (c *cli) runCommand() *cobra.Command {
 Otherwise the same as submit.`,
 		Example: "  meshnode run prog.wasm --verbose",
 	}
-	f.add(cmd)
+	c.addSubmitFlags(cmd, &f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return c.submit(cmd, &f, args) }
 	return cmd
 }
 
-func (f *submitFlags) add(cmd *cobra.Command) {
-	fs := cmd.Flags()
-	fs.SetInterspersed(false) // what follows PROGRAM is the program's
+func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
+	cmd.Flags().SetInterspersed(false) // what follows PROGRAM is the program's
+	var groups flagGroups
+	fs := groups.add("Results")
 	fs.BoolVarP(&f.keepOrder, "keep-order", "k", false, "results in the order of the inputs (default: as tasks end)")
 	fs.BoolVar(&f.tag, "tag", false, "each line of output with its input in front")
 	fs.BoolVar(&f.stats, "stats", false, "at the end, who did what")
-	fs.Uint32VarP(&f.maxParallel, "jobs", "j", 0, "at most `MAX` tasks at once (default: no limit)")
-	fs.StringVarP(&f.name, "name", "n", "", "the job's `name` (default: the program's)")
-	fs.Var(&f.timeout, "timeout", "end a task after this `time` from its start: 500ms, 10s, 1h (default: never)")
-	fs.StringVar(&f.memory, "memory", "", "`limit` of a task's memory: 64M, 1G (default: the node's)")
-	fs.StringVar(&f.clock, "clock", "", "`real`: the system's clock and randomness (default: deterministic ones)")
 	fs.BoolVar(&f.bar, "bar", false, "show progress, also when results go to the same terminal")
 	fs.BoolVar(&f.noBar, "no-bar", false, "do not show progress")
+	fs.StringVar(&f.joblog, "joblog", "", "a line for each task in `FILE` once its output is written, as of GNU parallel")
+	fs.BoolVar(&f.resume, "resume", false, "leave out what is in the file of --joblog, and add to it")
+	fs.BoolVar(&f.resumeFailed, "resume-failed", false, "the same, and run again what failed")
+	fs = groups.add("The job")
+	if !f.passThrough {
+		fs.BoolVarP(&f.detach, "detach", "d", false, "print the job's id and leave; the job goes on")
+	}
+	fs.StringVarP(&f.name, "name", "n", "", "the job's `name` (default: the program's)")
+	fs.Uint32VarP(&f.maxParallel, "jobs", "j", 0, "at most `MAX` tasks at once (default: no limit)")
+	fs.IntVar(&f.priority, "priority", 0, "among your jobs, those with a higher `P` go first: -100 to 100")
+	fs.Var(&f.halt, "halt", "`WHEN` tasks fail: soon,fail=N ends the job after N, but lets running ones end; now,fail=N stops those, too")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "print what would run, and submit nothing")
+	fs = groups.add("Each task")
+	fs.Var(&f.timeout, "timeout", "end a task after this `time` from its start: 500ms, 10s, 1h (default: never)")
+	fs.Uint32Var(&f.retries, "retries", 0, "run a task that fails up to `N` times again before it has failed")
+	fs.StringVar(&f.memory, "memory", "", "`limit` of a task's memory: 64M, 1G (default: the node's)")
+	fs.StringVar(&f.clock, "clock", "", "`real`: the system's clock and randomness (default: deterministic ones)")
+	fs.StringVar(&f.spare, "spare", "auto", "`auto` or off: a second copy of a straggler near the end of the job")
+	fs = groups.add("Where tasks may run")
+	fs.StringVar(&f.on, "on", "", "only on nodes of which `EXPR` is true")
+	fs.StringArrayVar(&f.not, "not", nil, "not on `PEER`, a name or an id or the beginning of one; may be repeated")
+	fs.BoolVar(&f.localOnly, "local-only", false, "only on this node")
+	fs.BoolVar(&f.remoteOnly, "remote-only", false, "only on other nodes")
+	groups.end(cmd)
+	if err := cmd.RegisterFlagCompletionFunc("not", c.completePeers); err != nil {
+		panic(err) // no such flag
+	}
+}
+
+// flagGroups are the flags of a command as its help shows them.
+type flagGroups struct{ sets []*pflag.FlagSet }
+
+// add begins a group.
+func (g *flagGroups) add(title string) *pflag.FlagSet {
+	fs := pflag.NewFlagSet(title, pflag.ContinueOnError)
+	fs.SortFlags = false
+	g.sets = append(g.sets, fs)
+	return fs
+}
+
+// end gives the flags to cmd.
+func (g *flagGroups) end(cmd *cobra.Command) {
+	for _, fs := range g.sets {
+		cmd.Flags().AddFlagSet(fs)
+	}
+	cmd.SetUsageFunc(func(cmd *cobra.Command) error {
+		w := cmd.OutOrStderr()
+		fmt.Fprintf(w, "Usage:\n  %s\n\nExamples:\n%s\n", cmd.UseLine(), cmd.Example)
+		for _, fs := range g.sets {
+			fmt.Fprintf(w, "\n%s:\n%s", fs.Name(), fs.FlagUsages())
+		}
+		_, err := fmt.Fprintf(w, "\nGlobal Flags:\n%s", cmd.InheritedFlags().FlagUsages())
+		return err
+	})
+}
+
+// halt is the flag that ends a job after failures, in the words of GNU parallel.
+type halt struct {
+	failed uint32 // 0: never
+	now    bool
+}
+
+func (h *halt) Type() string { return "halt" }
+
+func (h *halt) String() string {
+	switch {
+	case h.failed == 0:
+		return ""
+	case h.now:
+		return fmt.Sprintf("now,fail=%d", h.failed)
+	}
+	return fmt.Sprintf("soon,fail=%d", h.failed)
+}
+
+func (h *halt) Set(s string) error {
+	switch s {
+	case "never", "0":
+		*h = halt{}
+		return nil
+	case "1": // the older words for these
+		s = "soon,fail=1"
+	case "2":
+		s = "now,fail=1"
+	}
+	when, why, ok := strings.Cut(s, ",")
+	if !ok {
+		why = "fail=1"
+	}
+	count, ok := strings.CutPrefix(why, "fail=")
+	n, err := strconv.ParseUint(count, 10, 32)
+	if when != "soon" && when != "now" || !ok || err != nil || n == 0 {
+		return errors.New("want soon,fail=N or now,fail=N, N a number of failed tasks from 1")
+	}
+	*h = halt{uint32(n), when == "now"}
+	return nil
 }
 
 // duration is a flag that also takes a bare number of seconds, as other tools do.
@@ -310,6 +409,9 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	default:
 		return usage(cmd, "--clock %q: want real", f.clock)
 	}
+	if err := f.place(cmd, &spec); err != nil {
+		return err
+	}
 	program, err := openProgram(v.program)
 	if err != nil {
 		return err
@@ -321,26 +423,38 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 		return err
 	}
 	defer closeInputs()
+	if f.dryRun {
+		return c.dryRun(f, &v, inputs, &total)
+	}
 	client, err := c.dial()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if spec.Placement.Not, err = c.peersOf(ctx, client, "--not", f.not); err != nil {
+		return err
+	}
 	if spec.Code, err = client.PutProgram(ctx, program); err != nil {
 		return err
+	}
+	var log *joblog
+	if f.joblog != "" {
+		if log, err = f.readJoblog(&v); err != nil {
+			return err
+		}
+		if err := log.open(); err != nil {
+			return err
+		}
+		defer log.close()
+		inputs, spec.Runs = log.left(inputs, &total), log.runs()
 	}
 	if words := strings.Join(v.words, " "); v.given && len(v.words) > 0 && !strings.Contains(words, "{}") && !strings.Contains(words, "{#}") {
 		fmt.Fprintf(c.stderr, "meshnode: no {} in the arguments of %s: each task gets the same\n", oneLine(v.program))
 	}
-	client.Lost = func(err error) {
-		if err == nil {
-			fmt.Fprintln(c.stderr, "meshnode: the node is back")
-		} else {
-			fmt.Fprintln(c.stderr, "meshnode: the connection to the node was lost; waiting for it to come back")
-		}
-	}
-
 	p := c.newPrinter(client, f, spec.ID)
+	if p.log = log; log != nil {
+		p.numbers = log.numbers
+	}
 	p.bar = c.newBar(f, &total)
 	job, err := client.Submit(ctx, spec, inputs, p.print)
 	if err == nil {
@@ -349,7 +463,7 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	p.bar.clear()
 	if ctx.Err() != nil {
 		p.out.Flush()
-		return c.interrupted(client, spec.ID, p, &total)
+		return c.interrupted(client, spec.ID, f.detach)
 	}
 	if err != nil {
 		p.out.Flush()
@@ -381,6 +495,71 @@ func (c *cli) tellCancelled(j node.Job) {
 	}
 }
 
+// place checks the flags that say how and where a job is run, and fills them in.
+func (f *submitFlags) place(cmd *cobra.Command, spec *node.JobSpec) error {
+	switch {
+	case f.retries > node.MaxRetries:
+		return usage(cmd, "--retries %d: want 0 to %d", f.retries, node.MaxRetries)
+	case f.priority < node.MinPriority || f.priority > node.MaxPriority:
+		return usage(cmd, "--priority %d: want %d to %d", f.priority, node.MinPriority, node.MaxPriority)
+	case f.localOnly && f.remoteOnly:
+		return usage(cmd, "--local-only and --remote-only leave no node")
+	case f.spare != "auto" && f.spare != "off":
+		return usage(cmd, "--spare %q: want auto or off", f.spare)
+	case cmd.Flags().Changed("joblog") && f.joblog == "":
+		return usage(cmd, "--joblog names no file")
+	case cmd.Flags().Changed("on") && f.on == "":
+		return usage(cmd, "--on: the expression is empty")
+	case (f.resume || f.resumeFailed) && f.joblog == "":
+		return usage(cmd, "--resume needs --joblog FILE, which says what ran")
+	case f.joblog != "" && f.detach:
+		return usage(cmd, "--joblog is written by the client as tasks end, and -d leaves before")
+	}
+	f.resume = f.resume || f.resumeFailed
+	spec.Retries, spec.Priority = f.retries, f.priority
+	spec.HaltFailed, spec.HaltNow = f.halt.failed, f.halt.now
+	spec.Placement.On, spec.Placement.LocalOnly, spec.Placement.RemoteOnly = f.on, f.localOnly, f.remoteOnly
+	if f.spare == "off" {
+		spec.Spare = protocol.Spare_SPARE_OFF
+	}
+	return nil
+}
+
+// dryTask is a task of --dry-run with --json.
+type dryTask struct {
+	Index   uint32 `json:"index"`
+	Input   string `json:"input"`
+	Command string `json:"command"`
+}
+
+// dryRun prints the command of each task that would run.
+func (c *cli) dryRun(f *submitFlags, v *invocation, inputs iter.Seq2[[]byte, error], total *progressTotal) error {
+	log, err := f.readJoblog(v)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(c.stdout, 64<<10)
+	index := uint32(0)
+	for in, err := range log.left(inputs, total) {
+		if err != nil {
+			out.Flush()
+			return err
+		}
+		command := v.command(log.numbers.Of(index), in)
+		b := append(toTerminal([]byte(command), c.outTTY), '\n')
+		if c.json() {
+			if b, err = encodeJSON(dryTask{index, strings.ToValidUTF8(string(in), "\ufffd"), command}); err != nil {
+				return err
+			}
+		}
+		if _, err := out.Write(b); err != nil {
+			return err
+		}
+		index++
+	}
+	return out.Flush()
+}
+
 func colon(reason string) string {
 	if reason == "" {
 		return ""
@@ -394,12 +573,16 @@ func programName(path string) string {
 }
 
 // interrupted cancels the job after the first Ctrl-C.
-func (c *cli) interrupted(client *control.Client, id protocol.JobID, p *printer, total *progressTotal) error {
+func (c *cli) interrupted(client *control.Client, id protocol.JobID, detached bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	job, err := client.Cancel(ctx, id.String(), nil)
 	if e := (*node.Error)(nil); errors.As(err, &e) && e.Code == node.CodeNoJob {
 		fmt.Fprintln(c.stderr, "meshnode: interrupted; nothing was submitted")
+		return exitCode(exitInterrupted)
+	}
+	if errors.Is(err, control.ErrNoNode) && !detached {
+		fmt.Fprintf(c.stderr, "meshnode: interrupted; the node is gone, and cancels job %s by itself when it is back\n", id.Short())
 		return exitCode(exitInterrupted)
 	}
 	if err != nil {

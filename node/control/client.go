@@ -30,10 +30,10 @@ type Client struct {
 	dataDir string
 	http    http.Client
 
-	// Lost is called by Submit when the connection is lost and it waits for the node to come back, and
-	// with nil when it is back. Nil: nobody is told. Set it before the first call.
+	// Lost is called by Submit, Follow, Wait, Result and Input when the connection is lost and they wait for the node to come
+	// back, and with nil when it is back. Nil: nobody is told. Set it before the first call.
 	Lost func(err error)
-	// Patience is how long Submit waits for a lost node. 0: 30 s.
+	// Patience is how long they wait for a lost node. 0: 60 s.
 	Patience time.Duration
 
 	mu   sync.Mutex // guards info
@@ -152,7 +152,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		if e := (*url.Error)(nil); errors.As(err, &e) {
 			err = e.Err // without the made-up URL
 		}
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if cut(err) {
 			return fmt.Errorf("%w: it went away during the request", ErrNoNode)
 		}
 		return err
@@ -170,9 +170,17 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if cut(err) {
+			return fmt.Errorf("%w: it went away during the request", ErrNoNode)
+		}
 		return fmt.Errorf("read the node's answer: %w", err)
 	}
 	return nil
+}
+
+// cut says that a connection ended where more was to come.
+func cut(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, new(*net.OpError))
 }
 
 func readError(resp *http.Response) error {
@@ -211,10 +219,72 @@ func (c *Client) Job(ctx context.Context, name string) (node.Job, error) {
 	return j, c.call(ctx, "GET", jobPath(name), nil, &j)
 }
 
-// Wait returns the job when it has ended.
+// Wait returns the job when it has ended. It waits for a node that goes away meanwhile (Patience); name should then
+// be an id, because @last may be another job.
 func (c *Client) Wait(ctx context.Context, name string) (node.Job, error) {
 	var j node.Job
-	return j, c.call(ctx, "GET", jobPath(name)+"?wait=1", nil, &j)
+	err := c.persist(ctx, func(back func()) (answered bool, err error) {
+		if _, err = c.Job(ctx, name); err != nil {
+			return false, err
+		}
+		back()
+		return true, c.call(ctx, "GET", jobPath(name)+"?wait=1", nil, &j)
+	})
+	return j, err
+}
+
+// persist calls try until it ends otherwise than by the loss of the node, or the node stays away. Try calls back once
+// it has reached the node, and says whether the node answered it: then what is lost is lost anew.
+func (c *Client) persist(ctx context.Context, try func(back func()) (answered bool, err error)) error {
+	patience := c.Patience
+	if patience == 0 {
+		patience = 60 * time.Second
+	}
+	var lostAt time.Time // zero: connected
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		answered, err := try(func() {
+			if !lostAt.IsZero() && c.Lost != nil {
+				c.Lost(nil)
+			}
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !isLost(err) {
+			return err
+		}
+		if answered || lostAt.IsZero() {
+			lostAt, wait = time.Now(), 20*time.Millisecond
+			if c.Lost != nil {
+				c.Lost(err)
+			}
+		}
+		if time.Since(lostAt) > patience {
+			return fmt.Errorf("wait %v for the node to come back: %w", patience, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// read is a request that persists: what calls it has been through losses, and would not survive another one.
+func (c *Client) read(ctx context.Context, path string, out any) error {
+	return c.persist(ctx, func(back func()) (bool, error) {
+		err := c.call(ctx, "GET", path, nil, out)
+		if !isLost(err) {
+			back()
+		}
+		return false, err
+	})
+}
+
+// isLost says that there is no node now, or that it is going down.
+func isLost(err error) bool {
+	e := (*node.Error)(nil)
+	return errors.Is(err, ErrNoNode) || errors.As(err, &e) && e.Code == node.CodeStopping
 }
 
 // Cancel ends a job, or the one task of it with that index.
@@ -230,14 +300,14 @@ func (c *Client) Cancel(ctx context.Context, name string, index *uint32) (node.J
 // Result is how a task ended. A *node.Error with the code "not_ended" says that it has not yet.
 func (c *Client) Result(ctx context.Context, name string, index uint32) (node.TaskResult, error) {
 	var r resultJSON
-	err := c.call(ctx, "GET", jobPath(name)+"/tasks/"+strconv.Itoa(int(index)), nil, &r)
+	err := c.read(ctx, jobPath(name)+"/tasks/"+strconv.Itoa(int(index)), &r)
 	return r.result(), err
 }
 
 // Input is the input of a task.
 func (c *Client) Input(ctx context.Context, name string, index uint32) ([]byte, error) {
 	var in [][]byte
-	if err := c.call(ctx, "GET", jobPath(name)+"/inputs?n=1&first="+strconv.Itoa(int(index)), nil, &in); err != nil {
+	if err := c.read(ctx, jobPath(name)+"/inputs?n=1&first="+strconv.Itoa(int(index)), &in); err != nil {
 		return nil, err
 	}
 	if len(in) == 0 {
@@ -387,6 +457,33 @@ func (c *Client) Watch(ctx context.Context, job protocol.JobID, w Watching, deli
 			return node.Job{}, fmt.Errorf("%w: frame of type %#x from the node", protocol.ErrProtocol, byte(t))
 		}
 	}
+}
+
+// Follow is Watch that waits for a node that goes away meanwhile (Patience), and then delivers what was not delivered
+// yet: each task once, in an order that may be another than before.
+func (c *Client) Follow(ctx context.Context, job protocol.JobID, w Watching, deliver func([]Result) error) (node.Job, error) {
+	var j node.Job
+	var seen bitmap
+	err := c.persist(ctx, func(back func()) (answered bool, err error) {
+		if _, err = c.Job(ctx, job.String()); err != nil {
+			return false, err
+		}
+		back()
+		j, err = c.Watch(ctx, job, w, func(rs []Result) error {
+			fresh := rs[:0]
+			for _, r := range rs {
+				if seen.set(r.Index) {
+					fresh = append(fresh, r)
+				}
+			}
+			if len(fresh) == 0 {
+				return nil
+			}
+			return deliver(fresh)
+		})
+		return true, err
+	})
+	return j, err
 }
 
 func decodeError(body []byte) error {

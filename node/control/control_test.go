@@ -445,6 +445,68 @@ func TestNodeRestarts(t *testing.T) {
 	}
 }
 
+// Who follows a job, waits for it or reads of it does so through restarts of the node, and sees each result once.
+func TestFollowThroughRestart(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	n, dir := newFakeNode(), t.TempDir()
+	stop := serve(t, dir, "", n)
+	c := dial(t, dir)
+	id := protocol.NewJobID()
+	n.OpenJob(ctx, node.JobSpec{ID: id})
+	n.AddTasks(ctx, id, 0, [][]byte{[]byte("a"), []byte("b"), []byte("c")})
+	n.hold(true)
+	n.AddTasks(ctx, id, 3, [][]byte{[]byte("d")})
+	var got []string
+	followed, waited := make(chan error, 1), make(chan error, 1)
+	go func() {
+		j, err := c.Follow(ctx, id, Watching{}, func(rs []Result) error {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			for _, r := range rs {
+				got = append(got, string(r.Output))
+			}
+			n.changed.Broadcast()
+			return nil
+		})
+		if err == nil && j.State != "done" {
+			err = fmt.Errorf("%+v", j)
+		}
+		followed <- err
+	}()
+	go func() {
+		j, err := c.Wait(ctx, id.String())
+		if err == nil && j.State != "done" {
+			err = fmt.Errorf("%+v", j)
+		}
+		waited <- err
+	}()
+	n.await(t, "two watchers and three results", func() bool { return n.watchers == 2 && len(got) == 3 })
+	stop()
+	read := make(chan error, 1)
+	go func() {
+		r, err := c.Result(ctx, id.String(), 1)
+		if err == nil && string(r.Output) != "b" {
+			err = fmt.Errorf("%+v", r)
+		}
+		read <- err
+	}()
+	n2 := newFakeNode() // it lost its last result
+	j := &fakeJob{Job: n.jobs[id].Job, inputs: n.jobs[id].inputs, results: n.jobs[id].results[:2:2], closed: true}
+	j.Done = 2
+	n2.jobs[id], n2.order = j, n.order
+	n2.hold(false)
+	serve(t, dir, "", n2)
+	for _, ch := range []chan error{followed, waited, read} {
+		if err := <-ch; err != nil {
+			t.Error(err)
+		}
+	}
+	if fmt.Sprint(got) != "[a b c d]" {
+		t.Errorf("results %v", got)
+	}
+}
+
 func TestNodeStaysAway(t *testing.T) {
 	t.Parallel()
 	n, dir := newFakeNode(), t.TempDir()

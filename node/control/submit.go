@@ -10,7 +10,6 @@ import (
 	"net"
 	"sort"
 	"sync"
-	"time"
 
 	"meshnode/node"
 	"meshnode/protocol"
@@ -95,41 +94,15 @@ func (c *Client) Submit(ctx context.Context, spec node.JobSpec, inputs iter.Seq2
 	defer context.AfterFunc(ctx, s.end)()
 	defer s.end()
 	go s.read(inputs)
-	patience := c.Patience
-	if patience == 0 {
-		patience = 30 * time.Second
+	var j node.Job
+	err := c.persist(ctx, func(back func()) (answered bool, err error) {
+		j, answered, err = s.connect(ctx, back)
+		return answered, err
+	})
+	if in := (inputError{}); errors.As(err, &in) {
+		err = in.err
 	}
-	var lostAt time.Time // zero: connected
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
-		j, answered, err := s.connect(ctx, func() {
-			if !lostAt.IsZero() && c.Lost != nil {
-				c.Lost(nil)
-			}
-		})
-		if err == nil || ctx.Err() != nil || !errors.Is(err, ErrNoNode) {
-			if ctx.Err() != nil {
-				err = ctx.Err()
-			}
-			if in := (inputError{}); errors.As(err, &in) {
-				err = in.err
-			}
-			return j, err
-		}
-		if answered || lostAt.IsZero() {
-			lostAt, wait = time.Now(), 20*time.Millisecond
-			if c.Lost != nil {
-				c.Lost(err)
-			}
-		}
-		if time.Since(lostAt) > patience {
-			return j, fmt.Errorf("wait %v for the node to come back: %w", patience, err)
-		}
-		select {
-		case <-ctx.Done():
-			return j, ctx.Err()
-		case <-time.After(wait):
-		}
-	}
+	return j, err
 }
 
 // inputError is an error that the inputs yielded.
@@ -340,6 +313,9 @@ func (s *submission) receive(ctx context.Context, read func() (protocol.LocalTyp
 			}
 		case t == protocol.ControlError:
 			refusal := decodeError(body)
+			if isLost(refusal) {
+				return node.Job{}, refusal
+			}
 			if (id >= idAdd || id == idClose) && !s.spec.Detached {
 				// A job that was cancelled meanwhile takes no more tasks; the watch tells the rest.
 				if j, err := s.c.Job(ctx, s.spec.ID.String()); err == nil && ended(j) {
