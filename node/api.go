@@ -67,6 +67,11 @@ type Peer struct {
 	Reason   string   `json:"reason"` // why it is not connected, and when the next try is
 	Addrs    []string `json:"addrs"`
 	Owner    string   `json:"owner"` // "mine" or a short form of the other owner's key
+	OS       string   `json:"os"`
+	Arch     string   `json:"arch"`
+	Labels   []string `json:"labels"` // "key=value" or "key", as its owner set them
+	CPUs     uint32   `json:"cpus"`
+	Memory   uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
 }
 
 // Job is a job of this node (`jobs --json`).

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"time"
 
@@ -16,8 +15,6 @@ import (
 	"meshnode/tasks"
 	"meshnode/tasks/blob"
 )
-
-const hostOS, hostArch = runtime.GOOS, runtime.GOARCH
 
 const (
 	// maxResultBlob bounds what is fetched as a result: a task's output is at most 16 MiB.

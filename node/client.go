@@ -229,7 +229,7 @@ func jobError(err error) error {
 		return &Error{Code: CodeNoJob, Message: err.Error(), Fix: "meshnode jobs -a lists the jobs of this node"}
 	case errors.Is(err, tasks.ErrStopped):
 		return errStopping
-	case errors.Is(err, tasks.ErrGap), errors.Is(err, tasks.ErrTooMany), errors.Is(err, tasks.ErrClosed), errors.Is(err, tasks.ErrRunning):
+	case errors.Is(err, tasks.ErrGap), errors.Is(err, tasks.ErrTooMany), errors.Is(err, tasks.ErrClosed), errors.Is(err, tasks.ErrPlacement), errors.Is(err, tasks.ErrRunning):
 		return &Error{Code: CodeBadRequest, Message: err.Error()}
 	}
 	return err
@@ -343,6 +343,9 @@ func (s *JobSpec) check() error {
 	}
 	if _, err := protocol.NewNumbers(s.Runs); err != nil {
 		return bad("the tasks are a part of %v", err)
+	}
+	if _, err := tasks.ParseOn(p.On); err != nil {
+		return bad("--on %s: %v", p.On, err)
 	}
 	for _, id := range p.Not {
 		if _, err := peer.Decode(string(id)); err != nil {
@@ -698,7 +701,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 	own := n.members.Own()
 	at := func(id string) *Peer {
 		if byID[id] == nil {
-			byID[id] = &Peer{ID: id, Name: n.nameOf(protocol.NodeID(id)), State: "gone", Path: "direct", Runtimes: []string{}, Sandbox: "wasm", Addrs: []string{}}
+			byID[id] = &Peer{ID: id, Name: n.nameOf(protocol.NodeID(id)), State: "gone", Path: "direct", Runtimes: []string{}, Sandbox: "wasm", Labels: []string{}, Addrs: []string{}}
 			if p, err := peer.Decode(id); err == nil {
 				if c, ok := n.members.Certificate(p); ok {
 					if byID[id].Owner = shortOwner(c.Owner); c.Owner == own.Owner {
@@ -734,6 +737,8 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		p.Slots, p.Running, p.Queued = st.Slots, st.Running, st.Queued
 		p.Version, p.Reason = st.Version, st.Paused
 		p.Runtimes = append(p.Runtimes, st.Runtimes...)
+		p.OS, p.Arch, p.CPUs, p.Memory = st.OS, st.Arch, st.CPUs, st.Memory
+		p.Labels = append(p.Labels, st.Labels...)
 		switch {
 		case st.Self:
 			p.State, p.Version, p.Addrs, p.Owner = "self", n.cfg.Version, n.Addrs(), "mine"

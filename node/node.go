@@ -21,6 +21,7 @@ import (
 	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,7 +48,8 @@ type Config struct {
 	Listen   []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
 	Peers    []string // members to connect to: multiaddresses or HOST:PORT
 	MDNS     bool
-	Memory   uint64 // bytes one task may use where its job says nothing; 0: the executor's default
+	Memory   uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
+	Labels   []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
 	Version  string
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger // default: none
@@ -97,6 +99,9 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg.Name, _ = os.Hostname()
 	}
 	cfg.Name = strings.ToValidUTF8(cfg.Name[:min(len(cfg.Name), protocol.MaxName)], "")
+	if err := tasks.CheckLabels(cfg.Labels); err != nil {
+		return nil, &Error{Code: CodeBadRequest, Message: err.Error()}
+	}
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
 		inbox: make(chan input, inboxSize), programs: programs{all: map[programKey]*program{}},
@@ -131,7 +136,7 @@ func New(cfg Config) (_ *Node, err error) {
 		n.runtimes[r.Name()] = r
 	}
 	n.executor, err = executor.New(executor.Config{
-		Runtimes: cfg.Runtimes, Emit: n.emit, Blobs: taskBlobs{n}, Logger: n.log, Memory: cfg.Memory,
+		Runtimes: cfg.Runtimes, Emit: n.emit, Blobs: taskBlobs{n}, Logger: n.log, Memory: cfg.Memory / uint64(max(1, cfg.Slots)),
 	})
 	if err != nil {
 		return nil, err
@@ -327,5 +332,9 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 	return tasks.New(tasks.Config{
 		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),
 		Slots: n.cfg.Slots, Runtimes: names,
+		Facts: tasks.Facts{
+			Name: n.cfg.Name, OS: runtime.GOOS, Arch: runtime.GOARCH, Labels: n.cfg.Labels,
+			CPUs: uint32(runtime.GOMAXPROCS(0)), Memory: n.cfg.Memory,
+		},
 	})
 }

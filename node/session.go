@@ -189,8 +189,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	if err := n.ask(func(s *tasks.Scheduler) { hello = s.Hello(node) }); err != nil {
 		return err
 	}
-	hello.Name, hello.NodeVersion = n.cfg.Name, n.cfg.Version
-	hello.Os, hello.Arch = hostOS, hostArch
+	hello.NodeVersion = n.cfg.Version
 	b, err := protocol.AppendMessage(nil, hello)
 	if err != nil {
 		return err

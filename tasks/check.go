@@ -15,6 +15,7 @@ import (
 //   - a terminal task has no live attempt, a leased one has one, a pending one has none;
 //   - each pending task can be taken: it is not yet reached by next, or in returned, or its input is to be read again;
 //   - the inputs in memory are those that are counted;
+//   - a task is granted only where its job wants to run;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
 	for _, j := range s.sortedJobs() {
@@ -87,6 +88,9 @@ func (s *Scheduler) checkJob(j *job) error {
 			return fmt.Errorf("task %d is pending and nobody can take it", i)
 		}
 		for _, l := range j.leases[i] {
+			if j.spec.Placement != nil && l.to.fit(j) != None {
+				return fmt.Errorf("task %d is granted to %s, which does not fit: %v", i, l.to.id.Short(), l.to.fit(j))
+			}
 			if l.kept {
 				leasedBytes += l.input.size()
 			}

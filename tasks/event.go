@@ -7,7 +7,8 @@ import "meshnode/protocol"
 type Event interface{ event() }
 
 // Submit opens a job, adds tasks to it, or closes it; one Submit may do all three. It may be repeated:
-// what the job has already is passed over. Errors: ErrNoJob, ErrGap, ErrTooMany, ErrClosed.
+// what the job has already is passed over. Errors: ErrNoJob, ErrGap, ErrTooMany, ErrClosed,
+// ErrPlacement.
 type Submit struct {
 	Job    protocol.JobID
 	Spec   *protocol.Job // opens the job; nil: it is open

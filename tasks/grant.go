@@ -47,6 +47,7 @@ type lessee struct {
 	wait      int64 // its smoothed time from request to grant
 
 	cannot  map[protocol.JobID]cannot
+	fits    map[protocol.JobID]Code       // what fit said of jobs with a Placement
 	answers map[answer][]protocol.Attempt // to be sent with this Ready
 }
 
@@ -329,7 +330,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 			if j == nil || j.state >= JobDone || a.Index >= j.tasks.n || !j.grantedTo[p.id] {
 				continue
 			}
-			if t := j.tasks.at(a.Index); t.state == pending && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
+			if t := j.tasks.at(a.Index); t.state == pending && (j.spec.Placement == nil || p.fit(j) == None) && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
 				if len(p.leases) == 0 {
 					p.renewed = s.now
 				}

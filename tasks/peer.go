@@ -42,7 +42,8 @@ type peer struct {
 	beaten      bool // a beat with the lists was sent on this stream since they last changed
 
 	// What it says of itself.
-	name, version, os, arch string
+	Facts
+	version                 string
 	runtimes                []string
 	mayUseHere, mayUseThere []string
 	slots                   int
@@ -65,7 +66,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 		p.leases = map[protocol.Attempt]*lease{}
 		p.held = map[protocol.Attempt]*held{}
 		p.jobs = map[protocol.JobID]*heldJob{}
-		p.cannot = map[protocol.JobID]cannot{}
+		p.cannot, p.fits = map[protocol.JobID]cannot{}, map[protocol.JobID]Code{}
 		s.peers[id] = p
 		i, _ := slices.BinarySearch(s.order, id)
 		s.order = slices.Insert(s.order, i, id)
@@ -87,12 +88,13 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	if p.self || ev.Session <= p.session {
 		return
 	}
-	if p.incarnation != h.Incarnation {
-		s.lose(p) // all that the old process held is lost
+	f := Facts{Name: h.Name, OS: h.Os, Arch: h.Arch, Labels: h.Labels, CPUs: h.Cpus, Memory: h.MemoryBytes}
+	if p.incarnation != h.Incarnation || !p.Facts.equal(&f) {
+		s.lose(p) // all that the old process held is lost; one that says other things of itself is another
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
-	p.name, p.version, p.os, p.arch = h.Name, h.NodeVersion, h.Os, h.Arch
+	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
 	p.runtimes, p.mayUseHere, p.mayUseThere = h.Runtimes, ev.MayUseHere, ev.MayUseThere
 	p.slots, p.running, p.queued, p.paused = int(h.Slots), 0, 0, ""
 	p.answer, p.challengeSeen = s.challenge, 0 // a Hello made after our pause; see advance
@@ -128,6 +130,7 @@ func (s *Scheduler) Hello(id protocol.NodeID) *protocol.Hello {
 	h := &protocol.Hello{
 		Version: protocol.Version, Epoch: s.epoch, Incarnation: s.cfg.Incarnation,
 		Slots: uint32(s.wanted), Runtimes: s.cfg.Runtimes,
+		Name: s.cfg.Name, Os: s.cfg.OS, Arch: s.cfg.Arch, Labels: s.cfg.Labels, Cpus: s.cfg.CPUs, MemoryBytes: s.cfg.Memory,
 	}
 	if p := s.peers[id]; p != nil {
 		h.SeenEpoch, h.SeenIncarnation = p.epoch, p.epochOf

@@ -37,6 +37,8 @@ var (
 	ErrClosed  = errors.New("the job is closed")
 	ErrRunning = errors.New("the job has not ended")
 	ErrStopped = errors.New("the node is stopping")
+
+	ErrPlacement = errors.New("what the job asks of its nodes cannot be understood")
 )
 
 // Units of Scheduler time.
@@ -56,6 +58,7 @@ type Config struct {
 	Slots       int        // ≥ 0
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
 	InputWindow int        // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
+	Facts                  // of this node
 }
 
 // Scheduler is the state machine. What must always hold of it is listed at Check.
@@ -114,6 +117,7 @@ func New(cfg Config) (*Scheduler, error) {
 	self := s.peer(cfg.Self)
 	self.self, self.up = true, true
 	self.incarnation = cfg.Incarnation
+	self.Facts = cfg.Facts
 	self.runtimes, self.mayUseHere, self.mayUseThere = cfg.Runtimes, cfg.Runtimes, cfg.Runtimes
 	s.setEpoch(cfg.Epoch)
 	s.setSlots(cfg.Slots)

@@ -32,12 +32,13 @@ type Share struct {
 
 // PeerStatus is a peer, or this node, as the scheduler sees it.
 type PeerStatus struct {
-	ID                      protocol.NodeID
-	Self, Up, Suspect       bool
-	Slots, Running, Queued  int
-	Paused                  string
-	Runtimes                []string
-	Name, Version, OS, Arch string
+	ID                     protocol.NodeID
+	Self, Up, Suspect      bool
+	Slots, Running, Queued int
+	Paused                 string
+	Runtimes               []string
+	Version                string
+	Facts
 }
 
 // Job returns the status of a job; false: there is none.
@@ -142,7 +143,7 @@ func (s *Scheduler) Peers() []PeerStatus {
 		st := PeerStatus{
 			ID: id, Self: p.self, Up: p.up, Suspect: p.up && s.suspect(p),
 			Slots: p.slots, Running: p.running, Queued: p.queued, Paused: p.paused,
-			Runtimes: p.runtimes, Name: p.name, Version: p.version, OS: p.os, Arch: p.arch,
+			Runtimes: p.runtimes, Facts: p.Facts, Version: p.version,
 		}
 		if p.self {
 			st.Slots, st.Paused = s.wanted, s.unavailable()

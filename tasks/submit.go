@@ -11,6 +11,7 @@ import (
 type job struct {
 	id     protocol.JobID
 	spec   *protocol.Job
+	on     *On // of spec.Placement
 	closed bool
 	count  uint32 // tasks it will have, if closed
 	tasks  taskList
@@ -114,7 +115,12 @@ func (s *Scheduler) submit(ev Submit) error {
 		return fmt.Errorf("job %s: closed at %d tasks with %d there: %w", ev.Job.Short(), ev.Count, max(end, uint64(has)), ErrGap)
 	}
 	if j == nil {
+		on, err := ParseOn(ev.Spec.Placement.GetOn())
+		if err != nil {
+			return fmt.Errorf("job %s: --on %s: %w: %w", ev.Job.Short(), ev.Spec.Placement.GetOn(), ErrPlacement, err)
+		}
 		j = s.openJob(ev.Job, ev.Spec)
+		j.on = on
 		s.record(JobRecord{ev.Spec})
 	}
 	if j.state >= JobDone { // a repeated submission of what has ended
@@ -227,6 +233,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 			s.send(p, &protocol.Cancel{Epoch: s.epoch, Job: j.id[:]})
 		}
 		delete(p.cannot, j.id)
+		delete(p.fits, j.id)
 	}
 	s.notice(Notice{Kind: JobEnded, Job: j.id, State: state, Reason: reason})
 }
@@ -265,7 +272,10 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 			return fmt.Errorf("restore job: %w", err)
 		}
 		if s.jobs[id] == nil {
-			s.openJob(id, r.Spec)
+			j, text := s.openJob(id, r.Spec), r.Spec.Placement.GetOn()
+			if j.on, err = ParseOn(text); err != nil { // of a later version
+				j.on = &On{text: text, bad: err}
+			}
 		}
 	case TasksRecord:
 		j, err := find(r.Job)

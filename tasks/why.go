@@ -23,8 +23,13 @@ const (
 	// Why a node gets no work of a job, whatever else it does.
 	NoRuntime  // {what} is the runtime
 	NotAllowed // {what} is the runtime
-	Refused    // {what} is what the node said when it gave the job back
-	Unfetched  // {what} is what went wrong
+	NoMatch    // {what} is what it has instead
+	Excluded   // by name
+	OnlyHere
+	OnlyElsewhere
+	NoMemory  // {what} is what it gives to a task
+	Refused   // {what} is what the node said when it gave the job back
+	Unfetched // {what} is what went wrong
 
 	// Why a node gets no work at all.
 	NotConnected
@@ -44,10 +49,15 @@ const (
 
 // table has the words of each code. {node} is a node's name or "this node", {what} what the constant says.
 var table = [codes]Reason{
-	NoRuntime:  {"no_runtime", "{node} does not run {what}", "use a node that does; {node} may need a newer meshnode"},
-	NotAllowed: {"not_allowed", "{node} does not let this node use {what}", "let {node} join with a ticket that allows it: meshnode invite --runtime {what}"},
-	Refused:    {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
-	Unfetched:  {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
+	NoRuntime:     {"no_runtime", "{node} does not run {what}", "use a node that does; {node} may need a newer meshnode"},
+	NotAllowed:    {"not_allowed", "{node} does not let this node use {what}", "let {node} join with a ticket that allows it: meshnode invite --runtime {what}"},
+	NoMatch:       {"no_match", "{node} {what}", "use a node that has it, start one with meshnode up --label K=V, or submit with another --on"},
+	Excluded:      {"excluded", "{node} is excluded by --not", "submit without --not {node} if it may run there"},
+	OnlyHere:      {"only_here", "{node} gets none of it: the job runs only where it was submitted", "submit without --local-only"},
+	OnlyElsewhere: {"only_elsewhere", "{node} gets none of it: the job runs only on other nodes", "submit without --remote-only, or connect another node"},
+	NoMemory:      {"no_memory", "{node} has {what} of memory for a task, and the job wants more", "submit with less --memory; or on {node}: fewer slots (meshnode slots K), or meshnode up --memory with more"},
+	Refused:       {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
+	Unfetched:     {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
 
 	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
 	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
@@ -76,7 +86,7 @@ func (p *peer) called() string {
 	if p.self {
 		return "this node"
 	}
-	return cmp.Or(p.name, p.id.Short())
+	return cmp.Or(p.Name, p.id.Short())
 }
 
 // idle is why p gets no work at all, or None.
@@ -104,6 +114,10 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 		what = j.spec.Program.GetRuntime()
 	case Refused, Unfetched:
 		what = p.cannot[j.id].reason
+	case NoMatch:
+		_, what = j.on.Match(p.id, &p.Facts, p.runtimes)
+	case NoMemory:
+		what = sizeText(s.memoryOf(p))
 	case Paused:
 		if what = p.paused; p.self {
 			what = s.unavailable()
@@ -122,20 +136,37 @@ func (s *Scheduler) whyNot(p *peer, j *job) Code {
 		return NotAllowed
 	case refused && s.now < c.from:
 		return c.code
+	case j.spec.Limits.GetMemoryBytes() > 0 && p.Memory > 0 && j.spec.Limits.MemoryBytes > s.memoryOf(p):
+		return NoMemory
+	case j.spec.Placement == nil:
+		return None
 	}
-	return None
+	c, known := p.fits[j.id]
+	if !known {
+		c = p.fit(j)
+		p.fits[j.id] = c
+	}
+	return c
 }
+
+// memoryOf is what p gives to one task, in bytes.
+func (s *Scheduler) memoryOf(p *peer) uint64 { return p.Memory / uint64(max(1, p.slotsHere(s))) }
 
 // runs says whether a list of runtimes, with versions or without ("wasm", "python3.11"), has one that is asked for, with
 // its version or without.
 func runs(have []string, want string) bool {
 	for _, r := range have {
-		if rest, ok := strings.CutPrefix(r, want); ok && (rest == "" || rest[0] >= '0' && rest[0] <= '9') {
+		if r == want {
+			return true
+		}
+		if rest, ok := strings.CutPrefix(r, want); ok && want != "" && (isDigit(want[len(want)-1]) && rest[0] == '.' || !isDigit(want[len(want)-1]) && isDigit(rest[0])) {
 			return true
 		}
 	}
 	return false
 }
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // canRun says whether p could run tasks of j.
 func (s *Scheduler) canRun(p *peer, j *job) bool { return s.whyNot(p, j) == None }

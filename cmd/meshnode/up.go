@@ -22,6 +22,7 @@ import (
 
 	"meshnode/node"
 	"meshnode/node/control"
+	"meshnode/tasks"
 	"meshnode/tasks/executor"
 	"meshnode/tasks/executor/wasm"
 )
@@ -43,7 +44,7 @@ func defaultDataDir() string {
 
 type upFlags struct {
 	name, slots, memory, dht, control, logLevel string
-	listen, peers                               []string
+	listen, peers, labels                       []string
 	noMDNS, noWork, detach                      bool
 	detached, withParent                        bool // hidden
 }
@@ -69,6 +70,7 @@ On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops wi
 	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
 	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
+	fs.StringArrayVar(&f.labels, "label", nil, "`K=V` that jobs can ask for with --on; may be repeated")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "return when the node is ready; it goes on in the background")
 	fs.StringVar(&f.control, "control", "", "network of the local interface: unix or tcp")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -97,7 +99,13 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	if err != nil {
 		return cfg, usage(cmd, "--memory %s: %v", f.memory, err)
 	}
-	cfg.Memory = memory / uint64(cfg.Slots) // of one task
+	cfg.Memory = memory
+	for _, l := range f.labels { // several in a variable have commas between them
+		cfg.Labels = append(cfg.Labels, strings.Split(l, ",")...)
+	}
+	if err := tasks.CheckLabels(cfg.Labels); err != nil {
+		return cfg, usage(cmd, "--label: %v", err)
+	}
 	if f.noWork {
 		cfg.Slots = 0
 	}
