@@ -39,12 +39,18 @@ type lessee struct {
 	// no work before a beat shows that it has heard us since. 0: no such thing.
 	lostAt int64
 
-	told      uint64 // pending tasks that it knows of, by our last Load or Grant
-	loadFrom  int64  // no Load before
-	eagerFrom int64  // no unasked Grant before
-	recalling uint64 // id of the Recall under way, 0: none
-	recalls   uint64
-	wait      int64 // its smoothed time from request to grant
+	row      []*lease // its leases in the order of their grants, nil where one has ended
+	rowBase  int      // place of row[0]
+	heldOfUs int      // queued and running attempts that it listed last
+	others   int      // attempts that it holds of other origins, as it said last
+
+	told       uint64 // pending tasks that it knows of, by our last Load or Grant
+	loadFrom   int64  // no Load before
+	eagerFrom  int64  // no unasked Grant before
+	recalling  uint64 // id of the Recall under way, 0: none
+	recalls    uint64
+	recallFrom int64 // no Recall before
+	wait       int64 // its smoothed time from request to grant
 
 	cannot  map[protocol.JobID]cannot
 	fits    map[protocol.JobID]Code       // what fit said of jobs with a Placement
@@ -71,11 +77,14 @@ type lease struct {
 	running bool  // said its last beat
 	input   Input // of its task, if kept
 	kept    bool
+	started int64 // when it came to the front of what p holds of us, as far as we can tell; 0: it waits
+	place   int   // in p.row
+	spare   bool  // a second copy of a straggler
 }
 
 func (p *peer) openLessee() {
 	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]bool{}, 0, 0, 0
-	p.recalling, p.lostAt = 0, 0
+	p.recalling, p.recallFrom, p.lostAt, p.others = 0, 0, 0, 0
 	p.answers = nil
 }
 
@@ -221,7 +230,10 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	t := j.tasks.at(i)
 	t.n++
 	a := protocol.Attempt{Job: j.id, Index: i, N: t.n, Epoch: s.epoch}
-	if t.grants > 0 {
+	switch {
+	case t.state == leased:
+		j.spares++
+	case t.grants > 0:
 		j.reissued++
 	}
 	j.attempts++
@@ -231,7 +243,8 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	if len(p.leases) == 0 {
 		p.renewed = s.now
 	}
-	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j)}
+	spare := t.state == leased
+	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare}
 	s.addLease(l)
 	s.keep(l, in)
 	if !p.self && !j.grantedTo[p.id] {
@@ -241,7 +254,7 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	if t.grants < 1<<16-1 {
 		t.grants++
 	}
-	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob}
+	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob, Spare: spare}
 	if n := j.numbers.Of(i); n != i {
 		as.Number = n + 1
 	}
@@ -262,6 +275,9 @@ func (s *Scheduler) addLease(l *lease) {
 	}
 	l.to.leases[l.attempt] = l
 	j.claim.used += l.cost
+	l.place = l.to.rowBase + len(l.to.row)
+	l.to.row = append(l.to.row, l)
+	s.advanceRow(l.to)
 	j.leases[i] = append(j.leases[i], l)
 	if j.state == JobWaiting {
 		j.state = JobRunning
@@ -276,6 +292,8 @@ func (s *Scheduler) dropLease(l *lease) {
 	if l.kept {
 		j.inputs.leased -= l.input.size()
 	}
+	l.to.row[l.place-l.to.rowBase] = nil
+	s.advanceRow(l.to)
 	ls := slices.DeleteFunc(j.leases[i], func(k *lease) bool { return k == l })
 	if len(ls) > 0 {
 		j.leases[i] = ls
@@ -343,22 +361,47 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 // stealRequest answers an idle worker: with tasks, or with none, and then with those of a busier peer, later.
 func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
 	p.wait = int64(min(m.WaitUs, uint64(1)<<40)) * microsecond
+	if m.Free > 0 { // newer than its last beat
+		p.others = max(0, p.slots-int(min(m.Free, 1<<16))-len(p.leases))
+	}
 	if m.Epoch == s.epoch && s.available(p) && s.grant(p, int(m.Want), m.Id) > 0 {
 		return
 	}
 	p.grants++
 	p.told = 0
 	s.send(p, &protocol.Grant{Epoch: s.epoch, Number: p.grants, Request: m.Id})
-	s.rebalance()
+}
+
+// advanceRow notes which leases of p have come to the front: as many as it has slots count as started. Its beats tell us
+// of starts only twice a second; that it runs tasks in the order of their grants is known at once.
+func (s *Scheduler) advanceRow(p *peer) {
+	for len(p.row) > 0 && p.row[0] == nil {
+		p.row = p.row[1:]
+		p.rowBase++
+	}
+	if len(p.row) == 0 {
+		p.row = nil
+	}
+	slots := max(1, p.slotsHere(s))
+	for _, l := range p.row {
+		if l == nil {
+			continue
+		}
+		if l.started == 0 {
+			l.started = max(s.now, l.at+p.wait/2, 1)
+		}
+		if slots--; slots == 0 {
+			return
+		}
+	}
 }
 
 // free is how many slots p has that nothing here says are taken.
 func (s *Scheduler) free(p *peer) int {
-	if p.self { // what guests have of its slots keeps own tasks from none
-		return s.wanted - p.runningHere - p.queuedHere
+	if p.self { // what guests have of its slots keeps own tasks from none; leases may be on their way between its two sides
+		return s.wanted - max(p.runningHere+p.queuedHere, len(p.leases))
 	}
-	// Its last beat counts what it has of all origins; our own leases are newer.
-	return p.slots - max(p.running+p.queued, len(p.leases))
+	return p.slots - p.others - len(p.leases)
 }
 
 // atWork is how many attempts run or are queued on this node.
@@ -477,6 +520,9 @@ func (s *Scheduler) tellLoad() {
 func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 	if m.Recall != 0 && m.Recall == p.recalling {
 		p.recalling = 0
+		if len(m.Attempts) == 0 { // what we take for waiting there has started
+			p.recallFrom = s.now + recallPause
+		}
 	}
 	if m.Recall == 0 && m.Why == protocol.Refusal_NONE && !p.self {
 		p.paused = m.Reason // it takes no work; the beat that says so, or otherwise, follows
@@ -515,75 +561,6 @@ func (s *Scheduler) refused(p *peer, id protocol.JobID, code Code, reason string
 		c.from = s.now + c.pause
 	}
 	p.cannot[id] = c
-}
-
-// rebalance recalls unstarted tasks from the peer with the largest backlog while another one is idle and nothing is
-// pending. What comes back is granted to the idle one eagerly. The origin asks the victim itself: it knows all
-// backlogs of its tasks, and each steal under way, so thieves do not herd.
-func (s *Scheduler) rebalance() {
-	if s.stopping != "" {
-		return
-	}
-	for _, j := range s.jobOrder {
-		if j.state != JobRunning || s.remaining(j) > 0 || len(j.leases) == 0 {
-			continue
-		}
-		var thief, victim *peer
-		var backlog int64 // the victim's, ns
-		var count int
-		for _, id := range s.order {
-			p := s.peers[id]
-			if !s.canRun(p, j) || !s.available(p) {
-				continue
-			}
-			if s.free(p) > 0 && (thief == nil || s.weight(p, j) > s.weight(thief, j)) {
-				thief = p
-				continue
-			}
-			if p.recalling != 0 || p.slotsHere(s) == 0 {
-				continue
-			}
-			n := s.waiting(p, j)
-			b := int64(n) * s.runOn(p, j) / int64(p.slotsHere(s))
-			if n > 0 && b > backlog {
-				victim, backlog, count = p, b, n
-			}
-		}
-		if thief == nil || victim == nil || backlog <= 2*(thief.wait+victim.wait)+2*millisecond {
-			continue
-		}
-		wt, wv := s.weight(thief, j), s.weight(victim, j)
-		k := max(1, int(int64(count)*wt/(wt+wv)))
-		victim.recalls++
-		victim.recalling = victim.recalls
-		s.send(victim, &protocol.Recall{Epoch: s.epoch, Id: victim.recalls, Count: uint32(k)})
-	}
-}
-
-// waiting is how many tasks of j p holds and has not started, by its last beat, that may still move.
-func (s *Scheduler) waiting(p *peer, j *job) int {
-	n := 0
-	for a, l := range p.leases {
-		if l.job == j && !l.running && j.tasks.at(a.Index).moves < maxMoves {
-			n++
-		}
-	}
-	// A grant newer than the last beat is not in running yet: what can run at once counts as running.
-	running := 0
-	for _, l := range p.leases {
-		if l.running {
-			running++
-		}
-	}
-	return max(0, n-max(0, p.slotsHere(s)-running))
-}
-
-// runOn is the mean run time of j's tasks on p, as far as known.
-func (s *Scheduler) runOn(p *peer, j *job) int64 {
-	if sh := j.byWorker[p.id]; sh != nil && sh.run.n > 0 {
-		return sh.run.ns
-	}
-	return j.run.ns
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {

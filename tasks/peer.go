@@ -76,7 +76,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 
 // shift moves all deadlines of p by a pause of our own.
 func (p *peer) shift(gap int64) {
-	for _, t := range []*int64{&p.heard, &p.renewed, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.askFrom, &p.flushAt} {
+	for _, t := range []*int64{&p.heard, &p.renewed, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.askFrom, &p.flushAt} {
 		if *t != 0 {
 			*t += gap
 		}
@@ -107,7 +107,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	p.openLessor(s, h)
 	p.openLessee()
-	p.listed = listed(h.Held, h.Unanswered)
+	p.listed, p.heldOfUs = listed(h.Held, h.Unanswered), count(h.Held)
 	s.adopt(p, protocol.UngroupAttempts(h.Held), protocol.UngroupAttempts(h.Unanswered))
 	s.reconcile(p, protocol.UngroupAttempts(h.Held), 0)
 	s.answeredWithout(p.id)
@@ -189,8 +189,9 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 		p.lostAt = 0
 	}
 	if !m.SameHeld {
-		p.listed = listed(m.Held, m.Unanswered)
+		p.listed, p.heldOfUs = listed(m.Held, m.Unanswered), count(m.Held)
 	}
+	p.others = max(0, p.running+p.queued-p.heldOfUs)
 	for _, l := range p.leases {
 		l.running = false
 	}
@@ -200,7 +201,6 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 		}
 	}
 	s.reconcile(p, protocol.UngroupAttempts(m.Held), m.GrantsRead)
-	s.rebalance()
 }
 
 // listed is the set of attempts of a Hello or Beat.
@@ -212,6 +212,14 @@ func listed(held, unanswered []*protocol.Attempts) map[protocol.Attempt]bool {
 		}
 	}
 	return set
+}
+
+func count(gs []*protocol.Attempts) int {
+	n := 0
+	for _, g := range gs {
+		n += len(g.Index)
+	}
+	return n
 }
 
 // reconcile compares our books with what p says it holds of us, having read our grants up to grantsRead: an

@@ -68,6 +68,7 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 		s.answer(p, a, accepted)
 	case o.Status != protocol.Status_OK && s.othersLive(j, a, p):
 		// A failure counts only when no other attempt of the task lives.
+		t.failed = true
 		if l != nil {
 			s.dropLease(l)
 		}

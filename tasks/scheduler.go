@@ -77,6 +77,7 @@ type Scheduler struct {
 	jobs     map[protocol.JobID]*job
 	jobOrder []*job // that have not ended, in the order of their opening
 	turns    turns  // of jobs, for grants; see share.go
+	tailWake int64  // when a straggler may be due for a spare copy, 0: not known
 
 	slots   []slot
 	guests  turns // of origins, for slots; see share.go
@@ -296,6 +297,9 @@ func (s *Scheduler) Ready() Ready {
 			s.grantEagerly()
 			s.flushResults() // an own result that ends a task may let another one be granted
 			if len(s.loop) == 0 {
+				s.finishTail() // only once it is settled who has what
+			}
+			if len(s.loop) == 0 {
 				break
 			}
 			s.drainLoop()
@@ -326,5 +330,6 @@ func (s *Scheduler) wake() int64 {
 	if s.ownWork != 0 {
 		at(s.ownWork + guestsWait)
 	}
+	at(s.tailWake)
 	return min(w, s.now+ownPause/2) // 0 stays 0
 }

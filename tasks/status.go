@@ -85,7 +85,7 @@ func (s *Scheduler) status(j *job) JobStatus {
 		ID: j.id, Spec: j.spec, State: j.state, Reason: j.reason, Closed: j.closed,
 		Tasks: j.tasks.n, Done: j.ended - j.failed, Failed: j.failed,
 		Running: uint32(j.leased), Pending: uint32(j.pending),
-		Attempts: j.attempts, Stolen: j.stolen, Reissued: j.reissued,
+		Attempts: j.attempts, Stolen: j.stolen, Reissued: j.reissued, Spares: j.spares,
 		Elapsed: s.now - j.openedAt,
 	}
 	if j.state >= JobDone {

@@ -45,12 +45,12 @@ type job struct {
 	fetching map[protocol.Attempt]*protocol.Outcome // results whose bytes are on their way
 	charged  map[protocol.Attempt]bool              // whose worker process died: each counts once
 
-	claim                      claim // slot time of its attempts: real of those that ended, estimated of live ones
-	run                        mean  // of successes, over all workers
-	byWorker                   map[protocol.NodeID]*share
-	openedAt                   int64
-	endedAt                    int64
-	attempts, stolen, reissued uint32
+	claim                              claim // slot time of its attempts: real of those that ended, estimated of live ones
+	run                                mean  // of successes, over all workers
+	byWorker                           map[protocol.NodeID]*share
+	openedAt                           int64
+	endedAt                            int64
+	attempts, stolen, reissued, spares uint32
 }
 
 // share is what one worker did for a job.
@@ -72,6 +72,7 @@ type task struct {
 	grants uint16 // attempts granted so far, in this life; stops at its maximum
 	deaths uint8  // of worker processes while they ran it
 	moves  uint8  // times it was recalled
+	failed bool   // an attempt failed while another was live, which decides: no more copies
 	state  taskState
 }
 

@@ -79,7 +79,8 @@ type held struct {
 	at      int64 // when it came
 	started int64
 	running bool
-	returns int // times that its slot could not run it
+	returns int  // times that its slot could not run it
+	spare   bool // a second copy: it gives way to any first one
 	outcome *protocol.Outcome
 }
 
@@ -370,7 +371,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 		for _, t := range jg.Tasks {
 			h := &held{
 				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
-				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now,
+				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now, spare: t.Spare,
 			}
 			if p.held[h.attempt] != nil {
 				continue
@@ -384,7 +385,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				cannot, why = append(cannot, h), j.why
 			case len(p.held) >= 2*maxHeld, p.full(), p.inputBytes > maxInputs && !p.self:
 				noSlot = append(noSlot, h)
-			case m.Request == 0 && room <= 0 && !p.self:
+			case m.Request == 0 && room <= 0 && !p.self, t.Spare && room <= 0:
 				noSlot = append(noSlot, h)
 			default:
 				p.keep(h)
@@ -446,7 +447,33 @@ func (s *Scheduler) startTasks() {
 		}
 		s.start(i, p, j)
 	}
+	s.dropSpare(busy)
 	s.sendGuestsAway()
+}
+
+// dropSpare stops a spare copy if a first attempt waits for its slot: they run on idle capacity only. One at a time:
+// the slot is free when the copy has stopped.
+func (s *Scheduler) dropSpare(busy int) {
+	if p, j := s.next(busy - 1); p == nil || j.queue[0].spare {
+		return
+	}
+	slot, spare := -1, (*held)(nil)
+	for i := range s.slots {
+		if s.slots[i].busy && len(s.slots[i].items) == 0 {
+			return // one is stopping already
+		}
+		for _, h := range s.slots[i].items {
+			if h.spare && len(s.slots[i].items) == 1 {
+				slot, spare = i, h
+			}
+		}
+	}
+	if spare == nil {
+		return
+	}
+	clear(s.slots[slot].items)
+	s.stop(slot, []protocol.Attempt{spare.attempt})
+	s.giveBack(spare.from, []*held{spare}, protocol.Refusal_NO_SLOT, "a first attempt needs its slot")
 }
 
 // next is whose tasks start next, with busy slots taken; nil: nobody's.
@@ -509,6 +536,33 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	s.out.Start = append(s.out.Start, st)
 }
 
+// clear makes a slot one that nobody has.
+func (sl *slot) clear() {
+	if sl.busy {
+		sl.from.claim.busy--
+		sl.job.claim.busy--
+	}
+	*sl = slot{}
+}
+
+// stop ends attempts of a slot, whose items they are no more. One that this very Ready would start is left out of its
+// Start, for Stops are carried out before.
+func (s *Scheduler) stop(i int, as []protocol.Attempt) {
+	for k := range s.out.Start {
+		st := &s.out.Start[k]
+		if st.Slot != i {
+			continue
+		}
+		st.Items = slices.DeleteFunc(st.Items, func(it Item) bool { return slices.Contains(as, it.Attempt) })
+		if len(st.Items) == 0 {
+			s.out.Start = slices.Delete(s.out.Start, k, k+1)
+			s.slots[i].clear()
+		}
+		return
+	}
+	s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: as})
+}
+
 // finished takes what a slot says of its items.
 func (s *Scheduler) finished(ev Finished) {
 	if ev.Slot < 0 || ev.Slot >= len(s.slots) {
@@ -547,11 +601,7 @@ func (s *Scheduler) finished(ev Finished) {
 		for _, a := range sortedAttempts(sl.items) { // the slot owes an answer for each; none came
 			s.putBack(sl.items[a], !sl.some)
 		}
-		if sl.busy {
-			sl.from.claim.busy--
-			sl.job.claim.busy--
-		}
-		sl.busy, sl.from, sl.job, sl.items = false, nil, nil, nil
+		sl.clear()
 		for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
 			s.slots = s.slots[:len(s.slots)-1]
 		}
@@ -684,7 +734,7 @@ func (s *Scheduler) revokeHeld(p *peer, as []protocol.Attempt) {
 		s.drop(p, h)
 	}
 	for _, i := range sortedKeys(stop) {
-		s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: stop[i]})
+		s.stop(i, stop[i])
 	}
 }
 
@@ -767,7 +817,7 @@ func (s *Scheduler) shutdown(reason string) {
 			as, hs = append(as, a), append(hs, sl.items[a])
 		}
 		if len(as) > 0 {
-			s.out.Stop = append(s.out.Stop, Stop{Slot: i, Attempts: as})
+			s.stop(i, as)
 			from := hs[0].from
 			clear(sl.items)
 			s.giveBack(from, hs, protocol.Refusal_NONE, s.stopping)

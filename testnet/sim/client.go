@@ -24,6 +24,7 @@ type job struct {
 	mean     int64 // run time of a task at speed 100
 	spread   spread
 	parallel uint32
+	noSpares bool // no spare copies: they would cover up what is looked for
 
 	invalid   bool         // no node can run it
 	notAt     map[int]bool // nodes that cannot
@@ -157,7 +158,11 @@ func (j *job) submit(p *process, first uint32) {
 	if first == 0 {
 		code := j.blob(math.MaxUint32)
 		j.n.blobs.here[code] = true
-		ev.Spec = &protocol.Job{Job: j.id[:], Name: "job", Detached: j.detached, MaxParallel: j.parallel,
+		spare := protocol.Spare_SPARE_AUTO
+		if j.noSpares {
+			spare = protocol.Spare_SPARE_OFF
+		}
+		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel,
 			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: 1000}}}
 	}
 	for i := first; i < first+n; i++ {

@@ -13,6 +13,7 @@ type slot struct {
 	job     protocol.JobID
 	items   []tasks.Item
 	running bool // items[0] runs
+	sent    bool // the frame with the items has been paid for
 	gen     int  // of the running item: what ends it is for this one only
 	began   int64
 	queued  int64
@@ -67,7 +68,12 @@ func (p *process) next(i int, s *slot) {
 	if dies {
 		d = d * int64(w.rng.IntN(100)) / 100
 	}
-	p.after(w.handoff+d, func() {
+	frame := w.handoff
+	if s.sent {
+		frame = w.handoff / 20 // of a batch
+	}
+	s.sent = true
+	p.after(frame+d, func() {
 		if s.gen != gen || !s.running {
 			return
 		}

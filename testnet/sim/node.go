@@ -226,6 +226,9 @@ func (n *node) die(silent bool) {
 	n.losing(p)
 	w.trace("%v dies: keeps %d of %d batches, %d were synced", n, kept, len(n.disk.batches), n.disk.synced)
 	p.dead = true
+	for _, st := range n.p.s.Jobs() {
+		n.w.spares += int(st.Spares)
+	}
 	n.p = nil
 	n.stop, n.deferred = 0, nil
 	n.disk.cut(kept)
@@ -675,6 +678,9 @@ func (p *process) leave() {
 	w.trace("%v stops cleanly", n)
 	n.losing(p)
 	p.dead = true
+	for _, st := range n.p.s.Jobs() {
+		n.w.spares += int(st.Spares)
+	}
 	n.p = nil
 	for _, e := range p.sortedEnds() {
 		e.conn.cut(cutClean(e.side))

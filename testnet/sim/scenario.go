@@ -118,6 +118,7 @@ var scenarios = map[string]func(*world){
 	"deaf": func(w *world) {
 		j := w.one(3, 100, 50*ms)
 		j.deadline = 8500 * ms
+		j.noSpares = true
 		w.patient = true
 		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[0].link(w.nodes[1]).wall(true, false, 28*sec) })
 	},
@@ -125,6 +126,7 @@ var scenarios = map[string]func(*world){
 	"silent": func(w *world) {
 		j := w.one(3, 100, 50*ms)
 		j.deadline = 9 * sec
+		j.noSpares = true
 		w.patient = true
 		w.at(w.between(550*ms, 1500*ms), func() {
 			n := w.nodes[1]
@@ -167,6 +169,7 @@ var scenarios = map[string]func(*world){
 		for range 3 {
 			w.at(w.between(600*ms, 4*sec), func() { w.nodes[1+w.rng.IntN(2)].crash(true, w.between(100*ms, 900*ms)) })
 		}
+		j.noSpares = true
 		j.detached = w.chance(500)
 	},
 	// Everything at once.

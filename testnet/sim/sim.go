@@ -156,6 +156,7 @@ type world struct {
 	firstSubmit   int64
 	granted       int
 	executed      int
+	spares        int // granted in lives that have ended
 	messages      int
 	steps         int
 	maxRegrants   float64 // executed per needed attempt at the end; 0: no budget
