@@ -204,6 +204,9 @@ type clientAPI interface {
 	// Inputs are up to n inputs of the job, from task first on.
 	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
 	Result(ctx context.Context, job protocol.JobID, index uint32) (TaskResult, bool, error)
+	// Rerun makes a new job of the tasks of an ended one, with the same program and terms. It may be repeated with
+	// the same ID. CodeRefused: the job goes on; CodeUnavailable: its program or an input is no more on this disk.
+	Rerun(ctx context.Context, of protocol.JobID, r Rerun) (Job, error)
 	// Cancel ends a job, or the task index of it.
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
 

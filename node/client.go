@@ -389,6 +389,11 @@ func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, i
 		ins[i] = tasks.Input{Blob: bl}
 		pins = append(pins, protocol.BlobID(bl.Id))
 	}
+	return n.addInputs(job, first, ins, pins)
+}
+
+// addInputs adds tasks whose blobs are pinned: from now on by their job.
+func (n *Node) addInputs(job protocol.JobID, first uint32, ins []tasks.Input, pins []protocol.BlobID) error {
 	var stepped error
 	err := n.ask(func(s *tasks.Scheduler) {
 		stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: first, Inputs: ins})

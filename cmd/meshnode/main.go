@@ -281,7 +281,7 @@ variable. Without a command, meshnode does what "up" does.`,
 	root.AddCommand(
 		c.upCommand(), c.downCommand(), c.statusCommand(),
 		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.peersCommand(),
-		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.logsCommand(),
+		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.rerunCommand(), c.logsCommand(),
 		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)
 	root.InitDefaultCompletionCmd()

@@ -88,11 +88,7 @@ func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
 	cmd.Flags().SetInterspersed(false) // what follows PROGRAM is the program's
 	var groups flagGroups
 	fs := groups.add("Results")
-	fs.BoolVarP(&f.keepOrder, "keep-order", "k", false, "results in the order of the inputs (default: as tasks end)")
-	fs.BoolVar(&f.tag, "tag", false, "each line of output with its input in front")
-	fs.BoolVar(&f.stats, "stats", false, "at the end, who did what")
-	fs.BoolVar(&f.bar, "bar", false, "show progress, also when results go to the same terminal")
-	fs.BoolVar(&f.noBar, "no-bar", false, "do not show progress")
+	f.addResultFlags(fs)
 	fs.StringVar(&f.joblog, "joblog", "", "a line for each task in `FILE` once its output is written, as of GNU parallel")
 	fs.BoolVar(&f.resume, "resume", false, "leave out what is in the file of --joblog, and add to it")
 	fs.BoolVar(&f.resumeFailed, "resume-failed", false, "the same, and run again what failed")
@@ -120,6 +116,15 @@ func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
 	if err := cmd.RegisterFlagCompletionFunc("not", c.completePeers); err != nil {
 		panic(err) // no such flag
 	}
+}
+
+// addResultFlags are the flags of all commands that show results.
+func (f *submitFlags) addResultFlags(fs *pflag.FlagSet) {
+	fs.BoolVarP(&f.keepOrder, "keep-order", "k", false, "results in the order of the inputs (default: as tasks end)")
+	fs.BoolVar(&f.tag, "tag", false, "each line of output with its input in front")
+	fs.BoolVar(&f.stats, "stats", false, "at the end, who did what")
+	fs.BoolVar(&f.bar, "bar", false, "show progress, also when results go to the same terminal")
+	fs.BoolVar(&f.noBar, "no-bar", false, "do not show progress")
 }
 
 // flagGroups are the flags of a command as its help shows them.
@@ -457,17 +462,22 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	}
 	p.bar = c.newBar(f, &total)
 	job, err := client.Submit(ctx, spec, inputs, p.print)
+	return c.ended(ctx, client, f, p, job, err)
+}
+
+// ended shows the end of a job that was submitted here: of a detached one, that it was.
+func (c *cli) ended(ctx context.Context, client *control.Client, f *submitFlags, p *printer, job node.Job, err error) error {
 	if err == nil {
 		err = p.finish(ctx)
 	}
 	p.bar.clear()
 	if ctx.Err() != nil {
 		p.out.Flush()
-		return c.interrupted(client, spec.ID, f.detach)
+		return c.interrupted(client, p.job, f.detach)
 	}
 	if err != nil {
 		p.out.Flush()
-		return fmt.Errorf("job %s: %w", spec.ID.Short(), err)
+		return fmt.Errorf("job %s: %w", p.job.Short(), err)
 	}
 	if f.detach {
 		if c.json() {

@@ -297,6 +297,23 @@ func (c *Client) Cancel(ctx context.Context, name string, index *uint32) (node.J
 	return j, c.call(ctx, "POST", path, nil, &j)
 }
 
+// Rerun makes a new job of the tasks of an ended one. A zero r.ID is replaced by a new one. It waits for a node that goes
+// away meanwhile (Patience); name should then be an id.
+func (c *Client) Rerun(ctx context.Context, name string, r node.Rerun) (node.Job, error) {
+	if r.ID.IsZero() {
+		r.ID = protocol.NewJobID()
+	}
+	var j node.Job
+	err := c.persist(ctx, func(back func()) (bool, error) {
+		err := c.call(ctx, "POST", jobPath(name)+"/rerun", rerunBody{r.ID.String(), r.Failed, r.Detached}, &j)
+		if !isLost(err) {
+			back()
+		}
+		return false, err
+	})
+	return j, err
+}
+
 // Result is how a task ended. A *node.Error with the code "not_ended" says that it has not yet.
 func (c *Client) Result(ctx context.Context, name string, index uint32) (node.TaskResult, error) {
 	var r resultJSON

@@ -219,6 +219,21 @@ func (n *fakeNode) Result(_ context.Context, id protocol.JobID, i uint32) (node.
 	return j.results[i], true, nil
 }
 
+func (n *fakeNode) Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (node.Job, error) {
+	n.mu.Lock()
+	j, err := n.job(of)
+	n.mu.Unlock()
+	if err != nil {
+		return node.Job{}, err
+	}
+	n.OpenJob(ctx, node.JobSpec{ID: r.ID, Detached: r.Detached, RerunOf: of})
+	if !r.Failed {
+		n.AddTasks(ctx, r.ID, 0, j.inputs)
+	}
+	n.CloseJob(ctx, r.ID, uint32(len(j.inputs)))
+	return n.Job(ctx, r.ID)
+}
+
 func (n *fakeNode) Cancel(_ context.Context, id protocol.JobID, index *uint32) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -31,6 +31,7 @@ type Node interface {
 	Job(ctx context.Context, job protocol.JobID) (node.Job, error)
 	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
 	Result(ctx context.Context, job protocol.JobID, index uint32) (node.TaskResult, bool, error)
+	Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (node.Job, error)
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
 	PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error)
 	Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error)
@@ -94,6 +95,7 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("GET /v1/jobs/{job}/tasks/{index}", s.getTask)
 	handle("GET /v1/jobs/{job}/inputs", s.getInputs)
 	handle("POST /v1/jobs/{job}/cancel", s.postCancel)
+	handle("POST /v1/jobs/{job}/rerun", s.postRerun)
 	handle("POST /v1/invite", s.postInvite)
 	handle("POST /v1/join", s.postJoin)
 	handle("POST /v1/leave", func(r *http.Request) (any, error) { return empty{}, s.node.Leave(r.Context()) })
@@ -312,6 +314,29 @@ func (s *Server) postCancel(r *http.Request) (any, error) {
 		return nil, noTask(id, *task, j)
 	}
 	return j, err
+}
+
+// rerunBody is the JSON of POST /v1/jobs/{job}/rerun.
+type rerunBody struct {
+	Job      string `json:"job"` // the new one
+	Failed   bool   `json:"failed"`
+	Detached bool   `json:"detached"`
+}
+
+func (s *Server) postRerun(r *http.Request) (any, error) {
+	of, err := s.resolve(r)
+	if err != nil {
+		return nil, err
+	}
+	var b rerunBody
+	if err := readJSON(r, &b); err != nil {
+		return nil, err
+	}
+	id, err := protocol.ParseJobID(b.Job)
+	if err != nil {
+		return nil, badRequest(err)
+	}
+	return s.node.Rerun(r.Context(), of, node.Rerun{ID: id, Failed: b.Failed, Detached: b.Detached})
 }
 
 // inviteBody is the JSON of POST /v1/invite.
