@@ -20,6 +20,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/protocol"
+	"meshnode/tasks"
 	"meshnode/tasks/executor/wasm"
 )
 
@@ -524,6 +525,9 @@ func (f *submitFlags) place(cmd *cobra.Command, spec *node.JobSpec) error {
 		return usage(cmd, "--resume needs --joblog FILE, which says what ran")
 	case f.joblog != "" && f.detach:
 		return usage(cmd, "--joblog is written by the client as tasks end, and -d leaves before")
+	}
+	if _, err := tasks.ParseOn(f.on); err != nil {
+		return usage(cmd, "--on %s: %v", f.on, err)
 	}
 	f.resume = f.resume || f.resumeFailed
 	spec.Retries, spec.Priority = f.retries, f.priority
