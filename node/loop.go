@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"meshnode/protocol"
@@ -186,6 +187,9 @@ func (l *loop) carryOut(r tasks.Ready) error {
 	for _, b := range r.Unpin {
 		n.blobs.Unpin(b)
 	}
+	for i := range r.Happened {
+		l.log(&r.Happened[i])
+	}
 	for _, nt := range r.Notices {
 		if nt.Durable {
 			later.notices = append(later.notices, nt)
@@ -213,6 +217,21 @@ func (n *Node) load(x tasks.Load) {
 			}
 		})
 	})
+}
+
+// log writes what the scheduler did as a line.
+func (l *loop) log(h *tasks.Happening) {
+	as := []slog.Attr{slog.String("what", h.Code.String()), slog.String("peer", string(h.Peer))}
+	if !h.Attempt.Job.IsZero() {
+		as = append(as, slog.String("job", h.Attempt.Job.Short()))
+		if h.Attempt.N > 0 {
+			as = append(as, slog.Uint64("task", uint64(h.Attempt.Index)), slog.Uint64("attempt", uint64(h.Attempt.N)))
+		}
+	}
+	if h.What != "" {
+		as = append(as, slog.String("reason", h.What))
+	}
+	l.n.log.LogAttrs(l.n.ctx, slog.LevelDebug, "scheduler", as...)
 }
 
 // releaseDurable carries out what waited for batches that are synced now.

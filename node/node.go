@@ -331,7 +331,7 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 	}
 	return tasks.New(tasks.Config{
 		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),
-		Slots: n.cfg.Slots, Runtimes: names,
+		Slots: n.cfg.Slots, Runtimes: names, Tell: n.log.Enabled(context.Background(), slog.LevelDebug),
 		Facts: tasks.Facts{
 			Name: n.cfg.Name, OS: runtime.GOOS, Arch: runtime.GOARCH, Labels: n.cfg.Labels,
 			CPUs: uint32(runtime.GOMAXPROCS(0)), Memory: n.cfg.Memory,

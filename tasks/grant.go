@@ -247,6 +247,11 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare}
 	s.addLease(l)
 	s.keep(l, in)
+	if spare {
+		s.tell(SpareGranted, a, p, "")
+	} else {
+		s.tell(Granted, a, p, "")
+	}
 	if !p.self && !j.grantedTo[p.id] {
 		j.grantedTo[p.id] = true
 		s.record(GrantedRecord{j.id, p.id})
@@ -308,20 +313,21 @@ func (s *Scheduler) dropLease(l *lease) {
 	}
 }
 
-// takeBack drops leases that are lost or were given back.
-func (s *Scheduler) takeBack(ls []*lease) {
+// takeBack drops leases that are lost or were given back, for the reason c.
+func (s *Scheduler) takeBack(ls []*lease, c Code, what string) {
 	slices.SortFunc(ls, func(a, b *lease) int { return a.attempt.Compare(b.attempt) })
 	for _, l := range ls {
+		s.tell(c, l.attempt, l.to, what)
 		s.dropLease(l)
 	}
 }
 
-// lose gives up every attempt that p holds; they are granted anew.
-func (s *Scheduler) lose(p *peer) {
+// lose gives up every attempt that p holds, for the reason c; they are granted anew.
+func (s *Scheduler) lose(p *peer, c Code) {
 	if p.self {
 		return
 	}
-	s.takeBack(slices.Collect(maps.Values(p.leases)))
+	s.takeBack(slices.Collect(maps.Values(p.leases)), c, "")
 	p.recalling = 0
 	p.listed = nil
 }
@@ -352,6 +358,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 				if len(p.leases) == 0 {
 					p.renewed = s.now
 				}
+				s.tell(Adopted, a, p, "")
 				s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, at: s.now})
 			}
 		}
@@ -549,7 +556,14 @@ func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 	if m.Why == protocol.Refusal_NO_SLOT {
 		p.eagerFrom = s.now + eagerPause
 	}
-	s.takeBack(back)
+	switch {
+	case m.Recall != 0:
+		s.takeBack(back, Moved, "")
+	case m.Why == protocol.Refusal_NO_SLOT:
+		s.takeBack(back, NoRoom, m.Reason)
+	default:
+		s.takeBack(back, GaveBack, m.Reason)
+	}
 }
 
 // refused keeps a job from p for a time, first at least, that doubles with each refusal.
@@ -557,6 +571,7 @@ func (s *Scheduler) refused(p *peer, id protocol.JobID, code Code, reason string
 	c := p.cannot[id]
 	c.code, c.reason = code, reason
 	if s.now >= c.from { // once per refusal, not per task
+		s.tell(code, protocol.Attempt{Job: id}, p, reason)
 		c.pause = min(max(first, 2*c.pause), cannotMost)
 		c.from = s.now + c.pause
 	}

@@ -90,13 +90,14 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	f := Facts{Name: h.Name, OS: h.Os, Arch: h.Arch, Labels: h.Labels, CPUs: h.Cpus, Memory: h.MemoryBytes}
 	if p.incarnation != h.Incarnation || !p.Facts.equal(&f) {
-		s.lose(p) // all that the old process held is lost; one that says other things of itself is another
+		s.lose(p, NodeRestarted) // all that the old process held is lost; one that says other things of itself is another
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
 	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
 	p.runtimes, p.mayUseHere, p.mayUseThere = h.Runtimes, ev.MayUseHere, ev.MayUseThere
 	p.slots, p.running, p.queued, p.paused = int(h.Slots), 0, 0, ""
+	s.tellPeer(Connected, p, "")
 	p.answer, p.challengeSeen = s.challenge, 0 // a Hello made after our pause; see advance
 	p.beaten = false                           // what we hold may have changed since our Hello was made
 	if h.SeenEpoch > s.epoch || h.SeenEpoch == s.epoch && h.SeenIncarnation != s.cfg.Incarnation {
@@ -119,8 +120,9 @@ func (s *Scheduler) peerDown(ev PeerDown) {
 		return // of a stream that another one has replaced
 	}
 	p.up, p.downAt = false, s.now
+	s.tellPeer(Disconnected, p, ev.Reason)
 	if ev.Clean {
-		s.lose(p)
+		s.lose(p, NodeLeft)
 		s.dropQueued(p)
 	}
 }
@@ -231,7 +233,7 @@ func (s *Scheduler) reconcile(p *peer, held []protocol.Attempt, grantsRead uint6
 			gone = append(gone, l)
 		}
 	}
-	s.takeBack(gone)
+	s.takeBack(gone, NotHeld, "")
 	var dead []protocol.Attempt
 	for _, a := range held {
 		if p.leases[a] == nil {
@@ -281,11 +283,11 @@ func (s *Scheduler) tick() {
 		switch {
 		case p.up && len(p.leases) > 0 && s.now >= p.renewed+leaseTime:
 			lost := sortedAttempts(p.leases)
-			s.lose(p)
+			s.lose(p, NodeLost)
 			p.lostAt = s.now
 			s.revoke(p, lost) // behind the grants that may still be on their way: none of them is to start
 		case !p.up && s.now >= p.downAt+resetGrace:
-			s.lose(p)
+			s.lose(p, NodeGone)
 			s.dropQueued(p)
 			if len(p.jobs) > 0 {
 				s.forgetJobs(p)

@@ -21,6 +21,7 @@ type Ready struct {
 	Load     []Load
 	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome or job that held it
 	Notices  []Notice
+	Happened []Happening // only with Config.Tell, and for logs only
 	// Wake is when the next Tick is due, in the time of Step; 0: not before another event.
 	Wake int64
 }

@@ -28,7 +28,7 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	if (l == nil || l.number == 0 && !p.self) && !s.mac.verify(a, p.id, o.Mac) {
 		// Not on the books, or only by the peer's own word, and not proved: it was never granted to p.
 		if l != nil {
-			s.takeBack([]*lease{l})
+			s.takeBack([]*lease{l}, Unproved, "")
 		}
 		s.answer(p, a, unknown)
 		return
@@ -57,6 +57,7 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 		}
 		j.charged[a] = true
 		t.deaths++
+		s.tell(ProcessDied, a, p, o.Error)
 		if t.deaths >= maxDeaths && t.state == pending {
 			// A new Outcome: the worker, which may be this node, still keeps o.
 			s.finish(j, a.Index, &protocol.Outcome{
@@ -72,6 +73,7 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 		if l != nil {
 			s.dropLease(l)
 		}
+		s.tell(NotCounted, a, p, o.Error)
 		s.answer(p, a, superseded)
 	case (o.OutputBlob != nil || o.LogBlob != nil) && !p.self:
 		// Not terminal before its bytes are here and verified; the worker keeps them until the answer.
@@ -119,7 +121,7 @@ func (s *Scheduler) fetched(ev Fetched) {
 			return // it keeps the outcome, and brings it again on its next stream
 		}
 		if l := p.leases[a]; l != nil {
-			s.takeBack([]*lease{l})
+			s.takeBack([]*lease{l}, NotFetched, ev.Err)
 		}
 		if !over {
 			s.refused(p, j.id, Unfetched, ev.Err, unfetchedFirst)
@@ -143,6 +145,14 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 	s.record(DoneRecord{Job: j.id, Done: d})
 	s.notice(Notice{Kind: TaskDone, Job: j.id, Done: d})
 	a := o.AttemptOf()
+	switch {
+	case w == "":
+		s.tell(CancelledTask, a, s.peers[s.cfg.Self], o.Error)
+	case o.Status == protocol.Status_OK:
+		s.tell(Ended, a, s.peer(w), "")
+	default:
+		s.tell(EndedBadly, a, s.peer(w), o.Error)
+	}
 	ls := slices.Clone(j.leases[i])
 	for _, l := range ls {
 		s.dropLease(l)

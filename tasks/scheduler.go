@@ -59,6 +59,7 @@ type Config struct {
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
 	InputWindow int        // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
 	Facts                  // of this node
+	Tell        bool       // in Ready.Happened, for logs
 }
 
 // Scheduler is the state machine. What must always hold of it is listed at Check.
@@ -88,6 +89,8 @@ type Scheduler struct {
 
 	loop []loopback // messages between this node's two sides, in order
 	out  Ready
+
+	story story
 }
 
 // loopback is a message of this node to itself. It does not pass through the codec; both sides

@@ -44,6 +44,29 @@ const (
 	NoNode     // {what} is why, by node
 	NoSlotFree // {what} is the nodes
 
+	// What happened to an attempt or a peer, for its story.
+	Granted
+	SpareGranted
+	Adopted
+	Moved
+	NoRoom   // {what} is the node's sentence
+	GaveBack // {what} is the node's sentence
+	NodeRestarted
+	NodeLeft
+	NodeLost
+	NodeGone
+	NotHeld
+	Unproved
+	ProcessDied // {what} is how
+	NotCounted  // {what} is the failure
+	NotFetched  // {what} is what went wrong
+	Ended
+	EndedBadly    // {what} is the failure
+	CancelledTask // {what} is why
+	Recalled      // {what} is how many
+	Connected
+	Disconnected // {what} is why
+
 	codes // their number
 )
 
@@ -65,10 +88,31 @@ var table = [codes]Reason{
 	Paused:       {"paused", "{node} takes no work: {what}", "on {node}: meshnode resume"},
 	NoSlots:      {"no_slots", "{node} has no slots", "on {node}: meshnode slots K"},
 
-	Open:       {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
-	Limbo:      {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
-	NoNode:     {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
-	NoSlotFree: {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+	Open:          {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
+	Limbo:         {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
+	NoNode:        {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
+	NoSlotFree:    {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+	Granted:       {"granted", "granted to {node}", "nothing: this is the usual way"},
+	SpareGranted:  {"spare_granted", "a spare copy was granted to {node}: the other one takes long", "nothing: the first result counts; --spare off does without"},
+	Adopted:       {"adopted", "found again at {node}, from before the connection or this node was lost", "nothing: it goes on where it was"},
+	Moved:         {"moved", "{node} gave it back unstarted, for a node that was idle", "nothing: it is granted again; it moves twice at most"},
+	NoRoom:        {"no_room", "{node} had no room for it: {what}", "nothing: it is granted again, to whoever has a free slot"},
+	GaveBack:      {"gave_back", "{node} gave it back: {what}", "nothing: it is granted again; this is no failed attempt"},
+	NodeRestarted: {"node_restarted", "{node} was started anew, and what it held was lost", "nothing: it is granted again; see the log of {node} if nobody restarted it"},
+	NodeLeft:      {"node_left", "{node} was stopped, and gave up what it held", "nothing: it is granted again"},
+	NodeLost:      {"node_lost", "{node} was silent for 3 s and counts as lost", "nothing: it is granted again; was {node} asleep, or its network away?"},
+	NodeGone:      {"node_gone", "the connection to {node} broke", "nothing: it is granted again; was {node} switched off, or its network away?"},
+	NotHeld:       {"not_held", "{node} does not have it: the grant never arrived", "nothing: it is granted again; if it happens often, look at the network between the two"},
+	Unproved:      {"unproved", "{node} sent a result without the proof that it was granted", "see the log; the result was not used, and the task is granted again"},
+	ProcessDied:   {"process_died", "the worker process on {node} died: {what}", "see the task's log; after four deaths the task has failed, as it is what kills them"},
+	NotCounted:    {"not_counted", "it failed on {node} ({what}), and that does not count: another attempt lives", "nothing: the other attempt decides"},
+	NotFetched:    {"not_fetched", "its result at {node} could not be fetched: {what}", "nothing: it runs again; see whether the disks of both nodes have room"},
+	Ended:         {"ended", "done by {node}", "nothing: meshnode results has its output"},
+	EndedBadly:    {"ended_badly", "failed on {node}: {what}", "see meshnode logs JOB/TASK; meshnode rerun JOB --failed tries again"},
+	CancelledTask: {"cancelled", "cancelled: {what}", "submit it again if it is wanted after all"},
+	Recalled:      {"recalled", "{node} was asked to give back {what} tasks, for a node that was idle", "nothing: so the last tasks of a job end sooner"},
+	Connected:     {"connected", "{node} connected", "nothing: it gets work from now on"},
+	Disconnected:  {"disconnected", "the connection to {node} ended: {what}", "nothing: it is tried again; meshnode peers says when"},
 }
 
 // reason puts the words of a code together.
