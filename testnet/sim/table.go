@@ -56,6 +56,12 @@ var tables = []table{
 		mesh{nodes: 20, mean: 100 * ms, rtt: 300 * us, ideal: 60 * sec, flap: 5 * sec}.row("flapping, ", Goal{Efficiency: 0.95, Attempts: 1.02}),
 		mesh{nodes: 20, mean: 100 * ms, rtt: 40 * ms, ideal: 60 * sec, flap: 5 * sec}.row("flapping, ", Goal{Efficiency: 0.95, Attempts: 1.02}),
 	}},
+	{"scale", []row{
+		mesh{nodes: 1000, mean: sec, rtt: 20 * ms, ideal: 10 * sec}.row("", goal(0.90)),
+		mesh{nodes: 3000, mean: sec, rtt: 20 * ms, ideal: 10 * sec}.row("", goal(0.90)),
+		mesh{nodes: 10_000, mean: sec, rtt: 20 * ms, ideal: 10 * sec}.row("", goal(0.90)),
+		mesh{nodes: 10_000, origins: 4, mean: sec, rtt: 20 * ms, ideal: 10 * sec}.row("", goal(0.90)),
+	}},
 	{"submitters", []row{
 		{"4 submitters, equal jobs, 10 nodes", Goal{Efficiency: 0.95, Slowdown: 4.4}, submitters(0.3, func(w *world) {
 			for i := range 4 {
@@ -105,10 +111,11 @@ func efficiencyRows() []row {
 	return rows
 }
 
-// mesh describes a mesh with one job of the first node, which works as all others do. Programs are ready at once and a
+// mesh describes a mesh with one job of the first node (or of several), which works as all others do. Programs are ready at once and a
 // worker process goes from task to task without a pause: what these take is measured with real processes.
 type mesh struct {
 	nodes     int
+	origins   int   // the first ones, each with an equal part of the tasks as a job; 0: one
 	mean      int64 // of run times at speed 100, ns
 	spread    spread
 	rtt       int64
@@ -126,12 +133,16 @@ func (m mesh) row(prefix string, g Goal) row {
 	if m.mixed {
 		speeds = "1-8x"
 	}
+	if m.origins > 1 {
+		speeds += fmt.Sprintf(", %d origins", m.origins)
+	}
 	name := fmt.Sprintf("%s%d ms, %s, %d nodes, %s", prefix, m.mean/ms, strings.TrimSuffix(fmt.Sprintf("%.1f", float64(m.rtt)/1e6), ".0")+" ms", m.nodes, speeds)
 	return row{name, g, m.build}
 }
 
 func (m mesh) build(w *world) {
 	w.measured()
+	w.hubs = max(1, m.origins)
 	capacity := int64(0)
 	for i := range m.nodes {
 		speed := int64(100)
@@ -154,8 +165,10 @@ func (m mesh) build(w *world) {
 	if m.slowPer > 0 {
 		work = m.mean * int64(1000+m.slowPer*(slowBy-1)) / 1000
 	}
-	j := w.jobAt(w.nodes[0], uint32(m.ideal*capacity/100/work), m.mean, 1*sec)
-	j.spread, j.slowPer = m.spread, m.slowPer
+	for i := range w.hubs {
+		j := w.jobAt(w.nodes[i], uint32(m.ideal*capacity/100/work/int64(w.hubs)), m.mean, 1*sec)
+		j.spread, j.slowPer = m.spread, m.slowPer
+	}
 	switch {
 	case m.life > 0:
 		w.kind = boundAlive

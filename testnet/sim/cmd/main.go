@@ -21,6 +21,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -40,9 +41,22 @@ func run(args []string, stdout, stderr io.Writer) int {
 		"; a row of a table; empty: each seed chooses")
 	replay := fs.Uint64("replay", 0, "run this seed alone and print its trace")
 	digest := fs.Bool("digest", false, "print a line with the digest of each seed")
+	profile := fs.String("cpuprofile", "", "write a CPU profile of all of it to this file")
 	all := fs.Bool("all", false, "go on after a violation")
 	if err := fs.Parse(args); err != nil {
 		return 2
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(stderr, err)
+			return 2
+		}
+		defer f.Close()
+		defer pprof.StopCPUProfile()
 	}
 	out := bufio.NewWriter(stdout)
 	defer out.Flush()
