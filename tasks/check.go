@@ -23,7 +23,7 @@ func (s *Scheduler) Check() error {
 			return fmt.Errorf("job %s: %w", j.id.Short(), err)
 		}
 	}
-	leases := 0
+	leases, here := 0, load{}
 	for _, id := range s.order {
 		p := s.peers[id]
 		for a, l := range p.leases {
@@ -35,6 +35,11 @@ func (s *Scheduler) Check() error {
 		if err := s.checkHeld(p); err != nil {
 			return fmt.Errorf("held of %s: %w", id.Short(), err)
 		}
+		here.running += p.runningHere
+		here.queued += p.queuedHere
+	}
+	if here != s.here {
+		return fmt.Errorf("%+v at work here in the books, %+v by the peers", s.here, here)
 	}
 	for _, j := range s.jobs {
 		for _, ls := range j.leases {

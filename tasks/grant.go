@@ -146,13 +146,16 @@ func (p *peer) slotsHere(s *Scheduler) int {
 // fairShare is the most that p may take of j's n remaining tasks in one grant: what its speed is of all speeds.
 // So the last tasks spread over all, and no one hoards them.
 func (s *Scheduler) fairShare(p *peer, j *job, n int) int {
-	all, mine := int64(0), s.weight(p, j)
-	for _, id := range s.order {
-		q := s.peers[id]
-		if s.canRun(q, j) && q.slotsHere(s) > 0 && (q == p || s.available(q)) {
-			all += s.weight(q, j)
+	mine := s.weight(p, j)
+	if j.weighedAt != s.readies || j.weights == 0 { // once for all grants of a Ready: there may be thousands of both
+		j.weighedAt, j.weights = s.readies, 0
+		for _, q := range s.line {
+			if s.canRun(q, j) && q.slotsHere(s) > 0 && (q == p || s.available(q)) {
+				j.weights += s.weight(q, j)
+			}
 		}
 	}
+	all := j.weights
 	if all <= mine {
 		return n
 	}
@@ -412,13 +415,7 @@ func (s *Scheduler) free(p *peer) int {
 }
 
 // atWork is how many attempts run or are queued on this node.
-func (s *Scheduler) atWork() int {
-	n := 0
-	for _, p := range s.peers {
-		n += p.runningHere + p.queuedHere
-	}
-	return n
-}
+func (s *Scheduler) atWork() int { return s.here.running + s.here.queued }
 
 // grantEagerly sends new work to peers that are known to be idle without waiting for them to ask (this saves a
 // round trip): one task to each before a second to any. Then it tells the others that there is work.
@@ -440,8 +437,7 @@ func (s *Scheduler) grantEagerly() {
 	}
 	var rooms []room
 	total := 0
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if s.available(p) && (p.self || s.now >= p.eagerFrom) {
 			n := s.pendingFor(p)
 			if f := min(s.free(p), n); f > 0 {
@@ -500,8 +496,7 @@ func (s *Scheduler) tellLoad() {
 	for _, j := range s.jobOrder {
 		left += s.grantable(j)
 	}
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if left == 0 {
 			return
 		}

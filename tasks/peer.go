@@ -63,6 +63,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 	p := s.peers[id]
 	if p == nil {
 		p = &peer{id: id}
+		p.here = &s.here
 		p.leases = map[protocol.Attempt]*lease{}
 		p.held = map[protocol.Attempt]*held{}
 		p.jobs = map[protocol.JobID]*heldJob{}
@@ -70,6 +71,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 		s.peers[id] = p
 		i, _ := slices.BinarySearch(s.order, id)
 		s.order = slices.Insert(s.order, i, id)
+		s.line = slices.Insert(s.line, i, p)
 	}
 	return p
 }
@@ -148,11 +150,7 @@ func (s *Scheduler) makeBeat(p *peer) *protocol.Beat {
 		Epoch: s.epoch, GrantsRead: p.grantsRead, Slots: uint32(s.wanted), Paused: cut(s.unavailable(), protocol.MaxName),
 		Challenge: s.challenge, Answer: p.challengeSeen,
 	}
-	for _, id := range s.order {
-		q := s.peers[id]
-		b.Running += uint32(q.runningHere)
-		b.Queued += uint32(q.queuedHere)
-	}
+	b.Running, b.Queued = uint32(s.here.running), uint32(s.here.queued)
 	if b.SameHeld = p.beaten; !p.beaten {
 		queued, unanswered := p.heldLists()
 		b.Held, b.Unanswered = protocol.GroupAttempts(queued), protocol.GroupAttempts(unanswered)
@@ -265,15 +263,14 @@ func (p *peer) beatSoon(now int64) {
 
 // beatAll tells every peer at once what changed here.
 func (s *Scheduler) beatAll() {
-	for _, id := range s.order {
-		s.sendBeat(s.peers[id])
+	for _, p := range s.line {
+		s.sendBeat(p)
 	}
 }
 
 // tick does what time alone brings.
 func (s *Scheduler) tick() {
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if p.self {
 			continue
 		}

@@ -216,8 +216,8 @@ func answerMessage(m map[answer][]protocol.Attempt) *protocol.ResultAnswer {
 }
 
 func (s *Scheduler) flushAnswers() {
-	for _, id := range s.order {
-		if p := s.peers[id]; len(p.answers) > 0 {
+	for _, p := range s.line {
+		if len(p.answers) > 0 {
 			s.sendDurable(p, answerMessage(p.answers))
 			p.answers = nil
 		}

@@ -74,6 +74,8 @@ type Scheduler struct {
 
 	peers map[protocol.NodeID]*peer // this node too: it is a worker of its own jobs, by the same messages
 	order []protocol.NodeID         // of peers, sorted: iteration that can be seen from outside
+	line  []*peer                   // the same, without looking each of them up
+	here  load                      // of this node, from all origins
 
 	jobs     map[protocol.JobID]*job
 	jobOrder []*job // that have not ended, in the order of their opening
@@ -86,6 +88,7 @@ type Scheduler struct {
 	wanted  int   // slots to have; slots above it only finish
 
 	challenge uint64 // counts own pauses
+	readies   uint64 // counts Readys
 
 	loop []loopback // messages between this node's two sides, in order
 	out  Ready
@@ -156,8 +159,7 @@ func (s *Scheduler) advance(now int64) {
 		return
 	}
 	s.challenge++
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		p.shift(gap)
 		if p.queuedHere > 0 {
 			s.sendBeat(p) // the challenge: its tasks wait for the answer
@@ -310,6 +312,7 @@ func (s *Scheduler) Ready() Ready {
 		s.flushAnswers()
 		s.loadInputs()
 	}
+	s.readies++
 	r := s.out
 	s.out = Ready{}
 	r.Wake = s.wake()
@@ -324,8 +327,8 @@ func (s *Scheduler) wake() int64 {
 			w = t
 		}
 	}
-	for _, id := range s.order {
-		s.peers[id].wake(s, at)
+	for _, p := range s.line {
+		p.wake(s, at)
 	}
 	for _, j := range s.jobOrder {
 		at(j.limboUntil)

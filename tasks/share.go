@@ -98,8 +98,7 @@ func (s *Scheduler) ownWaits() bool {
 func (s *Scheduler) sendGuestsAway() {
 	self := s.peers[s.cfg.Self]
 	waits := false
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		waits = waits || p != self && p.queuedHere > 0
 	}
 	switch {
@@ -108,8 +107,8 @@ func (s *Scheduler) sendGuestsAway() {
 	case s.ownWork == 0:
 		s.ownWork = s.now
 	case s.now >= s.ownWork+guestsWait:
-		for _, id := range s.order {
-			if p := s.peers[id]; p != self {
+		for _, p := range s.line {
+			if p != self {
 				s.giveBack(p, s.emptyQueues(p), protocol.Refusal_NO_SLOT, "the tasks of its owner come first")
 			}
 		}

@@ -40,8 +40,8 @@ func (s *Scheduler) askForTasks() {
 	}
 	var sources []*peer
 	own := s.ownWaits()
-	for _, id := range s.order {
-		if p := s.peers[id]; p.up && p.pending > 0 && (p.self || !own) {
+	for _, p := range s.line {
+		if p.up && p.pending > 0 && (p.self || !own) {
 			sources = append(sources, p)
 		}
 	}

@@ -48,6 +48,8 @@ type job struct {
 	claim                              claim // slot time of its attempts: real of those that ended, estimated of live ones
 	run                                mean  // of successes, over all workers
 	byWorker                           map[protocol.NodeID]*share
+	weights                            int64  // of all peers that may run it, at
+	weighedAt                          uint64 // that Ready; see fairShare
 	openedAt                           int64
 	endedAt                            int64
 	attempts, stolen, reissued, spares uint32

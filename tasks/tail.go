@@ -32,8 +32,8 @@ func (s *Scheduler) finishTail() {
 			continue
 		}
 		if idle == nil {
-			for _, id := range s.order {
-				if p := s.peers[id]; s.available(p) && s.hasIdleSlot(p) && s.now >= p.eagerFrom {
+			for _, p := range s.line {
+				if s.available(p) && s.hasIdleSlot(p) && s.now >= p.eagerFrom {
 					idle = append(idle, p)
 				}
 			}
@@ -71,8 +71,7 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 	var most int64 // the victim's backlog, ns
 	var movable int
 	under := false
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if len(p.leases) == 0 || p == thief || p.slotsHere(s) == 0 || !p.up {
 			continue
 		}

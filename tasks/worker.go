@@ -19,6 +19,7 @@ type lessor struct {
 	grantsRead uint64     // number of its last Grant on this stream
 
 	queuedHere, runningHere int
+	here                    *load // of all origins together
 	unansweredBytes         int64 // of outcomes, in memory,
 	unansweredBlobs         int64 // and in their blobs, on disk
 	inputBytes              int64 // of queued and running attempts, in memory
@@ -229,12 +230,23 @@ func (p *peer) drop(h *held) {
 	}
 	if h.running {
 		h.running = false
-		p.runningHere--
+		p.count(-1, 0)
 	}
 }
 
 func outcomeSize(o *protocol.Outcome) int64 {
 	return int64(len(o.Output)+len(o.Log)+len(o.Error)) + 128
+}
+
+// load is how many attempts are at work here.
+type load struct{ running, queued int }
+
+// count changes how many attempts of p run and are queued here.
+func (p *peer) count(running, queued int) {
+	p.runningHere += running
+	p.queuedHere += queued
+	p.here.running += running
+	p.here.queued += queued
 }
 
 // enqueue makes h the last, or the first, of its job's queue.
@@ -248,7 +260,7 @@ func (p *peer) enqueue(h *held, first bool) {
 	} else {
 		j.queue = append(j.queue, h)
 	}
-	p.queuedHere++
+	p.count(0, +1)
 }
 
 // dequeue removes h from its queue, if it is in it.
@@ -262,7 +274,7 @@ func (p *peer) dequeue(h *held) bool {
 		return false
 	}
 	j.queue = slices.Delete(j.queue, i, i+1)
-	p.queuedHere--
+	p.count(0, -1)
 	if len(j.queue) == 0 {
 		p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
 	}
@@ -489,8 +501,7 @@ func (s *Scheduler) next(busy int) (*peer, *heldJob) {
 	}
 	var best *peer
 	var bestJob *heldJob
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if p.queuedHere == 0 || p.self || !s.confirmed(p) || p.full() || best != nil && s.guests.compare(p.claim, best.claim) >= 0 {
 			continue
 		}
@@ -527,8 +538,7 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 		st.Items = append(st.Items, Item{Attempt: h.attempt, Input: h.input, Number: h.number})
 	}
 	j.queue = j.queue[n:]
-	p.queuedHere -= n
-	p.runningHere += n
+	p.count(n, -n)
 	if len(j.queue) == 0 {
 		p.jobTurn = slices.DeleteFunc(p.jobTurn, func(k *heldJob) bool { return k == j })
 		j.queue = nil
@@ -612,7 +622,7 @@ func (s *Scheduler) finished(ev Finished) {
 func (s *Scheduler) putBack(h *held, useless bool) {
 	p := h.from
 	h.running = false
-	p.runningHere--
+	p.count(-1, 0)
 	if reason := s.unavailable(); reason != "" {
 		s.giveBack(p, []*held{h}, protocol.Refusal_NONE, reason)
 		return
@@ -632,7 +642,7 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 	o.Job, o.Index, o.Epoch, o.N, o.Mac = a.Job[:], a.Index, a.Epoch, a.N, h.mac
 	if h.running {
 		h.running = false
-		p.runningHere--
+		p.count(-1, 0)
 	}
 	p.inputBytes -= int64(len(h.input.Data))
 	h.outcome, h.input = o, Input{}
@@ -650,8 +660,7 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 // flushResults sends outcomes: at once if the origin has nothing queued here, or a job so small that somebody waits
 // for each; else a little later, together.
 func (s *Scheduler) flushResults() {
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		if len(p.results) == 0 || !p.up {
 			continue
 		}
@@ -785,8 +794,7 @@ func (s *Scheduler) setPaused(reason string) {
 
 // returnQueued gives back everything that waits here; of our own tasks too, others may run them.
 func (s *Scheduler) returnQueued(reason string) {
-	for _, id := range s.order {
-		p := s.peers[id]
+	for _, p := range s.line {
 		s.giveBack(p, s.emptyQueues(p), protocol.Refusal_NONE, reason)
 	}
 }
