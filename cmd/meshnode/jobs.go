@@ -135,6 +135,9 @@ func (c *cli) writeJob(w io.Writer, j node.Job, quiet bool) error {
 		{"time", short(time.Duration(j.ElapsedMS * float64(time.Millisecond)))},
 		{"attempts", fmt.Sprintf("%d: %d stolen, %d reissued, %d spare", j.Attempts, j.Stolen, j.Reissued, j.Spares)},
 	}
+	if j.Priority != 0 {
+		rows = append(rows, []string{"priority", strconv.Itoa(j.Priority)})
+	}
 	if j.RerunOf != "" {
 		rows = append(rows, []string{"rerun of", j.RerunOf})
 	}

@@ -5,8 +5,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -33,9 +31,10 @@ type printer struct {
 	// For keepOrder: what came before its turn. Beyond heldMost bytes only the fact is kept, and the result is
 	// asked for again when its turn has come.
 	next uint32
+	end  uint32 // after the last that came
 	held map[uint32]control.Result
 	size int
-	late map[uint32]bool
+	late []uint64 // a bit for each index: ten million may be late
 }
 
 // heldMost is how many bytes of results wait for their turn.
@@ -48,7 +47,6 @@ func (c *cli) newPrinter(client *control.Client, f *submitFlags, job protocol.Jo
 	return &printer{
 		c: c, client: client, job: job, out: bufio.NewWriterSize(c.stdout, 64<<10),
 		keepOrder: f.keepOrder, tag: f.tag, passThrough: f.passThrough, held: make(map[uint32]control.Result),
-		late: make(map[uint32]bool),
 	}
 }
 
@@ -58,6 +56,7 @@ func (p *printer) print(rs []control.Result) error {
 	for i := range rs {
 		r := &rs[i]
 		p.seen++
+		p.end = max(p.end, r.Index+1)
 		if !p.keepOrder {
 			if err := p.write(r); err != nil {
 				return err
@@ -71,9 +70,8 @@ func (p *printer) print(rs []control.Result) error {
 			p.next++
 			continue
 		}
-		n := len(r.Output) + len(r.Log) + len(r.Input) + len(r.Error)
-		if p.size+n > heldMost {
-			p.late[r.Index] = true
+		if n := heldSize(r); p.size+n > heldMost {
+			p.setLate(r.Index, true)
 		} else {
 			p.size += n
 			p.held[r.Index] = *r
@@ -94,9 +92,9 @@ func (p *printer) turns(ctx context.Context) error {
 		switch {
 		case ok:
 			delete(p.held, p.next)
-			p.size -= len(r.Output) + len(r.Log) + len(r.Input) + len(r.Error)
-		case p.late[p.next]:
-			delete(p.late, p.next)
+			p.size -= heldSize(&r)
+		case p.isLate(p.next):
+			p.setLate(p.next, false)
 			var err error
 			if r.TaskResult, err = p.client.Result(ctx, p.job.String(), p.next); err != nil {
 				return fmt.Errorf("read result %d again: %w", p.next, err)
@@ -116,14 +114,30 @@ func (p *printer) turns(ctx context.Context) error {
 
 // finish writes what has no turn: a job that did not end has gaps.
 func (p *printer) finish(ctx context.Context) error {
-	rest := slices.AppendSeq(slices.Collect(maps.Keys(p.held)), maps.Keys(p.late))
-	slices.Sort(rest)
-	for _, p.next = range rest {
+	for ; p.next < p.end; p.next++ {
 		if err := p.turns(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// heldSize is what a result that waits for its turn takes, about.
+func heldSize(r *control.Result) int {
+	return 256 + len(r.Output) + len(r.Log) + len(r.Input) + len(r.Error)
+}
+
+func (p *printer) isLate(i uint32) bool {
+	return int(i/64) < len(p.late) && p.late[i/64]&(1<<(i%64)) != 0
+}
+
+func (p *printer) setLate(i uint32, late bool) {
+	for int(i/64) >= len(p.late) {
+		p.late = append(p.late, 0)
+	}
+	if p.late[i/64] &^= 1 << (i % 64); late {
+		p.late[i/64] |= 1 << (i % 64)
+	}
 }
 
 func (p *printer) flush() error {

@@ -294,12 +294,24 @@ func (c *cli) cancelCommand() *cobra.Command {
 			return err
 		}
 		defer client.Close()
+		type target struct {
+			job   string
+			index *uint32
+		}
+		var targets []target // all names are looked up before the first is cancelled: @last stays what it was
 		for _, a := range args {
 			name, index, err := splitTask(a)
 			if err != nil {
 				return err
 			}
-			j, err := client.Cancel(cmd.Context(), name, index)
+			j, err := client.Job(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			targets = append(targets, target{j.ID, index})
+		}
+		for _, t := range targets {
+			j, err := client.Cancel(cmd.Context(), t.job, t.index)
 			if err != nil {
 				return err
 			}
