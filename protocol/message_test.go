@@ -66,6 +66,7 @@ func samples() []sample {
 		}}}},
 		{"grant-refusal", &Grant{Epoch: 7, Number: 14, Request: 100}},
 		{"recall", &Recall{Epoch: 7, Id: 3, Count: 5}},
+		{"recall-job", &Recall{Epoch: 7, Id: 4, Count: 5, Job: job}},
 		{"give-back", &GiveBack{Epoch: 7, Recall: 3, Attempts: held}},
 		{"give-back-unasked", &GiveBack{Epoch: 7, Attempts: held[:1], Reason: "the program cannot be fetched", Why: Refusal_CANNOT_RUN}},
 		{"result", &Result{Outcomes: []*Outcome{
@@ -254,7 +255,7 @@ func TestSmallLimitsSuffice(t *testing.T) {
 	for _, m := range []Message{
 		&Load{Epoch: u64, Pending: u64},
 		&StealRequest{Epoch: u64, Id: u64, Want: u32, Free: u32, WaitUs: u64},
-		&Recall{Epoch: u64, Id: u64, Count: u32},
+		&Recall{Epoch: u64, Id: u64, Count: u32, Job: seq(0, 16)},
 		&Cancel{Epoch: u64, Job: seq(0, 16)},
 	} {
 		frame(t, m)

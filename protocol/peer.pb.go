@@ -894,6 +894,7 @@ type Recall struct {
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`       // echoed in the GiveBack
 	Count         uint32                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // at most
+	Job           []byte                 `protobuf:"bytes,4,opt,name=job,proto3" json:"job,omitempty"`      // 16 bytes: only tasks of this job; empty: of any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +948,13 @@ func (x *Recall) GetCount() uint32 {
 		return x.Count
 	}
 	return 0
+}
+
+func (x *Recall) GetJob() []byte {
+	if x != nil {
+		return x.Job
+	}
+	return nil
 }
 
 // GiveBack returns attempts that the sender has not started and now never will.
@@ -1371,11 +1379,12 @@ const file_peer_proto_rawDesc = "" +
 	"\x03mac\x18\x05 \x01(\fR\x03mac\x12\x14\n" +
 	"\x05spare\x18\x06 \x01(\bR\x05spare\x12\x14\n" +
 	"\x05alone\x18\a \x01(\bR\x05alone\x12\x16\n" +
-	"\x06number\x18\b \x01(\rR\x06number\"D\n" +
+	"\x06number\x18\b \x01(\rR\x06number\"V\n" +
 	"\x06Recall\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\rR\x05count\"\xa5\x01\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x10\n" +
+	"\x03job\x18\x04 \x01(\fR\x03job\"\xa5\x01\n" +
 	"\bGiveBack\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06recall\x18\x02 \x01(\x04R\x06recall\x12.\n" +

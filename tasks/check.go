@@ -13,7 +13,7 @@ import (
 //   - I2: a task has no live attempt but on the books of its job and of its worker, and two only where one was adopted;
 //   - I7: pending + leased + terminal = accepted, and each count is what its tasks say;
 //   - a terminal task has no live attempt, a leased one has one, a pending one has none;
-//   - each pending task can be taken: it is not yet reached by next, or in returned, or its input is to be read again;
+//   - each pending task can be taken: it is not yet reached by next, or in returned, or waits for another node, or its input is to be read again;
 //   - the inputs in memory are those that are counted;
 //   - a task is granted only where its job wants to run;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
@@ -75,6 +75,11 @@ func (s *Scheduler) checkJob(j *job) error {
 	for first, count := range j.inputs.loads {
 		for i := first; i < first+count; i++ {
 			takeable[i] = true
+		}
+	}
+	for _, q := range j.elsewhere {
+		for _, i := range q {
+			takeable[i] = j.has(i)
 		}
 	}
 	var n [3]int

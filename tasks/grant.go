@@ -90,7 +90,7 @@ func (p *peer) openLessee() {
 
 // grantable is how many tasks of j could be granted now.
 func (s *Scheduler) grantable(j *job) int {
-	if j.limboUntil != 0 || j.state >= JobDone {
+	if j.limboUntil != 0 || j.state >= JobDone || j.halting != "" {
 		return 0
 	}
 	return max(0, min(s.remaining(j), j.ready))
@@ -109,11 +109,7 @@ func (s *Scheduler) remaining(j *job) int {
 func (s *Scheduler) pendingFor(p *peer) int {
 	n := 0
 	for _, j := range s.jobOrder {
-		if g := s.grantable(j); g > 0 {
-			if s.canRun(p, j) {
-				n += g
-			}
-		}
+		n += s.open(p, j)
 	}
 	return n
 }
@@ -172,10 +168,8 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 	more := func(j *job) int {
 		n, looked := left[j]
 		if !looked {
-			if n = s.grantable(j); n > 0 && s.canRun(p, j) {
+			if n = s.open(p, j); n > 0 {
 				n = min(n, s.fairShare(p, j, s.remaining(j)))
-			} else {
-				n = 0
 			}
 			left[j] = n
 		}
@@ -194,7 +188,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 		}
 		s.turns.serve(&j.claim)
 		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && given < want && size < maxGrantBytes; {
-			i, in, ok := j.take()
+			i, in, ok := s.take(p, j)
 			if !ok {
 				left[j] = 0
 				break
@@ -282,6 +276,7 @@ func (s *Scheduler) addLease(l *lease) {
 		j.leased++
 	}
 	l.to.leases[l.attempt] = l
+	j.share(l.to.id).live++
 	j.claim.used += l.cost
 	l.place = l.to.rowBase + len(l.to.row)
 	l.to.row = append(l.to.row, l)
@@ -296,6 +291,7 @@ func (s *Scheduler) addLease(l *lease) {
 func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
 	delete(l.to.leases, l.attempt)
+	j.share(l.to.id).live--
 	j.claim.used -= l.cost
 	if l.kept {
 		j.inputs.leased -= l.input.size()
@@ -508,7 +504,7 @@ func (s *Scheduler) tellLoad() {
 			continue
 		}
 		for _, j := range s.jobOrder {
-			if s.canRun(p, j) && s.grantable(j) > 0 {
+			if s.open(p, j) > 0 {
 				s.inform(p, j)
 			}
 		}

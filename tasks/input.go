@@ -84,29 +84,6 @@ func (s *Scheduler) addTasks(j *job, ins []Input) {
 	j.pending += len(ins)
 }
 
-// take returns a pending task whose input is in memory, and that: one that came back first, else the next.
-func (j *job) take() (uint32, Input, bool) {
-	for len(j.returned) > 0 {
-		i := j.returned[0]
-		j.returned = j.returned[1:]
-		if j.tasks.at(i).state == pending {
-			if in, ok := j.takeBack(i); ok {
-				j.ready--
-				return i, in, true
-			}
-		}
-	}
-	for len(j.inputs.ahead) > 0 {
-		i := j.next
-		in := j.pass()
-		if j.tasks.at(i).state == pending {
-			j.ready--
-			return i, in, true
-		}
-	}
-	return 0, Input{}, false
-}
-
 // pass moves next on, over the first input of ahead, which it returns.
 func (j *job) pass() Input {
 	x := &j.inputs
@@ -181,7 +158,7 @@ func (j *job) putBack(i uint32, in Input) {
 	}
 	j.inputs.back[i] = in
 	j.inputs.bytes += in.size()
-	j.returned = append(j.returned, i)
+	j.wait(i)
 	j.ready++
 }
 

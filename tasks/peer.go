@@ -114,6 +114,9 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	s.adopt(p, protocol.UngroupAttempts(h.Held), protocol.UngroupAttempts(h.Unanswered))
 	s.reconcile(p, protocol.UngroupAttempts(h.Held), 0)
 	s.answeredWithout(p.id)
+	for _, j := range s.jobOrder {
+		s.recallHalted(p, j)
+	}
 }
 
 func (s *Scheduler) peerDown(ev PeerDown) {

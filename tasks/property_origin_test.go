@@ -51,11 +51,24 @@ type jobModel struct {
 	tasks     uint32
 	closed    bool
 	cancelled bool
+	halted    bool // this is why it counts as cancelled
+	spec      *protocol.Job
 	detached  bool
 	done      map[uint32]*protocol.Outcome
 	deaths    map[protocol.Attempt]bool
 	told      uint32 // TaskDone in this life
 	ended     bool   // JobEnded in this life
+}
+
+// halts says that its failed tasks end it.
+func (j *jobModel) halts() bool {
+	bad := uint32(0)
+	for _, o := range j.done {
+		if o.Status != protocol.Status_OK && o.Status != protocol.Status_CANCELLED {
+			bad++
+		}
+	}
+	return j.spec.Halt != nil && bad >= j.spec.Halt.Failed
 }
 
 func (j *jobModel) over() bool { return j.cancelled || j.closed && len(j.done) == int(j.tasks) }
@@ -137,7 +150,7 @@ func (m *originModel) start(t *rapid.T) {
 func (m *originModel) enter(t *rapid.T, r Record) {
 	switch r := r.(type) {
 	case JobRecord:
-		m.jobs[protocol.JobID(r.Spec.Job)] = &jobModel{detached: r.Spec.Detached, done: map[uint32]*protocol.Outcome{}, deaths: map[protocol.Attempt]bool{}}
+		m.jobs[protocol.JobID(r.Spec.Job)] = &jobModel{detached: r.Spec.Detached, spec: r.Spec, done: map[uint32]*protocol.Outcome{}, deaths: map[protocol.Attempt]bool{}}
 	case TasksRecord:
 		if j := m.jobs[r.Job]; r.First != j.tasks || j.closed {
 			t.Fatalf("%s: %d tasks are there", recordText(r), j.tasks)
@@ -149,7 +162,7 @@ func (m *originModel) enter(t *rapid.T, r Record) {
 		}
 		m.jobs[r.Job].closed = true
 	case CancelRecord:
-		m.jobs[r.Job].cancelled = true
+		m.jobs[r.Job].cancelled, m.jobs[r.Job].halted = true, r.Halted
 	case ForgetRecord:
 		delete(m.jobs, r.Job)
 	case DoneRecord:
@@ -176,7 +189,7 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 	before := map[protocol.TaskID]bool{}
 	for id, j := range m.jobs {
 		for i := range j.tasks {
-			if j.done[i] != nil || j.cancelled {
+			if j.done[i] != nil || j.cancelled || j.halts() {
 				before[protocol.TaskID{Job: id, Index: i}] = true
 			}
 		}
@@ -188,7 +201,11 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 			told[d.Job] = append(told[d.Job], d.Done)
 		}
 		if c, ok := x.(CancelRecord); ok {
-			if e, ok := ev.(Cancel); !ok || e.Job != c.Job || e.Task != nil {
+			if c.Halted {
+				if j := m.jobs[c.Job]; !j.halts() || j.over() {
+					t.Fatalf("%s: %+v", recordText(x), j)
+				}
+			} else if e, ok := ev.(Cancel); !ok || e.Job != c.Job || e.Task != nil {
 				t.Fatalf("%s, after %T", recordText(x), ev)
 			}
 		}
@@ -344,7 +361,15 @@ func (m *originModel) checkDone(t *rapid.T, ev Event, d DoneRecord) {
 	if g, ok := m.granted[a]; !ok || g.to != d.Done.Worker {
 		t.Fatalf("%s: granted to %q", recordText(d), g.to)
 	}
-	deaths := 0
+	deaths, failed := 0, uint32(0)
+	for x, os := range m.offered {
+		if x.Task() == a.Task() && slices.ContainsFunc(os, func(o *protocol.Outcome) bool { return o.Status == protocol.Status_FAILED }) {
+			failed++
+		}
+	}
+	if retries := m.jobs[d.Job].spec.Retries; o.Status == protocol.Status_FAILED && o.Error == "" && failed <= retries {
+		t.Fatalf("%s: %d attempts failed, and %d may be tried again", recordText(d), failed, retries)
+	}
 	for x := range m.jobs[d.Job].deaths {
 		if x.Index == o.Index {
 			deaths++
@@ -448,6 +473,10 @@ func (m *originModel) Submit(t *rapid.T) {
 		has = j.tasks
 	} else {
 		sp.Detached = rapid.Bool().Draw(t, "detached")
+		sp.Retries = uint32(rapid.IntRange(0, 2).Draw(t, "retries"))
+		if n := rapid.IntRange(0, 5).Draw(t, "halt"); n > 2 {
+			sp.Halt = &protocol.Halt{Failed: uint32(n - 2), Now: rapid.Bool().Draw(t, "now")}
+		}
 		sp.MaxParallel = uint32(rapid.IntRange(0, 2).Draw(t, "parallel"))
 	}
 	ev := Submit{Job: id, Spec: sp, First: uint32(rapid.IntRange(max(0, int(has)-3), int(has)+1).Draw(t, "first"))}
@@ -650,6 +679,8 @@ func (m *originModel) Result(t *rapid.T) {
 		want = []answer{superseded}
 	case o.OutputBlob != nil:
 		want = []answer{accepted, superseded, unknown}
+	case o.Status != protocol.Status_OK && (j.spec.Retries > 0 || m.s.inDoubt(m.s.peers[w.id], m.s.jobs[a.Job])):
+		want = []answer{accepted, superseded}
 	default:
 		want = []answer{accepted}
 	}
@@ -770,7 +801,7 @@ func (m *originModel) Check(t *rapid.T) {
 	}
 	for _, st := range sts {
 		j := m.jobs[st.ID]
-		if j == nil || st.Tasks != j.tasks || st.Closed != j.closed || (st.State >= JobDone) != j.over() || (st.State == JobCancelled) != j.cancelled {
+		if j == nil || st.Tasks != j.tasks || st.Closed != j.closed || (st.State >= JobDone) != j.over() || (st.State == JobCancelled) != (j.cancelled && !j.halted) {
 			t.Fatalf("%+v, want %+v", st, j)
 		}
 		if !j.cancelled && (int(st.Done+st.Failed) != len(j.done) || st.Pending+st.Running+st.Done+st.Failed != st.Tasks) {

@@ -136,7 +136,7 @@ const (
 	JobWaiting   JobState = iota + 1 // no task of it runs
 	JobRunning                       // an attempt is granted
 	JobDone                          // closed, and all tasks ended well
-	JobFailed                        // closed, all tasks ended, one or more badly
+	JobFailed                        // closed, all tasks ended, one or more badly; or halted by such
 	JobCancelled                     // cancelled
 )
 
@@ -180,10 +180,24 @@ type DoneRecord struct {
 	Done *Done
 }
 
-// CancelRecord says that a job was cancelled: each of its tasks that has no DoneRecord is cancelled.
+// CancelRecord says that a job was cancelled: each of its tasks that has no DoneRecord is cancelled. Halted: its own
+// failures did it (protocol.Halt), and it counts as failed.
 type CancelRecord struct {
 	Job    protocol.JobID
 	Reason string
+	Halted bool
+}
+
+// TroubleRecord is what a task that has not ended has been through; a later one of the same task takes its place.
+type TroubleRecord struct {
+	Job      protocol.JobID
+	Index    uint32
+	Attempts uint32           // that were granted
+	Last     protocol.Attempt // the one that failed last, or whose worker process died: it counts once
+	Failed   uint32           // attempts that failed, and were tried again
+	Deaths   uint32           // of worker processes
+	Losses   uint32           // of nodes that ran it
+	Alone    uint32           // of these, of nodes that ran nothing else
 }
 
 // ForgetRecord deletes a job, its tasks and results.
@@ -208,6 +222,7 @@ func (ClosedRecord) record()   {}
 func (GrantedRecord) record()  {}
 func (DoneRecord) record()     {}
 func (CancelRecord) record()   {}
+func (TroubleRecord) record()  {}
 func (ForgetRecord) record()   {}
 func (HeldRecord) record()     {}
 func (AnsweredRecord) record() {}

@@ -39,6 +39,9 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	if l != nil {
 		l.settle(o, s.now)
 	}
+	if a.Epoch != s.epoch && j.state < JobDone {
+		j.grantedEarlier(a)
+	}
 	if j.state >= JobDone || j.tasks.at(a.Index).state == terminal {
 		s.answer(p, a, superseded)
 		return
@@ -50,30 +53,42 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 			s.answer(p, a, superseded)
 			return
 		}
-		s.dropLease(l)
 		if j.charged[a] { // the same again: its answer was lost with a stream
+			s.dropLease(l)
 			s.answer(p, a, accepted)
 			return
 		}
-		j.charged[a] = true
-		t.deaths++
+		if s.counts(p, j, a.Index) {
+			j.troubleOf(a.Index).deaths++
+		}
+		s.tryAgain(p, j, a)
+		s.dropLease(l)
 		s.tell(ProcessDied, a, p, o.Error)
-		if t.deaths >= maxDeaths && t.state == pending {
+		if deaths := j.trouble[a.Index].deaths; deaths >= maxDeaths && t.state == pending {
 			// A new Outcome: the worker, which may be this node, still keeps o.
 			s.finish(j, a.Index, &protocol.Outcome{
 				Job: o.Job, Index: o.Index, Epoch: o.Epoch, N: o.N, Mac: o.Mac,
 				Status: protocol.Status_FAILED, ExitCode: o.ExitCode, Log: o.Log, QueuedUs: o.QueuedUs, RunUs: o.RunUs,
-				Error: fmt.Sprintf("%s; the %d-th worker process lost with this task", o.Error, t.deaths),
+				Error: fmt.Sprintf("%s; the %d-th worker process lost with this task", o.Error, deaths),
 			}, p.id)
 		}
 		s.answer(p, a, accepted)
 	case o.Status != protocol.Status_OK && s.othersLive(j, a, p):
 		// A failure counts only when no other attempt of the task lives.
-		t.failed = true
+		if !j.charged[a] {
+			j.charged[a] = true
+			s.counts(p, j, a.Index)
+			j.troubleOf(a.Index).at = p.id
+		}
 		if l != nil {
 			s.dropLease(l)
 		}
 		s.tell(NotCounted, a, p, o.Error)
+		s.answer(p, a, superseded)
+	case o.Status != protocol.Status_OK && !s.final(p, j, o):
+		if l != nil {
+			s.dropLease(l)
+		}
 		s.answer(p, a, superseded)
 	case (o.OutputBlob != nil || o.LogBlob != nil) && !p.self:
 		// Not terminal before its bytes are here and verified; the worker keeps them until the answer.
@@ -139,9 +154,6 @@ func (s *Scheduler) fetched(ev Fetched) {
 // finish makes a task terminal: recorded, told, and every live attempt of it ended.
 func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.NodeID) {
 	d := s.book(j, o, w)
-	if w != "" { // it may have been granted in an earlier life of this node, which did not keep the count
-		d.Attempts = max(1, d.Attempts)
-	}
 	s.record(DoneRecord{Job: j.id, Done: d})
 	s.notice(Notice{Kind: TaskDone, Job: j.id, Done: d})
 	a := o.AttemptOf()
@@ -161,6 +173,7 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 		}
 	}
 	s.checkEnd(j)
+	s.halt(j)
 }
 
 // book enters a terminal task into the books.
@@ -178,20 +191,21 @@ func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	j.ended++
 	if o.Status != protocol.Status_OK {
 		j.failed++
+		if o.Status != protocol.Status_CANCELLED {
+			j.bad++
+		}
 	}
 	if w != "" {
-		sh := j.byWorker[w]
-		if sh == nil {
-			sh = &share{}
-			j.byWorker[w] = sh
-		}
+		sh := j.share(w)
 		sh.tasks++
 		sh.busyUS += o.RunUs
 		if o.Status == protocol.Status_OK { // a node that fails at once is not a fast one
+			s.succeeded(j, sh, o.Index, w)
 			sh.run.add(int64(o.RunUs) * microsecond)
 			j.run.add(int64(o.RunUs) * microsecond)
 		}
 	}
+	delete(j.trouble, o.Index)
 	return d
 }
 

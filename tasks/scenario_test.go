@@ -692,6 +692,10 @@ func (n *actor) submit(l *line) error {
 		ev.Spec.Detached = l.flag("detached")
 		ev.Spec.MaxParallel = uint32(l.number("parallel", 0))
 		ev.Spec.Priority = int32(l.number("priority", 0))
+		ev.Spec.Retries = uint32(l.number("retries", 0))
+		if n := l.number("halt", 0); n > 0 {
+			ev.Spec.Halt = &protocol.Halt{Failed: uint32(n), Now: l.flag("now")}
+		}
 	}
 	for i := range l.number("tasks", 0) {
 		ev.Inputs = append(ev.Inputs, Input{Data: []byte{byte(i)}})
@@ -915,7 +919,12 @@ func recordText(r Record) string {
 	case DoneRecord:
 		return fmt.Sprintf("done %d: %s by %s after %d", r.Done.Seq, outcomeText(r.Done.Outcome), cmp.Or(string(r.Done.Worker), "nobody"), r.Done.Attempts)
 	case CancelRecord:
+		if r.Halted {
+			return fmt.Sprintf("%d halted: %s", r.Job[0], r.Reason)
+		}
 		return fmt.Sprintf("%d cancelled", r.Job[0])
+	case TroubleRecord:
+		return fmt.Sprintf("trouble with %s after %d: %d failed, %d deaths", attemptsText([]protocol.Attempt{r.Last}), r.Attempts, r.Failed, r.Deaths)
 	case ForgetRecord:
 		return fmt.Sprintf("%d forgotten", r.Job[0])
 	case HeldRecord:
@@ -997,6 +1006,9 @@ func messageText(m protocol.Message) string {
 		}
 		return fmt.Sprintf("Grant %d %s: %s, %d left", m.Number, why, attemptsText(as), m.Left)
 	case *protocol.Recall:
+		if len(m.Job) > 0 {
+			return fmt.Sprintf("Recall %d: %d of %d", m.Id, m.Count, m.Job[0])
+		}
 		return fmt.Sprintf("Recall %d: %d", m.Id, m.Count)
 	case *protocol.GiveBack:
 		t := "GiveBack: " + groupsText(m.Attempts)

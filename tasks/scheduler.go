@@ -14,6 +14,8 @@
 //	worker.go   queued, running in a slot, outcome kept until answered     (worker)
 //	steal.go    asking for more, giving back                               (worker)
 //	result.go   the first valid terminal outcome wins, all are answered    (origin)
+//	blame.go    whose fault a failure is: tried again, or the end
+//	halt.go     too many of them end the job                       (origin)
 //	peer.go     streams, beats, expiring leases: when a worker is lost     (both)
 //
 // Time is int64 nanoseconds since an arbitrary start, from a monotonic clock. A Scheduler is not safe for
@@ -297,10 +299,19 @@ func (s *Scheduler) sortedJobs() []*job {
 func (s *Scheduler) Ready() Ready {
 	if s.stepped {
 		for {
+			s.flush(s.peers[s.cfg.Self]) // before anything starts: a result may end a job, and the tasks that would be next
+			s.drainLoop()
+			s.endHalted()
+			s.drainLoop()
 			s.startTasks()
-			s.askForTasks()
+			s.waitedLongEnough()
 			s.grantEagerly()
-			s.flushResults() // an own result that ends a task may let another one be granted
+			if len(s.loop) > 0 { // this node has tasks of its own now: it need not ask for as many
+				s.drainLoop()
+				continue
+			}
+			s.askForTasks()
+			s.flushResults()
 			if len(s.loop) == 0 {
 				s.finishTail() // only once it is settled who has what
 			}
@@ -332,6 +343,7 @@ func (s *Scheduler) wake() int64 {
 	}
 	for _, j := range s.jobOrder {
 		at(j.limboUntil)
+		at(j.elsewhereAt())
 	}
 	if s.ownWork != 0 {
 		at(s.ownWork + guestsWait)

@@ -100,6 +100,9 @@ func (s *Scheduler) status(j *job) JobStatus {
 		st.Running, st.Pending = 0, 0
 	}
 	for w, sh := range j.byWorker {
+		if sh.tasks == 0 {
+			continue
+		}
 		st.Shares = append(st.Shares, Share{w, sh.tasks, int64(sh.busyUS) * microsecond})
 	}
 	slices.SortFunc(st.Shares, func(a, b Share) int {
@@ -111,6 +114,8 @@ func (s *Scheduler) status(j *job) JobStatus {
 // waitReason says why no task of j runs, or is zero if one will at any moment.
 func (s *Scheduler) waitReason(j *job) Reason {
 	switch {
+	case j.halting != "":
+		return Halting.reason("", j.halting)
 	case j.pending == 0 && !j.closed:
 		return Open.reason("", "")
 	case j.limboUntil != 0:

@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 
@@ -122,6 +123,9 @@ func (s *Scheduler) recalled(p *peer, m *protocol.Recall) {
 	var as []protocol.Attempt
 	last := slices.SortedStableFunc(slices.Values(p.jobTurn), func(a, b *heldJob) int { return p.compareJobs(b, a) })
 	for _, j := range last {
+		if len(m.Job) > 0 && !bytes.Equal(m.Job, j.id[:]) {
+			continue
+		}
 		for len(j.queue) > 0 && len(as) < int(m.Count) {
 			h := j.queue[len(j.queue)-1]
 			p.dequeue(h)

@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -32,7 +33,9 @@ type job struct {
 
 	ended     uint32 // terminal tasks: the next Done.Seq
 	failed    uint32 // of these, not OK
-	cancelled string // reason, once the job was cancelled
+	bad       uint32 // of these, not cancelled either
+	cancelled string // reason, once the job was cancelled or halted
+	halting   string // reason, once no more of it is granted and what runs may end
 	state     JobState
 	reason    string
 
@@ -43,7 +46,13 @@ type job struct {
 	limboUntil int64
 
 	fetching map[protocol.Attempt]*protocol.Outcome // results whose bytes are on their way
-	charged  map[protocol.Attempt]bool              // whose worker process died: each counts once
+	charged  map[protocol.Attempt]bool              // that failed, or whose worker process died, and did not end the task: each counts once
+
+	// See blame.go.
+	trouble   map[uint32]*trouble
+	elsewhere map[protocol.NodeID][]uint32 // pending tasks that wait for another node than this, where they failed
+	fails     uint32                       // failed attempts
+	failing   int                          // workers with doubtAfter of them in a row
 
 	claim                              claim // slot time of its attempts: real of those that ended, estimated of live ones
 	run                                mean  // of successes, over all workers
@@ -60,6 +69,11 @@ type share struct {
 	tasks  uint32
 	busyUS uint64
 	run    mean
+	live   int    // attempts that it has
+	done   uint32 // tasks that ended well
+	fails  uint32 // attempts that failed
+	streak uint32 // of these, since the last that did not
+	wrong  bool   // what it failed in doubt went well elsewhere
 }
 
 // task is one task of a job. Its place in job.tasks is its index. It is small, for there may be ten million; what only a leased
@@ -72,9 +86,7 @@ type task struct {
 	n      uint32 // last attempt number used in this epoch
 	seq    uint32 // of its Done, if terminal
 	grants uint16 // attempts granted so far, in this life; stops at its maximum
-	deaths uint8  // of worker processes while they ran it
 	moves  uint8  // times it was recalled
-	failed bool   // an attempt failed while another was live, which decides: no more copies
 	state  taskState
 }
 
@@ -151,7 +163,8 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 	j := &job{
 		id: id, spec: spec, state: JobWaiting, openedAt: s.now,
 		leases: map[uint32][]*lease{}, grantedTo: map[protocol.NodeID]bool{},
-		fetching: map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{}, byWorker: map[protocol.NodeID]*share{},
+		fetching: map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{},
+		trouble: map[uint32]*trouble{}, elsewhere: map[protocol.NodeID][]uint32{}, byWorker: map[protocol.NodeID]*share{},
 	}
 	j.numbers, _ = protocol.NewNumbers(spec.Runs) // what is no list was refused, or is none
 	s.jobs[id] = j
@@ -186,18 +199,15 @@ func (s *Scheduler) cancel(ev Cancel) error {
 		}
 		return nil
 	}
-	s.record(CancelRecord{j.id, ev.Reason})
+	s.record(CancelRecord{Job: j.id, Reason: ev.Reason})
 	s.out.Sync = true
-	s.cancelJob(j, ev.Reason)
+	s.cancelJob(j, JobCancelled, ev.Reason)
 	return nil
 }
 
 // cancelJob ends a job whose cancellation is recorded. Its workers hear of it by endJob.
-func (s *Scheduler) cancelJob(j *job, reason string) {
-	j.cancelled = reason
-	if reason == "" {
-		j.cancelled = "cancelled"
-	}
+func (s *Scheduler) cancelJob(j *job, state JobState, reason string) {
+	j.cancelled = cmp.Or(reason, "cancelled")
 	for _, i := range sortedKeys(j.leases) {
 		for _, l := range slices.Clone(j.leases[i]) {
 			s.dropLease(l)
@@ -205,7 +215,7 @@ func (s *Scheduler) cancelJob(j *job, reason string) {
 	}
 	j.pending, j.leased = 0, 0
 	clear(j.fetching)
-	s.endJob(j, JobCancelled, j.cancelled)
+	s.endJob(j, state, j.cancelled)
 }
 
 // checkEnd ends a job whose tasks are all terminal.
@@ -226,6 +236,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.limboUntil, j.awaited, j.charged = 0, nil, nil
 	j.seqs, j.tasks.pieces = j.tasks.seqs(), nil
 	j.freeInputs()
+	j.trouble, j.elsewhere, j.failing = nil, nil, 0
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)
 	}
@@ -311,15 +322,25 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 			return fmt.Errorf("restore job %s: result %d of task %d does not fit", r.Job, r.Done.Seq, o.Index)
 		}
 		s.book(j, o, r.Done.Worker)
+		if w := r.Done.Worker; w != "" && o.Status != protocol.Status_OK {
+			j.fails++
+			j.share(w).fails++
+		}
 	case CancelRecord:
 		j, err := find(r.Job)
 		if err != nil {
 			return err
 		}
-		j.cancelled = r.Reason
-		if r.Reason == "" {
-			j.cancelled = "cancelled"
+		j.cancelled = cmp.Or(r.Reason, "cancelled")
+		if j.halting = ""; r.Halted {
+			j.halting = j.cancelled
 		}
+	case TroubleRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		j.restoreTrouble(r)
 	case ForgetRecord:
 		delete(s.jobs, r.Job)
 		s.jobOrder = slices.DeleteFunc(s.jobOrder, func(j *job) bool { return j.id == r.Job })
@@ -348,10 +369,15 @@ func (s *Scheduler) Restored(now int64) {
 		}
 		if j.cancelled != "" {
 			j.pending = 0
-			s.endJob(j, JobCancelled, j.cancelled)
+			state := JobCancelled
+			if j.halting != "" {
+				state = JobFailed
+			}
+			s.endJob(j, state, j.cancelled)
 			continue
 		}
 		s.checkEnd(j)
+		s.halt(j)
 		if j.state < JobDone && len(j.grantedTo) > 0 {
 			j.awaited, j.limboUntil = map[protocol.NodeID]bool{}, now+limbo
 			for w := range j.grantedTo {

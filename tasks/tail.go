@@ -28,7 +28,7 @@ func (s *Scheduler) finishTail() {
 	}
 	var idle []*peer
 	for _, j := range s.jobOrder {
-		if j.leased == 0 || j.pending > 0 {
+		if j.leased == 0 || j.pending > 0 || j.halting != "" {
 			continue
 		}
 		if idle == nil {
@@ -56,7 +56,7 @@ func (s *Scheduler) hasIdleSlot(p *peer) bool {
 func (s *Scheduler) fastest(idle []*peer, j *job) *peer {
 	var best *peer
 	for _, p := range idle {
-		if s.canRun(p, j) && s.hasIdleSlot(p) && (best == nil || s.runOn(p, j)+p.wait < s.runOn(best, j)+best.wait) {
+		if s.canRun(p, j) && !s.inDoubt(p, j) && s.hasIdleSlot(p) && (best == nil || s.runOn(p, j)+p.wait < s.runOn(best, j)+best.wait) {
 			best = p
 		}
 	}
@@ -140,7 +140,7 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 	ends := s.runOn(thief, j) + thief.wait // of the copy
 	for _, i := range sortedKeys(j.leases) {
 		l := j.leases[i][0]
-		if t := j.tasks.at(i); len(j.leases[i]) > 1 || t.failed || t.deaths > 0 || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
+		if len(j.leases[i]) > 1 || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
 			continue
 		}
 		usual, elapsed := s.runOn(l.to, j), s.now-l.started

@@ -30,6 +30,7 @@ const (
 	NoMemory  // {what} is what it gives to a task
 	Refused   // {what} is what the node said when it gave the job back
 	Unfetched // {what} is what went wrong
+	InDoubt
 
 	// Why a node gets no work at all.
 	NotConnected
@@ -43,6 +44,7 @@ const (
 	Limbo
 	NoNode     // {what} is why, by node
 	NoSlotFree // {what} is the nodes
+	Halting    // {what} is why
 
 	// What happened to an attempt or a peer, for its story.
 	Granted
@@ -59,6 +61,8 @@ const (
 	Unproved
 	ProcessDied // {what} is how
 	NotCounted  // {what} is the failure
+	TriedAgain  // {what} is the failure
+	Doubted     // {what} is the failure
 	NotFetched  // {what} is what went wrong
 	Ended
 	EndedBadly    // {what} is the failure
@@ -81,6 +85,7 @@ var table = [codes]Reason{
 	NoMemory:      {"no_memory", "{node} has {what} of memory for a task, and the job wants more", "submit with less --memory; or on {node}: fewer slots (meshnode slots K), or meshnode up --memory with more"},
 	Refused:       {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
 	Unfetched:     {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
+	InDoubt:       {"in_doubt", "{node} failed task after task of this job, and others do not: it gets one at a time, with pauses, and its failures count only if the task fails elsewhere too", "look there: meshnode doctor; the errors of its tasks are in the results"},
 
 	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
 	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
@@ -92,6 +97,7 @@ var table = [codes]Reason{
 	Limbo:         {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
 	NoNode:        {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
 	NoSlotFree:    {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+	Halting:       {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 	Granted:       {"granted", "granted to {node}", "nothing: this is the usual way"},
 	SpareGranted:  {"spare_granted", "a spare copy was granted to {node}: the other one takes long", "nothing: the first result counts; --spare off does without"},
 	Adopted:       {"adopted", "found again at {node}, from before the connection or this node was lost", "nothing: it goes on where it was"},
@@ -106,6 +112,8 @@ var table = [codes]Reason{
 	Unproved:      {"unproved", "{node} sent a result without the proof that it was granted", "see the log; the result was not used, and the task is granted again"},
 	ProcessDied:   {"process_died", "the worker process on {node} died: {what}", "see the task's log; after four deaths the task has failed, as it is what kills them"},
 	NotCounted:    {"not_counted", "it failed on {node} ({what}), and that does not count: another attempt lives", "nothing: the other attempt decides"},
+	TriedAgain:    {"tried_again", "failed on {node} ({what}), and is tried again", "nothing: --retries of the job says how often"},
+	Doubted:       {"doubted", "failed on {node} ({what}), which fails what others can do: that does not count", "nothing: it is tried elsewhere; look at {node}: meshnode doctor"},
 	NotFetched:    {"not_fetched", "its result at {node} could not be fetched: {what}", "nothing: it runs again; see whether the disks of both nodes have room"},
 	Ended:         {"ended", "done by {node}", "nothing: meshnode results has its output"},
 	EndedBadly:    {"ended_badly", "failed on {node}: {what}", "see meshnode logs JOB/TASK; meshnode rerun JOB --failed tries again"},

@@ -661,32 +661,36 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 // for each; else a little later, together.
 func (s *Scheduler) flushResults() {
 	for _, p := range s.line {
-		if len(p.results) == 0 || !p.up {
-			continue
-		}
-		small := slices.ContainsFunc(p.results, func(h *held) bool {
-			return h.job == nil || h.job.info.Tasks <= uint64(s.wanted)
-		})
-		if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt {
-			continue
-		}
-		m, size := &protocol.Result{}, 0
-		for _, h := range p.results {
-			if p.held[h.attempt] != h {
-				continue
-			}
-			m.Outcomes = append(m.Outcomes, h.outcome)
-			size += int(outcomeSize(h.outcome))
-			if len(m.Outcomes) >= maxResults || size > maxResultBytes {
-				s.send(p, m)
-				m, size = &protocol.Result{}, 0
-			}
-		}
-		if len(m.Outcomes) > 0 {
-			s.send(p, m)
-		}
-		p.results = nil
+		s.flush(p)
 	}
+}
+
+func (s *Scheduler) flush(p *peer) {
+	if len(p.results) == 0 || !p.up {
+		return
+	}
+	small := slices.ContainsFunc(p.results, func(h *held) bool {
+		return h.job == nil || h.job.info.Tasks <= uint64(s.wanted)
+	})
+	if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt {
+		return
+	}
+	m, size := &protocol.Result{}, 0
+	for _, h := range p.results {
+		if p.held[h.attempt] != h {
+			continue
+		}
+		m.Outcomes = append(m.Outcomes, h.outcome)
+		size += int(outcomeSize(h.outcome))
+		if len(m.Outcomes) >= maxResults || size > maxResultBytes {
+			s.send(p, m)
+			m, size = &protocol.Result{}, 0
+		}
+	}
+	if len(m.Outcomes) > 0 {
+		s.send(p, m)
+	}
+	p.results = nil
 }
 
 // answered ends our duty to keep outcomes. Only their origin can say it: it is looked up under the sender.

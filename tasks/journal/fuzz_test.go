@@ -14,7 +14,8 @@ func FuzzDecode(f *testing.F) {
 	a := job(1)
 	for _, r := range []tasks.Record{tasks.JobRecord{Spec: &protocol.Job{Job: a[:], Name: "x"}}, tasks.ClosedRecord{Job: a, Count: 3},
 		tasks.TasksRecord{Job: a, Inputs: append(inputs(0, 3), tasks.Input{Blob: &protocol.Blob{Id: make([]byte, 32), Size: 1 << 40}})},
-		tasks.GrantedRecord{Job: a, Worker: "w"}, done(a, 7, 8), tasks.CancelRecord{Job: a, Reason: "no"}, tasks.HeldRecord{Origin: "o", Outcome: outcome(a, 5)}} {
+		tasks.GrantedRecord{Job: a, Worker: "w"}, done(a, 7, 8), tasks.CancelRecord{Job: a, Reason: "no"}, tasks.CancelRecord{Job: a, Reason: "so many", Halted: true},
+		trouble(a, 7), tasks.HeldRecord{Origin: "o", Outcome: outcome(a, 5)}} {
 		e.reset()
 		if err := e.record(r); err != nil {
 			f.Fatal(err)

@@ -86,6 +86,11 @@ func done(j protocol.JobID, seq, index uint32) tasks.DoneRecord {
 	return tasks.DoneRecord{Job: j, Done: &tasks.Done{Seq: seq, Outcome: outcome(j, index), Worker: "12D3KooWworker", Attempts: 2}}
 }
 
+func trouble(j protocol.JobID, index uint32) tasks.TroubleRecord {
+	return tasks.TroubleRecord{Job: j, Index: index, Attempts: 300, Last: protocol.Attempt{Job: j, Index: index, Epoch: 1 << 40, N: 9},
+		Failed: 1 << 20, Deaths: 3, Losses: 2, Alone: 1}
+}
+
 // text writes records in a form that can be compared; portions of tasks are written input by input.
 func text(r tasks.Record) string {
 	m := func(m proto.Message) string {
@@ -173,7 +178,9 @@ func TestReopen(t *testing.T) {
 	must(t, j, false, spec(c), tasks.TasksRecord{Job: c, Inputs: inputs(0, 10)}, done(c, 0, 1))
 	must(t, j, false, tasks.AnsweredRecord{Origin: "origin", Attempt: gone.Outcome.AttemptOf()})
 	must(t, j, false, tasks.ForgetRecord{Job: c})
-	must(t, j, false, tasks.EpochRecord{Epoch: 41}, tasks.CancelRecord{Job: b, Reason: "by hand"})
+	must(t, j, false, tasks.EpochRecord{Epoch: 41}, tasks.CancelRecord{Job: b, Reason: "by hand"},
+		tasks.CancelRecord{Job: a, Reason: "too many failed", Halted: true}, trouble(a, 2), trouble(a, 9))
+	must(t, j, false, trouble(a, 2)) // again
 	must(t, j, false, tasks.EpochRecord{Epoch: 7})
 	stop() // syncs what nobody waited for
 	if _, err := j.Append(nil, true); !errors.Is(err, ErrClosed) {
@@ -193,6 +200,7 @@ func TestReopen(t *testing.T) {
 	same(t, load(t, j), texts(tasks.EpochRecord{Epoch: 42},
 		spec(a), big, more, tasks.ClosedRecord{Job: a, Count: 3001}, tasks.GrantedRecord{Job: a, Worker: "worker-1"},
 		tasks.GrantedRecord{Job: a, Worker: "worker-2"}, done(a, 0, 17), done(a, 1, 300), done(a, 2, 256),
+		tasks.CancelRecord{Job: a, Reason: "too many failed", Halted: true}, trouble(a, 2), trouble(a, 9),
 		spec(b), tasks.CancelRecord{Job: b, Reason: "by hand"}, held))
 
 	// The same job id may come again after it was forgotten, in one batch even.

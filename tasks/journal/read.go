@@ -15,8 +15,8 @@ import (
 )
 
 // Load hands every record to f, in the order that tasks.Restore asks for: the epoch, then job by job its
-// JobRecord, TasksRecords by First, ClosedRecord, GrantedRecords, DoneRecords by Seq, CancelRecord, then the
-// HeldRecords. Records are f's to keep. It streams, and stops at f's first error, which it returns.
+// JobRecord, TasksRecords by First, ClosedRecord, GrantedRecords, DoneRecords by Seq, CancelRecord, TroubleRecords,
+// then the HeldRecords. Records are f's to keep. It streams, and stops at f's first error, which it returns.
 // TasksRecords may come in other portions than they were appended in.
 // A value that cannot be read is an error that names its key. Call it before Run.
 func (j *Journal) Load(f func(tasks.Record) error) error {

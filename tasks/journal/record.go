@@ -26,6 +26,8 @@ const (
 	partGranted = 4
 	partDone    = 5
 	partCancel  = 6
+	partHalt    = 7
+	partTrouble = 8
 )
 
 const (
@@ -82,8 +84,10 @@ func describe(k []byte) string {
 			return fmt.Sprintf("job %s, grant to %.80q", job, rest)
 		case partDone:
 			name = "result"
-		case partCancel:
+		case partCancel, partHalt:
 			name = "its cancel"
+		case partTrouble:
+			name = "failures of task"
 		}
 		if len(rest) == 4 {
 			return fmt.Sprintf("job %s, %s %d", job, name, binary.BigEndian.Uint32(rest))
@@ -164,9 +168,20 @@ func (e *encoder) record(r tasks.Record) error {
 		e.buf = append(e.buf, r.Done.Worker...)
 		return e.messageAt(start, mid, r.Done.Outcome)
 	case tasks.CancelRecord:
-		e.buf = jobKey(e.buf, r.Job, partCancel)
+		part := byte(partCancel)
+		if r.Halted {
+			part = partHalt
+		}
+		e.buf = jobKey(e.buf, r.Job, part)
 		mid := len(e.buf)
 		e.buf = append(e.buf, r.Reason...)
+		e.add(opSet, start, mid)
+	case tasks.TroubleRecord:
+		e.buf = numberKey(e.buf, r.Job, partTrouble, r.Index)
+		mid := len(e.buf)
+		for _, x := range []uint64{uint64(r.Attempts), uint64(r.Failed), uint64(r.Deaths), uint64(r.Losses), uint64(r.Alone), r.Last.Epoch, uint64(r.Last.N)} {
+			e.buf = binary.AppendUvarint(e.buf, x)
+		}
 		e.add(opSet, start, mid)
 	case tasks.ForgetRecord:
 		e.buf = jobStart(e.buf, r.Job)
@@ -326,6 +341,28 @@ func decodeDone(seq uint32, v []byte) (*tasks.Done, error) {
 	return d, nil
 }
 
+func decodeTrouble(job protocol.JobID, index uint32, v []byte) (tasks.Record, error) {
+	r := tasks.TroubleRecord{Job: job, Index: index, Last: protocol.Attempt{Job: job, Index: index}}
+	for _, to := range []*uint32{&r.Attempts, &r.Failed, &r.Deaths, &r.Losses, &r.Alone, nil, &r.Last.N} {
+		x, rest, err := uvarint(v)
+		switch {
+		case err != nil:
+			return nil, err
+		case to == nil:
+			r.Last.Epoch = x
+		case x > math.MaxUint32:
+			return nil, fmt.Errorf("a number of %d: too large", x)
+		default:
+			*to = uint32(x)
+		}
+		v = rest
+	}
+	if len(v) > 0 {
+		return nil, fmt.Errorf("%d bytes after the last number", len(v))
+	}
+	return r, nil
+}
+
 // decodeJobPart reads a record from the key of a job (which begins j, job) and its value, of which it keeps nothing.
 func decodeJobPart(k, v []byte) (tasks.Record, error) {
 	if len(k) < 18 || k[0] != kindJob {
@@ -333,7 +370,7 @@ func decodeJobPart(k, v []byte) (tasks.Record, error) {
 	}
 	job, part, rest := protocol.JobID(k[1:17]), k[17], k[18:]
 	want := 0
-	if part == partTasks || part == partDone {
+	if part == partTasks || part == partDone || part == partTrouble {
 		want = 4
 	}
 	if part != partGranted && len(rest) != want {
@@ -370,6 +407,10 @@ func decodeJobPart(k, v []byte) (tasks.Record, error) {
 		return tasks.DoneRecord{Job: job, Done: d}, nil
 	case partCancel:
 		return tasks.CancelRecord{Job: job, Reason: string(v)}, nil
+	case partHalt:
+		return tasks.CancelRecord{Job: job, Reason: string(v), Halted: true}, nil
+	case partTrouble:
+		return decodeTrouble(job, binary.BigEndian.Uint32(rest), v)
 	}
 	return nil, fmt.Errorf("unknown part %d", part)
 }

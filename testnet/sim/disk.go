@@ -147,6 +147,8 @@ func (k *book) add(batch int, rec tasks.Record) string {
 		id = r.Job
 	case tasks.CancelRecord:
 		id = r.Job
+	case tasks.TroubleRecord:
+		id = r.Job
 	case tasks.ForgetRecord:
 		id = r.Job
 	}
@@ -221,6 +223,8 @@ func (d *disk) kept(w *world) []tasks.Record {
 			case tasks.DoneRecord:
 				add(r.Job, r)
 			case tasks.CancelRecord:
+				add(r.Job, r)
+			case tasks.TroubleRecord:
 				add(r.Job, r)
 			case tasks.ForgetRecord:
 				delete(groups, r.Job)
