@@ -350,9 +350,24 @@ func (n *node) checkRecord(rec tasks.Record) {
 			w.fail("I6: %v drops its outcome of %v, which %v did not answer", n, r.Attempt, w.byID[r.Origin])
 		}
 	case tasks.HeldRecord:
+		n.checkKept(r)
 		if !w.own(r.Origin, protocol.JobID(r.Outcome.Job)) && !w.byID[r.Origin].liar {
 			w.fail("I9: %v keeps an outcome for %v, whose job it is not", n, w.byID[r.Origin])
 		}
+	}
+}
+
+// checkKept fails if a worker keeps more bytes for an origin that does not answer than its quota, and what ran meanwhile.
+func (n *node) checkKept(r tasks.HeldRecord) {
+	kept, largest := uint64(0), uint64(0)
+	for k, o := range n.disk.book.held {
+		if k.origin == r.Origin {
+			kept += o.OutputBlob.GetSize()
+			largest = max(largest, o.OutputBlob.GetSize())
+		}
+	}
+	if kept > 1<<30+uint64(len(n.p.slot)+1)*largest {
+		n.w.fail("I8: %v keeps %d MiB of results for %v, which does not answer", n, kept>>20, n.w.byID[r.Origin])
 	}
 }
 
@@ -465,7 +480,19 @@ func (w *world) settle() {
 		l.spikeTo = 0
 	}
 	for _, n := range w.nodes {
-		n.held, n.unable, n.cpu, n.crashIn = false, false, 100, 0
+		n.held, n.unable, n.cpu, n.crashIn, n.failWrite, n.failSync, n.readGap = false, false, 100, 0, false, false, 0
+		if n.mute { // results are sent again over new streams only
+			n.mute = false
+			for _, l := range n.links {
+				if l.conn != nil {
+					l.conn.cut(cutReset)
+				}
+			}
+		}
+		if n.sleeper != 0 {
+			n.sleeper = 0
+			n.crash(false, 50*ms)
+		}
 		n.syncTakes = func() int64 { return w.between(150*us, 900*us) }
 		n.slots = max(n.slots, 1)
 		n.idle = ""

@@ -31,6 +31,7 @@ type job struct {
 	failPer   int          // of 1000 tasks, that fail
 	poisonPer int          // that kill their worker process
 	bigPer    int          // whose result is a blob
+	blobSize  uint64       // of these; 0: 100 KiB
 
 	deadline    int64 // its end must be told by then; 0: none
 	cancelAt    int64 // 0: never
@@ -153,6 +154,7 @@ func (j *job) cancel(p *process, reason string, task *uint32) {
 
 // submit sends one chunk, and plans the next.
 func (j *job) submit(p *process, first uint32) {
+	w := j.w
 	n := min(j.chunk, j.tasks-first)
 	ev := tasks.Submit{Job: j.id, First: first, Client: !j.detached}
 	if first == 0 {
@@ -176,6 +178,15 @@ func (j *job) submit(p *process, first uint32) {
 		j.w.firstSubmit, j.w.meter.at, j.w.sent0 = j.w.now, j.w.now, j.w.messages
 	}
 	j.offered(first + n)
+	if hash64(j.seed, 98, uint64(first))%16 == 0 { // the client's connection broke before the answer: it says it again
+		p.after(int64(hash64(j.seed, 99, uint64(first))%uint64(300*ms)), func() {
+			p.put(waiting{ev: ev, done: func(err error) {
+				if err != nil && !p.stopErr(err) && !(errors.Is(err, tasks.ErrClosed) && j.cancelAsked) {
+					w.fail("%v refuses tasks from %d of %s when they come again: %v", p.n, first, j.id.Short(), err)
+				}
+			}})
+		})
+	}
 	p.put(waiting{ev: ev, done: func(err error) {
 		switch {
 		case err == nil && !last:

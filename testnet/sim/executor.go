@@ -52,6 +52,9 @@ func (p *process) next(i int, s *slot) {
 	p.checkRun(s.origin, a)
 	j.begins(a)
 	s.running, s.began = true, w.now
+	if n.sleeper == sleepInSlot {
+		return // for ever
+	}
 	s.gen++
 	gen := s.gen
 	d := j.work(a.Index) * 100 / n.speed
@@ -171,6 +174,9 @@ func (p *process) prepare(x tasks.Prepare) {
 	}
 	w.trace("%v prepares %s of %s", n, id.Short(), w.byID[x.Origin])
 	w.mix(id[:])
+	if n.sleeper == sleepInPrepare {
+		return // for ever
+	}
 	p.after(w.between(w.prepare[0], w.prepare[1]), func() {
 		ev := tasks.Prepared{Origin: x.Origin, Job: id}
 		switch {
@@ -184,6 +190,14 @@ func (p *process) prepare(x tasks.Prepare) {
 		p.post(ev)
 	})
 }
+
+// sleep is how a node takes tasks and never runs them.
+type sleep byte
+
+const (
+	sleepInSlot    sleep = iota + 1 // they start and do not end
+	sleepInPrepare                  // their program is never ready
+)
 
 // fetch moves blobs from one node's store to another's.
 func (p *process) fetch(x tasks.Fetch) {
@@ -242,7 +256,7 @@ func (j *job) finish(index uint32, o *protocol.Outcome) {
 	case j.big(index):
 		id := j.blob(index)
 		o.Status = protocol.Status_OK
-		o.OutputBlob = &protocol.Blob{Id: id[:], Size: 100 << 10}
+		o.OutputBlob = &protocol.Blob{Id: id[:], Size: max(j.blobSize, 100<<10)}
 	default:
 		o.Status = protocol.Status_OK
 		o.Output = j.result(index)

@@ -93,6 +93,21 @@ func faultSlowSync(w *world) {
 	w.after(w.between(1*sec, 6*sec), func() { n.syncTakes = func() int64 { return w.between(150*us, 900*us) } })
 }
 
+// faultCommit lets the next write or sync of a node fail.
+func faultCommit(w *world) {
+	if n := w.alive(); n != nil {
+		n.failWrite = w.chance(500)
+		n.failSync = !n.failWrite
+	}
+}
+
+// faultSlowReader lets a node read its streams slowly.
+func faultSlowReader(w *world) {
+	n := w.anyNode()
+	n.readGap = w.between(5*ms, 60*ms)
+	w.after(w.between(1*sec, 6*sec), func() { n.readGap = 0 })
+}
+
 func faultRollBack(w *world) { w.anyNode().rollBack() }
 
 func faultEvict(w *world) {

@@ -150,7 +150,7 @@ func (c *conn) fly(side int, f *frame, extra int64) {
 	if w.now < l.spikeTo {
 		t += l.spike
 	}
-	t = max(t, c.last[side])
+	t = max(t, c.last[side]+l.n[1-side].readGap)
 	c.last[side] = t
 	f.at = t
 	w.at(t, func() { c.arrive(side, f) })

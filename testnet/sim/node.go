@@ -51,7 +51,12 @@ type node struct {
 	unable    bool   // cannot prepare programs of others, for now
 	idle      string // the reason for which its person wants it to take no work
 	liar      bool
-	crashIn   int // the process dies after so many outputs were carried out; 0: no plan
+	crashIn   int   // the process dies after so many outputs were carried out; 0: no plan
+	failWrite bool  // its next write fails, before anything of it is on the disk
+	failSync  bool  // its next sync fails
+	mute      bool  // it answers no result
+	readGap   int64 // between two frames that it reads, ns: a slow reader
+	sleeper   sleep // what it takes and never runs
 	rollbacks int
 	disturbed int64 // the last time at which it was frozen, suspended or its loop hung
 	stepped   int64 // by the node's clock
@@ -60,7 +65,7 @@ type node struct {
 func (w *world) addNode(speed int64, slots int) *node {
 	i := len(w.nodes)
 	n := &node{w: w, index: i, id: protocol.NodeID(fmt.Sprintf("12D3KooWsim%08d", i)), speed: speed, slots: slots, cpu: 100,
-		disk: &disk{book: newBook()}, blobs: newBlobs(), base: w.between(1*sec, 1000*sec),
+		disk: &disk{book: newBook()}, blobs: newBlobs(), base: w.between(1*sec, 1000*sec) + w.clocks,
 		lives: rand.New(rand.NewPCG(w.seed, 77+uint64(i)))}
 	for k := range n.key {
 		n.key[k] = byte(n.lives.Uint32())
@@ -528,6 +533,12 @@ func (p *process) carryOut(r tasks.Ready) {
 		}
 	}
 	if len(r.Records) > 0 {
+		if n.failWrite { // nothing of the Ready may be done
+			n.failWrite = false
+			w.trace("%v cannot write", n)
+			n.crash(false, w.between(50*ms, 2*sec))
+			return
+		}
 		do(func() { n.write(r.Records) })
 		if p.dead {
 			return
@@ -594,6 +605,12 @@ func (p *process) wantSync() {
 	covers := len(n.disk.batches)
 	p.after(n.syncTakes(), func() {
 		p.syncing = false
+		if n.failSync { // what it was to bring to the disk may be there or not: the node ends, and reads what is
+			n.failSync = false
+			n.w.trace("%v cannot sync", n)
+			n.crash(false, n.w.between(50*ms, 2*sec))
+			return
+		}
 		n.disk.synced = max(n.disk.synced, covers)
 		ready := p.later
 		p.later = nil
@@ -623,6 +640,9 @@ func (p *process) send(m tasks.Outgoing) {
 		return
 	}
 	if r, ok := m.Message.(*protocol.ResultAnswer); ok {
+		if p.n.mute {
+			return
+		}
 		p.checkAnswers(r)
 	}
 	if b, ok := m.Message.(*protocol.Beat); ok {
@@ -732,6 +752,17 @@ func (n *node) rollBack() {
 		}
 	}
 	n.restartAfter(w.between(50*ms, 2*sec))
+}
+
+// wipe is a machine that is lost: its process dies without a word, and comes back with an empty disk.
+func (n *node) wipe(d int64) {
+	if n.p == nil {
+		return
+	}
+	n.die(true)
+	n.w.trace("%v has lost its disk", n)
+	n.disk, n.blobs = &disk{book: newBook()}, newBlobs()
+	n.restartAfter(d)
 }
 
 // hang stops the event loop for d; streams are still read and beats still sent by others than it.

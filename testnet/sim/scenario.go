@@ -55,6 +55,45 @@ var scenarios = map[string]func(*world){
 		w.plague(w.between(500*ms, 2*sec), faultSlowSync)
 		w.plague(2*sec, faultKill, faultEvict, faultMidReady)
 	},
+	"commit": func(w *world) { // writes and syncs fail
+		w.small(2, 5)
+		w.blobs()
+		w.plague(w.between(500*ms, 2*sec), faultCommit)
+		w.plague(2*sec, faultMidReady, faultSlowSync)
+	},
+	// A worker is lost with its disk: with results whose bytes nobody else has, and with those that nobody has answered.
+	"lost": func(w *world) {
+		w.small(3, 5)
+		w.lowerJobs()
+		w.blobs()
+		w.plague(w.between(500*ms, 2*sec), func(w *world) { w.nodes[len(w.nodes)-1].wipe(w.between(300*ms, 6*sec)) })
+		w.plague(3*sec, faultCut, faultSlowSync)
+	},
+	// An origin grants and never answers a result: its quota at a worker fills, and others get the slots.
+	"mute": func(w *world) {
+		for range 3 {
+			w.addNode(100, 2)
+		}
+		w.settleAt = 8 * sec
+		w.nodes[0].mute = true
+		j := w.jobAt(w.nodes[0], 300, 20*ms, 300*ms)
+		j.bigPer, j.blobSize = 1000, 100<<20
+		k := w.jobAt(w.nodes[1], 200, 20*ms, 1500*ms)
+		k.deadline = 6 * sec
+	},
+	"slow reader": func(w *world) {
+		j := w.one(4, 400, 20*ms)
+		w.settleAt = 10 * sec
+		w.nodes[1+w.rng.IntN(3)].readGap = w.between(10*ms, 60*ms)
+		j.deadline = 8 * sec
+	},
+	// A worker takes tasks and never runs them, and its beats are in order.
+	"sleeper": func(w *world) {
+		j := w.one(4, uint32(w.between(20, 300)), w.between(5*ms, 50*ms))
+		w.settleAt = 40 * sec
+		w.nodes[1+w.rng.IntN(3)].sleeper = sleep(w.between(1, 2))
+		j.deadline = 39 * sec
+	},
 	"rollback": func(w *world) {
 		w.small(2, 4)
 		w.plague(w.between(800*ms, 4*sec), faultRollBack)
@@ -179,7 +218,7 @@ var scenarios = map[string]func(*world){
 			w.blobs()
 		}
 		all := []fault{faultKill, faultPower, faultMidReady, faultCut, faultFlap, faultWall, faultSpike, faultFreeze, faultHost, faultSuspend,
-			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSlots, faultPause, faultUnable, faultSlow}
+			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSlots, faultPause, faultUnable, faultSlow, faultCommit, faultSlowReader}
 		for range 2 + w.rng.IntN(5) {
 			w.plague(w.between(600*ms, 4*sec), all[w.rng.IntN(len(all))])
 		}
@@ -191,7 +230,7 @@ var scenarios = map[string]func(*world){
 }
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
-var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "rollback", "blobs", "person", "liar",
+var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "rollback", "blobs", "person", "liar",
 	"poison", "reset", "origin", "deaf", "silent", "thaw", "reboot", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.

@@ -35,6 +35,7 @@ type Options struct {
 	Seed     uint64
 	Scenario string    // a name of Scenarios; "": Mix chooses one by the seed
 	Trace    io.Writer // every event and output, one a line; nil: none
+	clocks   int64     // by how much all clocks are ahead, ns: nothing may come of it
 }
 
 // Report is what came of a world.
@@ -86,7 +87,7 @@ func Run(o Options) (r Report) {
 		o.Scenario = Mix(o.Seed)
 	}
 	w := &world{
-		seed: o.Seed, scenario: o.Scenario, out: o.Trace,
+		seed: o.Seed, scenario: o.Scenario, out: o.Trace, clocks: o.clocks,
 		rng: rand.New(rand.NewPCG(o.Seed, 0x6d657368)), digest: 14695981039346656037,
 		byID: map[protocol.NodeID]*node{}, jobs: map[protocol.JobID]*job{},
 		deathOf: map[protocol.TaskID]int{}, ran: map[ranKey]bool{}, grants: map[protocol.TaskID]*history{},
@@ -164,6 +165,7 @@ type world struct {
 	maxPerTask    float64 // messages a task
 	minEfficiency float64
 	checkEach     int      // Scheduler.Check after each k-th turn
+	clocks        int64    // added to all clocks
 	hubs          int      // the first nodes, to which all others have links, and to nobody else; 0: everybody has
 	prepare       [2]int64 // how long a program takes to be ready: from, to
 	handoff       int64    // between two tasks of a worker process

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -72,6 +73,18 @@ func TestEqualSeeds(t *testing.T) {
 	}
 }
 
+// TestClocks: what a clock shows decides nothing, only how far it goes.
+func TestClocks(t *testing.T) {
+	t.Parallel()
+	for seed := uint64(1); seed <= 40; seed++ {
+		for _, ahead := range []int64{3600 * sec, 3650 * 24 * 3600 * sec} {
+			if a, b := Run(Options{Seed: seed}), Run(Options{Seed: seed, clocks: ahead}); a != b {
+				t.Errorf("seed %d: two reports if all clocks are %d s ahead:\n%v\n%v", seed, ahead/sec, a, b)
+			}
+		}
+	}
+}
+
 // TestTrace: a trace names what happens, and is the same in each run.
 func TestTrace(t *testing.T) {
 	t.Parallel()
@@ -92,30 +105,35 @@ func TestTrace(t *testing.T) {
 func TestFaultsHappen(t *testing.T) {
 	t.Parallel()
 	want := map[string][]string{
-		"crash":     {" dies: ", "dies in the middle of a Ready"},
-		"streams":   {"cut n"},
-		"partition": {"partition n"},
-		"freeze":    {"is suspended", "is frozen", "is paused", "its loop hangs"},
-		"rollback":  {"restored from a backup"},
-		"person":    {"SetSlots", "SetPaused", "stops cleanly", "GiveBack"},
-		"poison":    {"the worker process of"},
-		"blobs":     {"fetches", "unpins"},
-		"liar":      {"1099511627776"},
-		"deaf":      {"partition n"},
-		"silent":    {"n1 is", "n1 dies"},
-		"thaw":      {"n1 goes on", "Revoke"},
-		"reboot":    {"n1 dies"},
-		"reset":     {"cut n"},
-		"origin":    {"n0 dies"},
-		"disk":      {"fetches", "dies"},
-		"pause":     {" is frozen", " is paused", " is suspended"},
-		"calm":      {"JobEnded"},
+		"crash":       {" dies: ", "dies in the middle of a Ready"},
+		"streams":     {"cut n"},
+		"partition":   {"partition n"},
+		"freeze":      {"is suspended", "is frozen", "is paused", "its loop hangs"},
+		"rollback":    {"restored from a backup"},
+		"person":      {"SetSlots", "SetPaused", "stops cleanly", "GiveBack"},
+		"poison":      {"the worker process of"},
+		"blobs":       {"fetches", "unpins"},
+		"liar":        {"1099511627776"},
+		"deaf":        {"partition n"},
+		"silent":      {"n1 is", "n1 dies"},
+		"thaw":        {"n1 goes on", "Revoke"},
+		"reboot":      {"n1 dies"},
+		"reset":       {"cut n"},
+		"origin":      {"n0 dies"},
+		"disk":        {"fetches", "dies"},
+		"pause":       {" is frozen", " is paused", " is suspended"},
+		"calm":        {"JobEnded"},
+		"commit":      {"cannot write", "cannot sync"},
+		"lost":        {"has lost its disk"},
+		"mute":        {"fetches"},
+		"sleeper":     {"JobEnded"},
+		"slow reader": {"JobEnded"},
 	}
 	for scenario, words := range want {
 		var trace strings.Builder
 		tasks := 0
 		seeds := uint64(15)
-		if scenario == "thaw" || scenario == "reboot" { // long ones, and all alike
+		if slices.Contains([]string{"thaw", "reboot", "mute", "slow reader", "sleeper"}, scenario) { // long ones, and all alike
 			seeds = 2
 		}
 		for seed := uint64(1); seed <= seeds; seed++ {
