@@ -396,3 +396,20 @@ func TestHelp(t *testing.T) {
 		}
 	}
 }
+
+func TestCalled(t *testing.T) {
+	t.Parallel()
+	peers := []node.Peer{{ID: "12D3KooWaaaaXXXX", Name: "one"}, {ID: "12D3KooWaaabYYYY", Name: "two"}, {ID: "12D3KooWcccc1one", Name: "two"}, {ID: "12D3KooWdddd4444", Name: "XXXX"}}
+	for name, want := range map[string]string{
+		"one": "one", "two": "two two", "three": "", "XXXX": "XXXX", "YYYY": "two", "12D3KooWaaaa": "one", "12D3KooWaaa": "one two",
+		"12D3KooWaaabYYYY": "two", "YY": "", "": "", "12D3KooW": "one two two XXXX",
+	} {
+		var got []string
+		for _, p := range called(peers, name) {
+			got = append(got, p.Name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q calls %q, want %q", name, got, want)
+		}
+	}
+}

@@ -25,17 +25,7 @@ func (c *cli) peersOf(ctx context.Context, client *control.Client, flag string, 
 	}
 	var ids []protocol.NodeID
 	for _, name := range names {
-		var found []node.Peer
-		for _, p := range peers {
-			if p.Name == name || p.ID == name {
-				found = append(found, p)
-			}
-		}
-		for _, p := range peers {
-			if len(found) == 0 && len(name) >= minPeer && (strings.HasPrefix(p.ID, name) || strings.HasSuffix(p.ID, name)) {
-				found = append(found, p)
-			}
-		}
+		found := called(peers, name)
 		switch len(found) {
 		case 0:
 			return nil, &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s %q: no such peer", flag, name), Fix: "meshnode peers lists them"}
@@ -46,6 +36,25 @@ func (c *cli) peersOf(ctx context.Context, client *control.Client, flag string, 
 		}
 	}
 	return ids, nil
+}
+
+// called are the peers that a name may mean: those that have it, else those whose id begins or ends so.
+func called(peers []node.Peer, name string) []node.Peer {
+	var found []node.Peer
+	for _, p := range peers {
+		if p.Name == name || p.ID == name {
+			found = append(found, p)
+		}
+	}
+	if len(found) > 0 || len(name) < minPeer {
+		return found
+	}
+	for _, p := range peers {
+		if strings.HasPrefix(p.ID, name) || strings.HasSuffix(p.ID, name) {
+			found = append(found, p)
+		}
+	}
+	return found
 }
 
 // completePeers offers the other members to the shell, by their names.

@@ -250,8 +250,8 @@ func (s *Server) getTask(r *http.Request) (any, error) {
 		if index >= j.Tasks {
 			return nil, noTask(id, index, j)
 		}
-		if j.State == "cancelled" { // tasks that end with their job have no result of their own
-			return nil, &node.Error{Code: "cancelled", Message: "task " + strconv.Itoa(int(index)) + " was cancelled with job " + id.Short() + ", and has no result", Fix: "submit it again"}
+		if ended(j) { // tasks that end with their job have no result of their own
+			return nil, &node.Error{Code: "cancelled", Message: "task " + strconv.Itoa(int(index)) + " was cancelled with job " + id.Short() + ", and has no result", Fix: "run it again: meshnode rerun --failed " + id.Short()}
 		}
 		return nil, &node.Error{Code: "not_ended", Message: "task " + strconv.Itoa(int(index)) + " of job " + id.Short() + " has not ended", Fix: "wait for it: meshnode wait " + id.Short()}
 	}
