@@ -323,6 +323,9 @@ func (p *peer) wake(s *Scheduler, at func(int64)) {
 	if p.askFrom > s.now && p.pending > 0 {
 		at(p.askFrom)
 	}
+	if p.asking != 0 && p.answerDue() > s.now {
+		at(p.answerDue())
+	}
 	if p.eagerFrom > s.now {
 		at(p.eagerFrom)
 	}

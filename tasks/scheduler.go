@@ -122,6 +122,7 @@ func New(cfg Config) (*Scheduler, error) {
 		mac:   newMACKey(cfg.Key),
 		peers: map[protocol.NodeID]*peer{},
 		jobs:  map[protocol.JobID]*job{},
+		turns: turns{credit: jobCredit},
 	}
 	self := s.peer(cfg.Self)
 	self.self, self.up = true, true

@@ -18,22 +18,23 @@ type claim struct {
 }
 
 // turns is of those that share. level is the most that anybody served had had then: who comes new, or comes again, begins
-// just below it, for nobody keeps what he did not use while he was away, and nobody pays for what nobody else wanted.
-type turns struct{ level int64 }
+// there, for nobody keeps what he did not use while he was away, and nobody pays for what nobody else wanted. credit, ns, is
+// how far below it one may begin.
+type turns struct{ level, credit int64 }
 
-// credit is what one who lags behind keeps of it, ns. Estimates are put right only when tasks end: without
-// it a job whose tasks differ would lose each time that one took less, and pay each time that one took more.
-const credit = second
+// jobCredit is the credit of jobs in grants. What they are charged is estimated, and put right only when tasks end: without it
+// a job whose tasks differ would lose each time that one took less, and pay each time that one took more.
+const jobCredit = second
 
 // compare orders two claims, who comes next first. Slots come before their time, so that a newcomer with tasks of unknown
 // length gets its share of the slots, and not every slot that becomes free until its first task has ended.
 func (t turns) compare(a, b claim) int {
-	return cmp.Or(cmp.Compare(a.busy, b.busy), cmp.Compare(max(a.used, t.level-credit), max(b.used, t.level-credit)))
+	return cmp.Or(cmp.Compare(a.busy, b.busy), cmp.Compare(max(a.used, t.level-t.credit), max(b.used, t.level-t.credit)))
 }
 
 // serve begins to serve a claim, which then is to be charged.
 func (t *turns) serve(c *claim) {
-	c.used = max(c.used, t.level-credit)
+	c.used = max(c.used, t.level-t.credit)
 	t.level = max(t.level, c.used)
 }
 

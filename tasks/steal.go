@@ -51,6 +51,12 @@ func (s *Scheduler) askForTasks() {
 		return cmp.Or(s.guests.compare(a.claim, b.claim), -cmp.Compare(a.pending, b.pending))
 	})
 	free := s.wanted - s.atWork()
+	for _, p := range s.peers { // what was just asked for is on its way
+		if p.asking != 0 && s.now < p.answerDue() {
+			free -= p.wanted
+		}
+	}
+	soon := s.slotSoon()
 	for _, p := range sources {
 		if p.full() || p.inputBytes > maxInputs && !p.self {
 			continue
@@ -60,12 +66,13 @@ func (s *Scheduler) askForTasks() {
 		}
 		low, high := s.low(p)
 		have := p.queuedHere + p.runningHere
-		if n := len(sources); n > 1 { // each origin keeps its share of the slots busy
+		ahead := low < high                     // its queue covers the way there and back
+		if n := len(sources); n > 1 && !ahead { // each origin has its share of the slots
 			low, high = (low+n-1)/n, (high+n-1)/n
 		}
 		want := 0
 		switch {
-		case have < low:
+		case have < low && (ahead || free > 0 || soon):
 			want = high - have
 		case free > 0:
 			want = free
@@ -77,12 +84,24 @@ func (s *Scheduler) askForTasks() {
 			continue
 		}
 		p.asks++
-		p.asking, p.askedAt = p.asks, s.now
+		p.asking, p.askedAt, p.wanted = p.asks, s.now, want
 		s.send(p, &protocol.StealRequest{
 			Epoch: p.epoch, Id: p.asks, Want: uint32(want), Free: uint32(max(0, free)), WaitUs: p.waited.us(),
 		})
 		free -= want
 	}
+}
+
+// answerDue is until when a request counts as on its way. Later others are asked for what it was to bring.
+func (p *peer) answerDue() int64 { return p.askedAt + 4*p.waited.ns + 10*millisecond }
+
+// soonTime is how long a task that needs no queue waits for its turn at most, beside tasks of others: it would be
+// better off where it came from.
+const soonTime = 100 * millisecond
+
+// slotSoon says that one of the slots is free soon, by what its tasks take.
+func (s *Scheduler) slotSoon() bool {
+	return slices.ContainsFunc(s.slots, func(sl slot) bool { return sl.busy && sl.job.run.ns > 0 && sl.job.run.ns <= soonTime })
 }
 
 // load learns that an origin has tasks.

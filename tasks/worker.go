@@ -28,6 +28,7 @@ type lessor struct {
 	pending   uint64 // tasks it has to grant, by its last Load or Grant
 	asking    uint64 // id of the request under way, 0: none
 	askedAt   int64
+	wanted    int // of that request
 	asks      uint64
 	askFrom   int64 // not before
 	askPause  int64

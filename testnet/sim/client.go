@@ -24,6 +24,7 @@ type job struct {
 	mean     int64 // run time of a task at speed 100
 	spread   spread
 	parallel uint32
+	priority int32
 	noSpares bool // no spare copies: they would cover up what is looked for
 
 	invalid   bool         // no node can run it
@@ -40,6 +41,9 @@ type job struct {
 	slowPer     int    // of 1000 attempts, that take slowBy times as long
 	runs        []runs // by index
 	firstRun    int64
+	atOnce      int   // attempts that run
+	spent       int64 // slot time up to
+	spentAt     int64
 	endAt       int64 // first told to have ended,
 	closed      bool  // and counted so
 	accepted    bool  // told so, durably
@@ -164,7 +168,7 @@ func (j *job) submit(p *process, first uint32) {
 		if j.noSpares {
 			spare = protocol.Spare_SPARE_OFF
 		}
-		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel,
+		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority,
 			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: 1000}}}
 	}
 	for i := first; i < first+n; i++ {

@@ -69,6 +69,8 @@ func (j *job) begins(a protocol.Attempt) {
 	if r.now == 0 && !r.ended && !j.closed {
 		w.waiting--
 	}
+	j.slotTime()
+	j.atOnce++
 	r.now++
 	r.starts += min(1, 255-r.starts)
 	if j.firstRun == 0 {
@@ -82,6 +84,8 @@ func (j *job) endsRun(a protocol.Attempt, well bool) {
 	w.pass()
 	w.busy--
 	r := &j.runs[a.Index]
+	j.slotTime()
+	j.atOnce--
 	r.now--
 	if well {
 		r.ended = true

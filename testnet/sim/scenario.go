@@ -211,6 +211,11 @@ var scenarios = map[string]func(*world){
 		j.noSpares = true
 		j.detached = w.chance(500)
 	},
+	// Who gets what; see share.go.
+	"jobs share":       jobsShare,
+	"submitters share": submittersShare,
+	"priorities":       priorities,
+	"owner":            owner,
 	// Everything at once.
 	"faults": func(w *world) {
 		w.small(2, 6)

@@ -155,6 +155,24 @@ func TestFaultsHappen(t *testing.T) {
 	}
 }
 
+// TestShare holds jobs and submitters to their parts of the slots.
+func TestShare(t *testing.T) {
+	seeds := uint64(10)
+	if testing.Short() {
+		seeds = 3
+	}
+	for _, s := range []string{"jobs share", "submitters share", "priorities", "owner"} {
+		t.Run(s, func(t *testing.T) {
+			t.Parallel()
+			for seed := uint64(1); seed <= seeds; seed++ {
+				if r := Run(Options{Seed: seed, Scenario: s}); r.Violation != "" {
+					t.Errorf("seed %d: %s", seed, r.Violation)
+				}
+			}
+		})
+	}
+}
+
 // TestUnknownScenario: a mistyped name is an error, not a world without faults.
 func TestUnknownScenario(t *testing.T) {
 	t.Parallel()
