@@ -95,6 +95,7 @@ type Job struct {
 	Spares   uint32     `json:"spares"`   // second copies of stragglers
 	Peers    []JobShare `json:"peers"`    // who did what, the busiest first
 
+	Halted   bool   `json:"halted"` // failed tasks ended it early; those without a result are in Failed
 	Retries  uint32 `json:"retries"`
 	Priority int    `json:"priority"`
 	RerunOf  string `json:"rerun_of,omitempty"` // the job whose tasks these are again

@@ -596,7 +596,7 @@ func (n *Node) jobOf(st tasks.JobStatus) Job {
 		Running: st.Running, Pending: st.Pending, Submitted: time.UnixMilli(st.Spec.SubmittedUnixMs), Reason: st.Reason,
 		Detached: st.Spec.Detached, ElapsedMS: float64(st.Elapsed) / 1e6,
 		Attempts: st.Attempts, Stolen: st.Stolen, Reissued: st.Reissued, Spares: st.Spares, Peers: []JobShare{},
-		Retries: st.Spec.Retries, Priority: int(st.Spec.Priority),
+		Halted: st.Halted, Retries: st.Spec.Retries, Priority: int(st.Spec.Priority),
 	}
 	if id, err := protocol.JobIDFrom(st.Spec.RerunOf); err == nil {
 		j.RerunOf = id.String()

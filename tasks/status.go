@@ -16,6 +16,7 @@ type JobStatus struct {
 	Reason                             string // how it ended, or the text of Wait
 	Wait                               Reason // why no task of it runs, if it waits for something
 	Closed                             bool
+	Halted                             bool // ended by its halt rule: tasks without a result are in Failed
 	Tasks, Done, Failed                uint32
 	Running, Pending                   uint32
 	Attempts, Stolen, Reissued, Spares uint32
@@ -96,6 +97,7 @@ func (s *Scheduler) status(j *job) JobStatus {
 		st.Reason = st.Wait.Text
 	}
 	if j.cancelled != "" {
+		st.Halted = j.state == JobFailed
 		st.Failed = st.Tasks - st.Done
 		st.Running, st.Pending = 0, 0
 	}

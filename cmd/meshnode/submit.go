@@ -509,8 +509,11 @@ func (c *cli) ended(ctx context.Context, client *control.Client, f *submitFlags,
 
 // tellCancelled says why a job has an exit code and tasks without results.
 func (c *cli) tellCancelled(j node.Job) {
-	if j.State == "cancelled" {
+	switch {
+	case j.State == "cancelled":
 		fmt.Fprintf(c.stderr, "meshnode: job %s was cancelled%s\n", j.ID[:min(8, len(j.ID))], colon(oneLine(j.Reason)))
+	case j.Halted:
+		fmt.Fprintf(c.stderr, "meshnode: job %s ended early%s; run the rest: meshnode rerun --failed %[1]s\n", j.ID[:min(8, len(j.ID))], colon(oneLine(j.Reason)))
 	}
 }
 
