@@ -3,7 +3,6 @@ package tasks
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"meshnode/protocol"
 )
@@ -111,35 +110,6 @@ func (s *Scheduler) status(j *job) JobStatus {
 		return cmp.Or(-cmp.Compare(a.Busy, b.Busy), cmp.Compare(a.Worker, b.Worker))
 	})
 	return st
-}
-
-// waitReason says why no task of j runs, or is zero if one will at any moment.
-func (s *Scheduler) waitReason(j *job) Reason {
-	switch {
-	case j.halting != "":
-		return Halting.reason("", j.halting)
-	case j.pending == 0 && !j.closed:
-		return Open.reason("", "")
-	case j.limboUntil != 0:
-		return Limbo.reason("", "")
-	}
-	var why, busy []string
-	for _, id := range s.order {
-		p := s.peers[id]
-		c := cmp.Or(s.idle(p), s.whyNot(p, j))
-		switch {
-		case c == None && s.free(p) > 0:
-			return Reason{}
-		case c == None:
-			busy = append(busy, p.called())
-		case c != NotConnected:
-			why = append(why, s.explain(c, p, j).Text)
-		}
-	}
-	if len(busy) > 0 {
-		return NoSlotFree.reason("", strings.Join(busy, ", "))
-	}
-	return NoNode.reason("", strings.Join(why, "; "))
 }
 
 // Peers returns this node and all peers that were met in this life, in order of their IDs.

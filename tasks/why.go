@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +47,27 @@ const (
 	NoSlotFree // {what} is the nodes
 	Halting    // {what} is why
 
+	Elsewhere // {what} is how long yet
+
+	// Where a task or a job's tasks are. {what} is how many, or "it", or for how long.
+	RunsOn
+	Overdue // {what} is its usual time there
+	QueuedOn
+	Fetching
+	Told    // {what} is how many tasks of how many jobs
+	Next    // {what} is how many
+	Loading // {what} is how many
+	MaxParallel
+	Priority // {what} is how many jobs
+	Sharing  // {what} is how many jobs
+	Idle
+	Busy // {what} is how many slots
+	Stopping
+	Unanswered  // {what} is how much
+	Unconfirmed // {what} is how many
+	EndedJob    // {what} is how
+	AlreadyEnded
+
 	// What happened to an attempt or a peer, for its story.
 	Granted
 	SpareGranted
@@ -85,7 +107,7 @@ var table = [codes]Reason{
 	NoMemory:      {"no_memory", "{node} has {what} of memory for a task, and the job wants more", "submit with less --memory; or on {node}: fewer slots (meshnode slots K), or meshnode up --memory with more"},
 	Refused:       {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
 	Unfetched:     {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
-	InDoubt:       {"in_doubt", "{node} failed task after task of this job, and others do not: it gets one at a time, with pauses, and its failures count only if the task fails elsewhere too", "look there: meshnode doctor; the errors of its tasks are in the results"},
+	InDoubt:       {"in_doubt", "{node} failed task after task of this job, and others do not: it gets one at a time, with pauses, and its failures count only if the task fails elsewhere too", "look at {node}; meshnode logs JOB has what its tasks said"},
 
 	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
 	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
@@ -93,11 +115,31 @@ var table = [codes]Reason{
 	Paused:       {"paused", "{node} takes no work: {what}", "on {node}: meshnode resume"},
 	NoSlots:      {"no_slots", "{node} has no slots", "on {node}: meshnode slots K"},
 
-	Open:          {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
-	Limbo:         {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
-	NoNode:        {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
-	NoSlotFree:    {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
-	Halting:       {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
+	Open:         {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
+	Limbo:        {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
+	NoNode:       {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
+	NoSlotFree:   {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+	RunsOn:       {"runs", "{node} runs {what}", "nothing: it ends by itself, or when meshnode cancel ends it"},
+	Overdue:      {"overdue", "it runs longer than the {what} that tasks of its job take there", "see meshnode logs JOB/TASK; a --timeout bounds it, meshnode cancel JOB/TASK ends it"},
+	QueuedOn:     {"queued", "{node} holds {what} and has not started it yet", "nothing: it starts when a slot there is free, or moves to a node that is idle"},
+	Fetching:     {"fetching", "{node} has finished {what}, and the bytes of the result are on their way", "nothing: it ends when they are here"},
+	Told:         {"told", "{node} has free slots and was told of {what}, and has not asked yet", "nothing: it asks within a round trip; if this stays, look at its log"},
+	Next:         {"next", "{what} are granted as soon as a node asks for them", "nothing: this is the usual way"},
+	Loading:      {"loading", "inputs of {what} are being read from the disk", "nothing: it takes milliseconds; if this stays, look at the disk"},
+	MaxParallel:  {"max_parallel", "as many of its tasks run as its -j {what} allows", "submit with a larger -j, or without"},
+	Priority:     {"priority", "{what} of higher priority go first", "wait for them, or submit with a higher --priority"},
+	Sharing:      {"sharing", "{what} share the slots with it", "nothing: each gets the same time; --priority puts one first"},
+	Idle:         {"nothing_to_do", "no job of this node has a task for {node} now", "nothing: submit more; jobs that other nodes submitted are known there"},
+	Busy:         {"busy", "all slots of {node} are taken: {what}", "nothing: it gets more as soon as one is free; meshnode slots K there gives it more"},
+	Stopping:     {"stopping", "this node is stopping, and grants nothing any more", "start it again: meshnode up -d"},
+	Unanswered:   {"unanswered", "this node keeps {what} of results that {node} has not answered, and takes no more of its tasks", "look at the disk and the network of {node}: it answers once it has written them"},
+	Unconfirmed:  {"unconfirmed", "this node does not start {what} of {node} before it was heard again", "nothing, if it comes back: else {node} gives them to others"},
+	EndedJob:     {"job_ended", "the job has ended: {what}", "meshnode results JOB has its results; meshnode rerun JOB --failed tries again what failed"},
+	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
+	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
+
+	Elsewhere: {"elsewhere", "it failed on {node}, and waits up to {what} for another node", "nothing: then {node} may try it again"},
+
 	Granted:       {"granted", "granted to {node}", "nothing: this is the usual way"},
 	SpareGranted:  {"spare_granted", "a spare copy was granted to {node}: the other one takes long", "nothing: the first result counts; --spare off does without"},
 	Adopted:       {"adopted", "found again at {node}, from before the connection or this node was lost", "nothing: it goes on where it was"},
@@ -113,7 +155,7 @@ var table = [codes]Reason{
 	ProcessDied:   {"process_died", "the worker process on {node} died: {what}", "see the task's log; after four deaths the task has failed, as it is what kills them"},
 	NotCounted:    {"not_counted", "it failed on {node} ({what}), and that does not count: another attempt lives", "nothing: the other attempt decides"},
 	TriedAgain:    {"tried_again", "failed on {node} ({what}), and is tried again", "nothing: --retries of the job says how often"},
-	Doubted:       {"doubted", "failed on {node} ({what}), which fails what others can do: that does not count", "nothing: it is tried elsewhere; look at {node}: meshnode doctor"},
+	Doubted:       {"doubted", "failed on {node} ({what}), which fails what others can do: that does not count", "nothing: it is tried elsewhere; if {node} fails everything, look at it"},
 	NotFetched:    {"not_fetched", "its result at {node} could not be fetched: {what}", "nothing: it runs again; see whether the disks of both nodes have room"},
 	Ended:         {"ended", "done by {node}", "nothing: meshnode results has its output"},
 	EndedBadly:    {"ended_badly", "failed on {node}: {what}", "see meshnode logs JOB/TASK; meshnode rerun JOB --failed tries again"},
@@ -130,6 +172,9 @@ func (c Code) reason(node, what string) Reason {
 	r.Text, r.Fix = words.Replace(r.Text), words.Replace(r.Fix)
 	return r
 }
+
+// Reasons are the words of all codes, in their order, for tests and documents.
+func Reasons() []Reason { return slices.Clone(table[1:]) }
 
 func (c Code) String() string { return table[c].Code }
 

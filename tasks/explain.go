@@ -1,0 +1,459 @@
+package tasks
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"meshnode/protocol"
+)
+
+// Why is what there is to say about a job, a task or a peer: what is first is what matters most.
+type Why struct {
+	Summary string
+	Reasons []Reason
+}
+
+// Bounds of a Why: a screen.
+const (
+	maxStory   = 50 // happenings of a task, or of a peer
+	maxGrouped = 10 // lines about one thing
+	maxNames   = 3  // nodes named in one line
+)
+
+// WhyJob says why a job is not further; false: there is none.
+func (s *Scheduler) WhyJob(id protocol.JobID) (Why, bool) {
+	j := s.jobs[id]
+	if j == nil {
+		return Why{}, false
+	}
+	st := s.status(j)
+	w := Why{Summary: fmt.Sprintf("%v: %d of %d tasks ended", st.State, j.ended, j.tasks.n)}
+	if st.Failed > 0 {
+		w.Summary += fmt.Sprintf(", %d of them badly", st.Failed)
+	}
+	if j.state >= JobDone {
+		what := j.state.String()
+		if j.reason != "" {
+			what += " (" + j.reason + ")"
+		}
+		w.Reasons = append(w.Reasons, EndedJob.reason("", what))
+		w.Reasons = append(w.Reasons, s.storyOf(j)...)
+		return w, true
+	}
+	w.Summary += fmt.Sprintf(", %d with nodes, %d waiting", j.leased, j.pending)
+	if !j.closed {
+		w.Reasons = append(w.Reasons, Open.reason("", ""))
+	}
+	w.Reasons = append(w.Reasons, s.whyPending(j)...)
+	w.Reasons = append(w.Reasons, s.whereabouts(j)...)
+	w.Reasons = append(w.Reasons, s.storyOf(j)...)
+	return w, true
+}
+
+// whyPending is why the pending tasks of j are not granted, and which nodes get none of them.
+func (s *Scheduler) whyPending(j *job) []Reason {
+	if j.pending == 0 {
+		return nil
+	}
+	if j.halting != "" {
+		return []Reason{Halting.reason("", j.halting)}
+	}
+	if j.limboUntil != 0 {
+		return []Reason{Limbo.reason("", "")}
+	}
+	var rs []Reason
+	able, busy, unable := s.takers(j)
+	m := int(j.spec.MaxParallel)
+	higher, equal := 0, 0
+	for _, k := range s.jobOrder {
+		if k != j && s.remaining(k) > 0 {
+			switch {
+			case k.spec.Priority > j.spec.Priority:
+				higher++
+			case k.spec.Priority == j.spec.Priority:
+				equal++
+			}
+		}
+	}
+	switch {
+	case m > 0 && j.leased >= m:
+		rs = append(rs, MaxParallel.reason("", fmt.Sprint(m)))
+	case s.grantable(j) == 0:
+		rs = append(rs, Loading.reason("", some(j.pending)))
+	case len(able)+len(busy) == 0:
+		rs = append(rs, s.noNode(unable))
+	case len(able) == 0:
+		rs = append(rs, NoSlotFree.reason("", names(busy)))
+	default:
+		rs = append(rs, Next.reason("", some(j.pending)))
+	}
+	if len(able) == 0 && len(busy) > 0 && higher > 0 {
+		rs = append(rs, Priority.reason("", jobs(higher)))
+	}
+	if len(able) == 0 && len(busy) > 0 && equal > 0 {
+		rs = append(rs, Sharing.reason("", jobs(equal)))
+	}
+	return append(rs, grouped(unable)...)
+}
+
+// refusal is a node that gets nothing of a job, and why.
+type refusal struct {
+	of   *peer
+	code Code
+	what string // its Text, the node left out
+	all  Reason
+}
+
+// takers are the nodes that would take a task of j now, those that would if they had a free slot, and the others that are connected.
+func (s *Scheduler) takers(j *job) (able, busy []*peer, unable []refusal) {
+	for _, id := range s.order {
+		p := s.peers[id]
+		switch c := s.cannotHave(p, j); {
+		case c == None && s.free(p) > 0:
+			able = append(able, p)
+		case c == None:
+			busy = append(busy, p)
+		case c != NotConnected: // it may have left the mesh
+			r := s.explain(c, p, j)
+			unable = append(unable, refusal{p, c, strings.TrimPrefix(r.Text, p.called()), r})
+		}
+	}
+	return able, busy, unable
+}
+
+// cannotHave is why p gets nothing of j now, a free slot or not; or None.
+func (s *Scheduler) cannotHave(p *peer, j *job) Code {
+	if c := s.whyNot(p, j); c != None && p.up { // what stays comes before what passes
+		return c
+	}
+	return s.idle(p)
+}
+
+// grouped makes one Reason of the nodes that refuse a job for the same reason.
+func grouped(all []refusal) []Reason {
+	var rs []Reason
+	for len(all) > 0 {
+		first, rest := all[0], all[:0:0]
+		var same []string
+		for _, r := range all[1:] {
+			if r.code == first.code && r.what == first.what {
+				same = append(same, r.of.called())
+			} else {
+				rest = append(rest, r)
+			}
+		}
+		r := first.all
+		if n := len(same); n > maxNames {
+			r.Text += fmt.Sprintf(" (%s and %d more too)", strings.Join(same[:maxNames-1], ", "), n-maxNames+1)
+		} else if n > 0 {
+			r.Text += fmt.Sprintf(" (%s too)", strings.Join(same, ", "))
+		}
+		rs, all = append(rs, r), rest
+	}
+	return rs
+}
+
+// noNode says that none of the nodes that are connected can run a job, and why, by name.
+func (s *Scheduler) noNode(all []refusal) Reason {
+	var texts []string
+	fix := ""
+	for _, r := range grouped(all) {
+		texts = append(texts, r.Text)
+		fix = r.Fix
+	}
+	r := NoNode.reason("", strings.Join(texts, "; "))
+	if len(texts) == 1 {
+		r.Fix = fix
+	}
+	return r
+}
+
+// waitReason says why no task of j runs, or is zero if one will at any moment.
+func (s *Scheduler) waitReason(j *job) Reason {
+	switch {
+	case j.halting != "":
+		return Halting.reason("", j.halting)
+	case j.pending == 0 && !j.closed:
+		return Open.reason("", "")
+	}
+	if rs := s.whyPending(j); len(rs) > 0 && rs[0].Code != table[Next].Code && rs[0].Code != table[Loading].Code {
+		return rs[0]
+	}
+	return Reason{}
+}
+
+// whereabouts says where the granted tasks of j are.
+func (s *Scheduler) whereabouts(j *job) []Reason {
+	var rs []Reason
+	for _, id := range s.order {
+		p := s.peers[id]
+		running, queued, fetching := 0, 0, 0
+		for _, l := range p.leases {
+			switch {
+			case l.job != j:
+			case s.fetchingFrom(j, l.attempt):
+				fetching++
+			case s.startedAt(l) != 0:
+				running++
+			default:
+				queued++
+			}
+		}
+		for _, x := range []struct {
+			c Code
+			n int
+		}{{RunsOn, running}, {Fetching, fetching}, {QueuedOn, queued}} {
+			if x.n > 0 {
+				rs = append(rs, x.c.reason(p.called(), some(x.n)))
+			}
+		}
+	}
+	return rs
+}
+
+// startedAt is when the worker of l started it, as far as it is known; 0: not yet.
+func (s *Scheduler) startedAt(l *lease) int64 {
+	if l.to.self {
+		if h := l.to.held[l.attempt]; h == nil || !h.running {
+			return 0
+		}
+	}
+	return l.started
+}
+
+// storyOf is what happened to tasks of j, counted: what is usual left out.
+func (s *Scheduler) storyOf(j *job) []Reason {
+	type kind struct {
+		c Code
+		p protocol.NodeID
+	}
+	count := map[kind]int{}
+	var order []kind
+	last := map[kind]Happening{}
+	for _, h := range s.happened(func(h *Happening) bool { return h.Attempt.Job == j.id && h.Code != Granted && h.Code != Ended }) {
+		k := kind{h.Code, h.Peer}
+		if count[k] == 0 {
+			order = append(order, k)
+		}
+		count[k]++
+		last[k] = h
+	}
+	var rs []Reason
+	for _, k := range order[max(0, len(order)-maxGrouped):] {
+		h := last[k]
+		r := h.Reason(s.peer(k.p).called())
+		when := "once, " + ago(s.now-h.At)
+		if n := count[k]; n > 1 {
+			when = fmt.Sprintf("%d times, the last one %s", n, ago(s.now-h.At))
+		}
+		r.Text = when + ": " + r.Text
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// WhyTask says where a task is and what became of its attempts; false: there is no such task.
+func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
+	j := s.jobs[id]
+	if j == nil || i >= j.tasks.n {
+		return Why{}, false
+	}
+	var w Why
+	story := func() {
+		hs := s.happened(func(h *Happening) bool {
+			return h.Attempt.Job == id && h.Attempt.Index == i && (h.Attempt.N > 0 || h.Code == CancelledTask)
+		})
+		for _, h := range hs[max(0, len(hs)-maxStory):] {
+			r := h.Reason(s.peer(h.Peer).called())
+			r.Text = ago(s.now-h.At) + ": " + r.Text
+			w.Reasons = append(w.Reasons, r)
+		}
+	}
+	if _, ended := s.Seq(id, i); ended || j.state >= JobDone {
+		w.Summary = "ended"
+		if !ended {
+			w.Summary = "cancelled with its job"
+		}
+		w.Reasons = append(w.Reasons, AlreadyEnded.reason("", ""))
+		story()
+		return w, true
+	}
+	t := j.tasks.at(i)
+	ls := j.leases[i]
+	if t.state == pending {
+		w.Summary = "waiting"
+		w.Reasons = append(w.Reasons, s.whyPending(j)...)
+	}
+	for _, l := range ls {
+		name := l.to.called()
+		started := s.startedAt(l)
+		usual := s.runOn(l.to, j)
+		w.Summary = "with " + name
+		if len(ls) > 1 {
+			w.Summary = fmt.Sprintf("with %d nodes", len(ls))
+		}
+		switch {
+		case s.fetchingFrom(j, l.attempt):
+			w.Reasons = append(w.Reasons, Fetching.reason(name, "it"))
+		case started == 0:
+			w.Reasons = append(w.Reasons, QueuedOn.reason(name, "it since "+span(s.now-l.at)))
+		default:
+			what := "it since " + span(s.now-started)
+			if l.spare {
+				what = "a spare copy of " + what
+			}
+			if usual > 0 {
+				what += "; tasks of its job take " + span(usual) + " there"
+			} else {
+				what += "; none of its job has ended yet, so nobody knows how long it takes"
+			}
+			w.Reasons = append(w.Reasons, RunsOn.reason(name, what))
+			if usual > 0 && s.now-started > 2*usual+second {
+				w.Reasons = append(w.Reasons, Overdue.reason(name, span(usual)))
+			}
+		}
+	}
+	w.Summary += fmt.Sprintf("; granted %s", times(int(t.grants)))
+	if tr := j.trouble[i]; tr != nil {
+		if tr.failed > 0 {
+			w.Summary += fmt.Sprintf(", failed %s and tried again (--retries %d)", times(int(tr.failed)), j.spec.Retries)
+		}
+		if tr.doubts > 0 {
+			w.Summary += fmt.Sprintf(", failed %s where others do well, which does not count", times(int(tr.doubts)))
+		}
+		if tr.deaths > 0 {
+			w.Summary += fmt.Sprintf(", killed its worker process %s of at most %d", times(int(tr.deaths)), maxDeaths)
+		}
+		if t.state == pending && tr.at != "" && s.now < tr.until {
+			w.Reasons = append(w.Reasons, Elsewhere.reason(s.peer(tr.at).called(), span(tr.until-s.now)))
+		}
+	}
+	if t.moves > 0 {
+		w.Summary += ", moved " + times(int(t.moves))
+	}
+	story()
+	return w, true
+}
+
+// WhyPeer says why a node gets no work of this one, or how much it has; false: it was never met in this life.
+func (s *Scheduler) WhyPeer(id protocol.NodeID) (Why, bool) {
+	p := s.peers[id]
+	if p == nil {
+		return Why{}, false
+	}
+	var w Why
+	name := p.called()
+	ours := len(p.leases)
+	c := s.idle(p)
+	if c != None {
+		r := s.explain(c, p, nil)
+		w.Summary = r.Text
+		w.Reasons = append(w.Reasons, r)
+	}
+	free := s.free(p)
+	if c == None {
+		w.Summary = fmt.Sprintf("%s takes work: %d of its %s free", name, max(0, free), slotsText(p.slotsHere(s)))
+		if free <= 0 {
+			w.Summary = fmt.Sprintf("%s is busy: all of its %s are taken", name, slotsText(p.slotsHere(s)))
+			w.Reasons = append(w.Reasons, Busy.reason(name, fmt.Sprint(p.slotsHere(s))))
+		}
+	}
+	if s.stopping != "" && !p.self {
+		w.Reasons = append(w.Reasons, Stopping.reason("", ""))
+	}
+	waiting, n := 0, 0
+	for _, j := range s.jobOrder {
+		if s.remaining(j) == 0 {
+			continue
+		}
+		waiting++
+		if c := s.whyNot(p, j); c == None {
+			n += s.remaining(j)
+		} else if waiting <= maxGrouped {
+			r := s.explain(c, p, j)
+			r.Text = "job " + j.id.Short() + ": " + r.Text
+			w.Reasons = append(w.Reasons, r)
+		}
+	}
+	switch {
+	case c != None || free <= 0:
+	case n == 0 && waiting == 0 && ours == 0:
+		w.Reasons = append(w.Reasons, Idle.reason(name, ""))
+	case n > 0 && p.told > 0 && ours == 0:
+		w.Reasons = append(w.Reasons, Told.reason(name, some(n)))
+	}
+	if ours > 0 {
+		running := 0
+		for _, l := range p.leases {
+			if s.startedAt(l) != 0 {
+				running++
+			}
+		}
+		if running > 0 {
+			w.Reasons = append(w.Reasons, RunsOn.reason(name, some(running)+" of this node's jobs"))
+		}
+		if ours > running {
+			w.Reasons = append(w.Reasons, QueuedOn.reason(name, some(ours-running)+" of this node's jobs"))
+		}
+	}
+	if p.full() && !p.self {
+		w.Reasons = append(w.Reasons, Unanswered.reason(name, sizeText(uint64(p.unansweredBytes+p.unansweredBlobs))))
+	}
+	if p.queuedHere > 0 && !s.confirmed(p) {
+		w.Reasons = append(w.Reasons, Unconfirmed.reason(name, some(p.queuedHere)))
+	}
+	hs := s.happened(func(h *Happening) bool { return h.Peer == id && h.Attempt.N == 0 })
+	for _, h := range hs[max(0, len(hs)-maxGrouped):] {
+		r := h.Reason(name)
+		r.Text = ago(s.now-h.At) + ": " + r.Text
+		w.Reasons = append(w.Reasons, r)
+	}
+	return w, true
+}
+
+func names(ps []*peer) string {
+	var ns []string
+	for _, p := range ps {
+		ns = append(ns, p.called())
+	}
+	slices.Sort(ns)
+	if len(ns) > maxNames {
+		return fmt.Sprintf("%s and %d more", strings.Join(ns[:maxNames-1], ", "), len(ns)-maxNames+1)
+	}
+	return strings.Join(ns, ", ")
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func some(n int) string      { return counted(n, "task") }
+func slotsText(n int) string { return counted(n, "slot") }
+func jobs(n int) string      { return counted(n, "other job") }
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// span is a duration for people, to two digits or so.
+func span(ns int64) string {
+	switch {
+	case ns < 10*millisecond:
+		return fmt.Sprintf("%d.%d ms", ns/millisecond, ns%millisecond/(millisecond/10))
+	case ns < second:
+		return fmt.Sprintf("%d ms", ns/millisecond)
+	case ns < 60*second:
+		return fmt.Sprintf("%d.%d s", ns/second, ns%second/(second/10))
+	case ns < 3600*second:
+		return fmt.Sprintf("%d min %d s", ns/(60*second), ns/second%60)
+	}
+	return fmt.Sprintf("%d h %d min", ns/(3600*second), ns/(60*second)%60)
+}
+
+func ago(ns int64) string { return span(ns) + " ago" }
