@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"meshnode/protocol"
+	"meshnode/tasks"
 )
 
 // What the local interface asks of a Node and shows of it. node/control declares the interface that
@@ -23,6 +24,7 @@ func (e *Error) Error() string { return e.Message }
 // Codes of Error.
 const (
 	CodeNoJob       = "no_job"      // no such job
+	CodeNoPeer      = "no_peer"     // no such member
 	CodeBadRequest  = "bad_request" // the request cannot be understood or breaks a limit
 	CodeBadProgram  = "bad_program" // no node could run the program
 	CodeRefused     = "refused"     // understood, and not done: the message says why
@@ -45,6 +47,7 @@ type Status struct {
 	Queued  int       `json:"queued"`
 	Peers   int       `json:"peers"` // connected, this node not counted
 	Paused  *string   `json:"paused"`
+	Results int       `json:"results"` // of other nodes' tasks, kept until their origins have answered them
 	Started time.Time `json:"started"`
 	UI      string    `json:"ui"` // always "off" in this version
 	DataDir string    `json:"data_dir"`
@@ -85,7 +88,8 @@ type Job struct {
 	Running   uint32    `json:"running"` // granted and not ended, wherever they are
 	Pending   uint32    `json:"pending"`
 	Submitted time.Time `json:"submitted"`
-	Reason    string    `json:"reason"` // why it waits or how it ended, if there is something to say
+	Reason    string    `json:"reason"`              // why it waits or how it ended, if there is something to say
+	WaitsFor  string    `json:"waits_for,omitempty"` // code of the reason why it waits, as of why
 	Detached  bool      `json:"detached"`
 	ElapsedMS float64   `json:"elapsed_ms"` // from acceptance to the end, or to now
 
@@ -101,6 +105,13 @@ type Job struct {
 	RerunOf  string `json:"rerun_of,omitempty"` // the job whose tasks these are again
 
 	Runs []uint32 `json:"runs,omitempty"` // of JobSpec; of a single job, left out in lists
+}
+
+// Why is why a job, a task or a peer is where it is (`why --json`): what matters most comes first.
+type Why struct {
+	Subject string         `json:"subject"` // "job 1a2b3c4d", "task 1a2b3c4d/7", "node kitchen"
+	Summary string         `json:"summary"`
+	Reasons []tasks.Reason `json:"reasons"`
 }
 
 // JobShare is what one node did for a job.
@@ -221,6 +232,15 @@ type clientAPI interface {
 	// Pause stops taking and starting work, for d (0: until Resume).
 	Pause(ctx context.Context, d time.Duration) error
 	Resume(ctx context.Context) error
+	// Drain stops taking and starting work until Resume, for good: it is a Pause whose reason says that the node is to become
+	// empty. Its own jobs go on at other nodes. Status says when nothing runs any more.
+	Drain(ctx context.Context) error
+
+	// WhyJob, WhyTask and WhyPeer say why something is where it is. An unknown job or task is CodeNoJob, a peer
+	// that this node knows nothing of CodeNoPeer.
+	WhyJob(ctx context.Context, job protocol.JobID) (Why, error)
+	WhyTask(ctx context.Context, job protocol.JobID, index uint32) (Why, error)
+	WhyPeer(ctx context.Context, id string) (Why, error)
 	// Shutdown begins a clean stop and returns at once; Run then returns.
 	Shutdown()
 }

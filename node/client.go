@@ -598,6 +598,7 @@ func (n *Node) jobOf(st tasks.JobStatus) Job {
 		Attempts: st.Attempts, Stolen: st.Stolen, Reissued: st.Reissued, Spares: st.Spares, Peers: []JobShare{},
 		Halted: st.Halted, Retries: st.Spec.Retries, Priority: int(st.Spec.Priority),
 	}
+	j.WaitsFor = st.Wait.Code
 	if id, err := protocol.JobIDFrom(st.Spec.RerunOf); err == nil {
 		j.RerunOf = id.String()
 	}
@@ -684,7 +685,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		for _, p := range s.Peers() {
 			switch {
 			case p.Self:
-				st.Slots, st.Running, st.Queued = p.Slots, p.Running, p.Queued
+				st.Slots, st.Running, st.Queued, st.Results = p.Slots, p.Running, p.Queued, p.Unanswered
 				if p.Paused != "" {
 					st.Paused = &p.Paused
 				}
@@ -824,6 +825,14 @@ func (n *Node) Pause(ctx context.Context, d time.Duration) error {
 	if d > 0 {
 		reason += " until " + time.Now().Add(d).Format("15:04:05")
 	}
+	return n.pauseFor(d, reason)
+}
+
+// Drain implements clientAPI.
+func (n *Node) Drain(ctx context.Context) error { return n.pauseFor(0, "drained by its owner") }
+
+// pauseFor pauses for d, or until Resume if d is 0.
+func (n *Node) pauseFor(d time.Duration, reason string) error {
 	n.pause.mu.Lock()
 	defer n.pause.mu.Unlock()
 	if n.pause.timer != nil {

@@ -37,13 +37,13 @@ func (s *Scheduler) WhyJob(id protocol.JobID) (Why, bool) {
 		if j.reason != "" {
 			what += " (" + j.reason + ")"
 		}
-		w.Reasons = append(w.Reasons, EndedJob.reason("", what))
+		w.Reasons = append(w.Reasons, EndedJob.Reason("", what))
 		w.Reasons = append(w.Reasons, s.storyOf(j)...)
 		return w, true
 	}
 	w.Summary += fmt.Sprintf(", %d with nodes, %d waiting", j.leased, j.pending)
 	if !j.closed {
-		w.Reasons = append(w.Reasons, Open.reason("", ""))
+		w.Reasons = append(w.Reasons, Open.Reason("", ""))
 	}
 	w.Reasons = append(w.Reasons, s.whyPending(j)...)
 	w.Reasons = append(w.Reasons, s.whereabouts(j)...)
@@ -57,10 +57,10 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 		return nil
 	}
 	if j.halting != "" {
-		return []Reason{Halting.reason("", j.halting)}
+		return []Reason{Halting.Reason("", j.halting)}
 	}
 	if j.limboUntil != 0 {
-		return []Reason{Limbo.reason("", "")}
+		return []Reason{Limbo.Reason("", "")}
 	}
 	var rs []Reason
 	able, busy, unable := s.takers(j)
@@ -78,21 +78,21 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 	}
 	switch {
 	case m > 0 && j.leased >= m:
-		rs = append(rs, MaxParallel.reason("", fmt.Sprint(m)))
+		rs = append(rs, MaxParallel.Reason("", fmt.Sprint(m)))
 	case s.grantable(j) == 0:
-		rs = append(rs, Loading.reason("", some(j.pending)))
+		rs = append(rs, Loading.Reason("", some(j.pending)))
 	case len(able)+len(busy) == 0:
 		rs = append(rs, s.noNode(unable))
 	case len(able) == 0:
-		rs = append(rs, NoSlotFree.reason("", names(busy)))
+		rs = append(rs, NoSlotFree.Reason("", names(busy)))
 	default:
-		rs = append(rs, Next.reason("", some(j.pending)))
+		rs = append(rs, Next.Reason("", some(j.pending)))
 	}
 	if len(able) == 0 && len(busy) > 0 && higher > 0 {
-		rs = append(rs, Priority.reason("", jobs(higher)))
+		rs = append(rs, Priority.Reason("", jobs(higher)))
 	}
 	if len(able) == 0 && len(busy) > 0 && equal > 0 {
-		rs = append(rs, Sharing.reason("", jobs(equal)))
+		rs = append(rs, Sharing.Reason("", jobs(equal)))
 	}
 	return append(rs, grouped(unable)...)
 }
@@ -162,7 +162,7 @@ func (s *Scheduler) noNode(all []refusal) Reason {
 		texts = append(texts, r.Text)
 		fix = r.Fix
 	}
-	r := NoNode.reason("", strings.Join(texts, "; "))
+	r := NoNode.Reason("", strings.Join(texts, "; "))
 	if len(texts) == 1 {
 		r.Fix = fix
 	}
@@ -173,9 +173,9 @@ func (s *Scheduler) noNode(all []refusal) Reason {
 func (s *Scheduler) waitReason(j *job) Reason {
 	switch {
 	case j.halting != "":
-		return Halting.reason("", j.halting)
+		return Halting.Reason("", j.halting)
 	case j.pending == 0 && !j.closed:
-		return Open.reason("", "")
+		return Open.Reason("", "")
 	}
 	if rs := s.whyPending(j); len(rs) > 0 && rs[0].Code != table[Next].Code && rs[0].Code != table[Loading].Code {
 		return rs[0]
@@ -205,7 +205,7 @@ func (s *Scheduler) whereabouts(j *job) []Reason {
 			n int
 		}{{RunsOn, running}, {Fetching, fetching}, {QueuedOn, queued}} {
 			if x.n > 0 {
-				rs = append(rs, x.c.reason(p.called(), some(x.n)))
+				rs = append(rs, x.c.Reason(p.called(), some(x.n)))
 			}
 		}
 	}
@@ -275,7 +275,7 @@ func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
 		if !ended {
 			w.Summary = "cancelled with its job"
 		}
-		w.Reasons = append(w.Reasons, AlreadyEnded.reason("", ""))
+		w.Reasons = append(w.Reasons, AlreadyEnded.Reason("", ""))
 		story()
 		return w, true
 	}
@@ -295,9 +295,9 @@ func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
 		}
 		switch {
 		case s.fetchingFrom(j, l.attempt):
-			w.Reasons = append(w.Reasons, Fetching.reason(name, "it"))
+			w.Reasons = append(w.Reasons, Fetching.Reason(name, "it"))
 		case started == 0:
-			w.Reasons = append(w.Reasons, QueuedOn.reason(name, "it since "+span(s.now-l.at)))
+			w.Reasons = append(w.Reasons, QueuedOn.Reason(name, "it since "+span(s.now-l.at)))
 		default:
 			what := "it since " + span(s.now-started)
 			if l.spare {
@@ -308,9 +308,9 @@ func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
 			} else {
 				what += "; none of its job has ended yet, so nobody knows how long it takes"
 			}
-			w.Reasons = append(w.Reasons, RunsOn.reason(name, what))
+			w.Reasons = append(w.Reasons, RunsOn.Reason(name, what))
 			if usual > 0 && s.now-started > 2*usual+second {
-				w.Reasons = append(w.Reasons, Overdue.reason(name, span(usual)))
+				w.Reasons = append(w.Reasons, Overdue.Reason(name, span(usual)))
 			}
 		}
 	}
@@ -326,7 +326,7 @@ func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
 			w.Summary += fmt.Sprintf(", killed its worker process %s of at most %d", times(int(tr.deaths)), maxDeaths)
 		}
 		if t.state == pending && tr.at != "" && s.now < tr.until {
-			w.Reasons = append(w.Reasons, Elsewhere.reason(s.peer(tr.at).called(), span(tr.until-s.now)))
+			w.Reasons = append(w.Reasons, Elsewhere.Reason(s.peer(tr.at).called(), span(tr.until-s.now)))
 		}
 	}
 	if t.moves > 0 {
@@ -356,11 +356,11 @@ func (s *Scheduler) WhyPeer(id protocol.NodeID) (Why, bool) {
 		w.Summary = fmt.Sprintf("%s takes work: %d of its %s free", name, max(0, free), slotsText(p.slotsHere(s)))
 		if free <= 0 {
 			w.Summary = fmt.Sprintf("%s is busy: all of its %s are taken", name, slotsText(p.slotsHere(s)))
-			w.Reasons = append(w.Reasons, Busy.reason(name, fmt.Sprint(p.slotsHere(s))))
+			w.Reasons = append(w.Reasons, Busy.Reason(name, fmt.Sprint(p.slotsHere(s))))
 		}
 	}
 	if s.stopping != "" && !p.self {
-		w.Reasons = append(w.Reasons, Stopping.reason("", ""))
+		w.Reasons = append(w.Reasons, Stopping.Reason("", ""))
 	}
 	waiting, n := 0, 0
 	for _, j := range s.jobOrder {
@@ -379,9 +379,9 @@ func (s *Scheduler) WhyPeer(id protocol.NodeID) (Why, bool) {
 	switch {
 	case c != None || free <= 0:
 	case n == 0 && waiting == 0 && ours == 0:
-		w.Reasons = append(w.Reasons, Idle.reason(name, ""))
+		w.Reasons = append(w.Reasons, Idle.Reason(name, ""))
 	case n > 0 && p.told > 0 && ours == 0:
-		w.Reasons = append(w.Reasons, Told.reason(name, some(n)))
+		w.Reasons = append(w.Reasons, Told.Reason(name, some(n)))
 	}
 	if ours > 0 {
 		running := 0
@@ -391,17 +391,17 @@ func (s *Scheduler) WhyPeer(id protocol.NodeID) (Why, bool) {
 			}
 		}
 		if running > 0 {
-			w.Reasons = append(w.Reasons, RunsOn.reason(name, some(running)+" of this node's jobs"))
+			w.Reasons = append(w.Reasons, RunsOn.Reason(name, some(running)+" of this node's jobs"))
 		}
 		if ours > running {
-			w.Reasons = append(w.Reasons, QueuedOn.reason(name, some(ours-running)+" of this node's jobs"))
+			w.Reasons = append(w.Reasons, QueuedOn.Reason(name, some(ours-running)+" of this node's jobs"))
 		}
 	}
 	if p.full() && !p.self {
-		w.Reasons = append(w.Reasons, Unanswered.reason(name, sizeText(uint64(p.unansweredBytes+p.unansweredBlobs))))
+		w.Reasons = append(w.Reasons, Unanswered.Reason(name, sizeText(uint64(p.unansweredBytes+p.unansweredBlobs))))
 	}
 	if p.queuedHere > 0 && !s.confirmed(p) {
-		w.Reasons = append(w.Reasons, Unconfirmed.reason(name, some(p.queuedHere)))
+		w.Reasons = append(w.Reasons, Unconfirmed.Reason(name, some(p.queuedHere)))
 	}
 	hs := s.happened(func(h *Happening) bool { return h.Peer == id && h.Attempt.N == 0 })
 	for _, h := range hs[max(0, len(hs)-maxGrouped):] {

@@ -35,6 +35,7 @@ type PeerStatus struct {
 	ID                     protocol.NodeID
 	Self, Up, Suspect      bool
 	Slots, Running, Queued int
+	Unanswered             int // of this node: outcomes of other nodes\' tasks that it keeps
 	Paused                 string
 	Runtimes               []string
 	Version                string
@@ -127,6 +128,9 @@ func (s *Scheduler) Peers() []PeerStatus {
 			for _, q := range s.peers {
 				st.Running += q.runningHere
 				st.Queued += q.queuedHere
+				if q != p {
+					st.Unanswered += len(q.held) - q.runningHere - q.queuedHere
+				}
 			}
 		}
 		out = append(out, st)

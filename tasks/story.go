@@ -17,7 +17,7 @@ type Happening struct {
 }
 
 // Reason is a happening in words. name is what the peer is called.
-func (h *Happening) Reason(name string) Reason { return h.Code.reason(name, h.What) }
+func (h *Happening) Reason(name string) Reason { return h.Code.Reason(name, h.What) }
 
 // storySize bounds what is remembered of each kind: the usual (granted, ended) and what is worth a question later (lost, given
 // back, died). 2 × 2048 × 88 bytes at most; a job of a million tasks that all end well does not push out why one of them moved.

@@ -165,8 +165,8 @@ var table = [codes]Reason{
 	Disconnected:  {"disconnected", "the connection to {node} ended: {what}", "nothing: it is tried again; meshnode peers says when"},
 }
 
-// reason puts the words of a code together.
-func (c Code) reason(node, what string) Reason {
+// Reason puts the words of a code together, with the name of a node and what else the code's constant asks for.
+func (c Code) Reason(node, what string) Reason {
 	r := table[c]
 	words := strings.NewReplacer("{node}", node, "{what}", what)
 	r.Text, r.Fix = words.Replace(r.Text), words.Replace(r.Fix)
@@ -220,7 +220,7 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 			what = s.unavailable()
 		}
 	}
-	return c.reason(p.called(), what)
+	return c.Reason(p.called(), what)
 }
 
 // whyNot is why p could run no task of j, or None. See available for what keeps it from work of all jobs.

@@ -405,7 +405,7 @@ func TestCalled(t *testing.T) {
 		"12D3KooWaaabYYYY": "two", "YY": "", "": "", "12D3KooW": "one two two XXXX",
 	} {
 		var got []string
-		for _, p := range called(peers, name) {
+		for _, p := range control.FindPeers(peers, name) {
 			got = append(got, p.Name)
 		}
 		if strings.Join(got, " ") != want {

@@ -12,6 +12,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/protocol"
+	"meshnode/tasks/executor"
 )
 
 // peersOf finds the peers that names name, for a flag: by name, by id, or by the first or last characters of one.
@@ -25,7 +26,7 @@ func (c *cli) peersOf(ctx context.Context, client *control.Client, flag string, 
 	}
 	var ids []protocol.NodeID
 	for _, name := range names {
-		found := called(peers, name)
+		found := control.FindPeers(peers, name)
 		switch len(found) {
 		case 0:
 			return nil, &node.Error{Code: codeUsage, Message: fmt.Sprintf("%s %q: no such peer", flag, name), Fix: "meshnode peers lists them"}
@@ -36,25 +37,6 @@ func (c *cli) peersOf(ctx context.Context, client *control.Client, flag string, 
 		}
 	}
 	return ids, nil
-}
-
-// called are the peers that a name may mean: those that have it, else those whose id begins or ends so.
-func called(peers []node.Peer, name string) []node.Peer {
-	var found []node.Peer
-	for _, p := range peers {
-		if p.Name == name || p.ID == name {
-			found = append(found, p)
-		}
-	}
-	if len(found) > 0 || len(name) < minPeer {
-		return found
-	}
-	for _, p := range peers {
-		if strings.HasPrefix(p.ID, name) || strings.HasSuffix(p.ID, name) {
-			found = append(found, p)
-		}
-	}
-	return found
 }
 
 // completePeers offers the other members to the shell, by their names.
@@ -74,9 +56,6 @@ func (c *cli) completePeers(cmd *cobra.Command, _ []string, _ string) ([]string,
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
-
-// minPeer is how many characters of an id name a peer, at least.
-const minPeer = 4
 
 func (c *cli) peersCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -117,7 +96,7 @@ not heard for a while; gone, with the reason and what is tried.`,
 			wide := c.format == "wide"
 			head := []string{"NAME", "STATE", "SLOTS", "RUNNING", "QUEUED", "RTT", "ID", "REASON"}
 			if wide {
-				head = append(head, "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "ADDRESSES")
+				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "ADDRESSES")
 			}
 			rows := [][]string{head}
 			for _, p := range peers {
@@ -130,7 +109,7 @@ not heard for a while; gone, with the reason and what is tried.`,
 				}
 				row := []string{p.Name, p.State, strconv.Itoa(p.Slots), strconv.Itoa(p.Running), strconv.Itoa(p.Queued), rtt, id, p.Reason}
 				if wide {
-					row = append(row, p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.Addrs, " "))
+					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.Addrs, " "))
 				}
 				rows = append(rows, row)
 			}

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"meshnode/node"
+	"meshnode/node/control"
 )
 
 func (c *cli) slotsCommand() *cobra.Command {
@@ -55,10 +60,67 @@ start. Tasks that run end; those that wait go back.`,
 	}
 }
 
+func (c *cli) drainCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "drain [-d]",
+		Short: "Take and start no more work here, and wait until nothing runs",
+		Long: `Takes and starts no more work on this node: what waits goes back, and what runs may end. Returns when nothing runs
+any more; with -d at once. Jobs that were submitted here go on at other nodes. Interrupted, it leaves the node draining;
+"meshnode resume" ends it, and so does the node's next start.`,
+		Args: cobra.NoArgs,
+	}
+	detach := cmd.Flags().BoolP("detach", "d", false, "do not wait until nothing runs")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, err := c.dial()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		if err := client.Drain(cmd.Context()); err != nil || *detach {
+			return err
+		}
+		return c.waitDrained(cmd.Context(), client)
+	}
+	return cmd
+}
+
+// waitDrained waits until the node runs nothing, and says how much is left whenever that changes.
+func (c *cli) waitDrained(ctx context.Context, client *control.Client) error {
+	for last := -1; ; {
+		s, err := client.Status(ctx)
+		switch {
+		case ctx.Err() != nil:
+			fmt.Fprintln(c.stderr, "meshnode: interrupted; the node goes on draining, until meshnode resume")
+			return exitCode(exitInterrupted)
+		case err != nil:
+			return err
+		case s.Paused == nil:
+			return &node.Error{Code: node.CodeRefused, Message: "somebody resumed the node while it drained", Fix: "meshnode drain begins again"}
+		}
+		if n := s.Running + s.Queued; n != last {
+			if last = n; n == 0 {
+				fmt.Fprintln(c.stderr, "meshnode: drained: nothing runs here any more")
+				if s.Results > 0 {
+					fmt.Fprintf(c.stderr, "meshnode: %d results wait for nodes that are away; they are kept on disk, and sent when both run\n", s.Results)
+				}
+				return nil
+			}
+			fmt.Fprintf(c.stderr, "meshnode: draining: %d running, %d to go back\n", s.Running, s.Queued)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(drainInterval):
+		}
+	}
+}
+
+// drainInterval is how often drain looks at the node.
+const drainInterval = 200 * time.Millisecond
+
 func (c *cli) resumeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "resume",
-		Short: "End a pause",
+		Short: "End a pause or a drain",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := c.dial()

@@ -376,6 +376,18 @@ func (c *Client) Resume(ctx context.Context) error {
 	return c.call(ctx, "POST", "/v1/resume", nil, nil)
 }
 
+// Drain stops taking and starting work until Resume; Status says when nothing runs any more.
+func (c *Client) Drain(ctx context.Context) error {
+	return c.call(ctx, "POST", "/v1/drain", nil, nil)
+}
+
+// Why says why something is where it is: JOB, JOB/TASK or PEER, a job by its id, the first digits of it or @last, a peer by
+// its name or id.
+func (c *Client) Why(ctx context.Context, subject string) (node.Why, error) {
+	var w node.Why
+	return w, c.call(ctx, "GET", "/v1/why?subject="+url.QueryEscape(subject), nil, &w)
+}
+
 // Shutdown begins a clean stop of the node and returns at once.
 func (c *Client) Shutdown(ctx context.Context) error {
 	return c.call(ctx, "POST", "/v1/shutdown", nil, nil)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"meshnode/node"
 	"meshnode/protocol"
+	"meshnode/tasks"
 )
 
 // fakeNode is a node without a mesh: a task ends when it is added, with its input as the output, or, while
@@ -274,8 +276,18 @@ func (n *fakeNode) Join(_ context.Context, t string) (string, error) {
 func (n *fakeNode) Leave(context.Context) error                    { n.joined = ""; return nil }
 func (n *fakeNode) SetSlots(_ context.Context, k int) error        { n.slots = k; return nil }
 func (n *fakeNode) Pause(_ context.Context, d time.Duration) error { n.paused = d; return nil }
-func (n *fakeNode) Resume(context.Context) error                   { n.paused = -1; return nil }
-func (n *fakeNode) Shutdown()                                      { close(n.down) }
+func (n *fakeNode) Drain(context.Context) error                    { n.paused = -2; return nil }
+func (n *fakeNode) WhyJob(_ context.Context, id protocol.JobID) (node.Why, error) {
+	return node.Why{Subject: "job " + id.Short()}, nil
+}
+func (n *fakeNode) WhyTask(_ context.Context, id protocol.JobID, index uint32) (node.Why, error) {
+	return node.Why{Subject: fmt.Sprintf("task %s/%d", id.Short(), index), Reasons: []tasks.Reason{{Code: "runs", Text: "x runs it", Fix: "nothing"}}}, nil
+}
+func (n *fakeNode) WhyPeer(_ context.Context, id string) (node.Why, error) {
+	return node.Why{Subject: "node " + id}, nil
+}
+func (n *fakeNode) Resume(context.Context) error { n.paused = -1; return nil }
+func (n *fakeNode) Shutdown()                    { close(n.down) }
 func (n *fakeNode) await(t testing.TB, what string, cond func() bool) { // cond runs under n.mu
 	t.Helper()
 	timer := time.AfterFunc(10*time.Second, func() { n.mu.Lock(); n.changed.Broadcast(); n.mu.Unlock() })

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -40,6 +41,10 @@ type Node interface {
 	SetSlots(ctx context.Context, n int) error
 	Pause(ctx context.Context, d time.Duration) error
 	Resume(ctx context.Context) error
+	Drain(ctx context.Context) error
+	WhyJob(ctx context.Context, job protocol.JobID) (node.Why, error)
+	WhyTask(ctx context.Context, job protocol.JobID, index uint32) (node.Why, error)
+	WhyPeer(ctx context.Context, id string) (node.Why, error)
 	Shutdown()
 }
 
@@ -102,6 +107,8 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("POST /v1/slots", s.postSlots)
 	handle("POST /v1/pause", s.postPause)
 	handle("POST /v1/resume", func(r *http.Request) (any, error) { return empty{}, s.node.Resume(r.Context()) })
+	handle("POST /v1/drain", func(r *http.Request) (any, error) { return empty{}, s.node.Drain(r.Context()) })
+	handle("GET /v1/why", s.getWhy)
 	handle("POST /v1/shutdown", func(r *http.Request) (any, error) { s.node.Shutdown(); return empty{}, nil })
 	handle("PUT /v1/blobs", s.putBlob)
 	mux.HandleFunc("POST /v1/stream", s.upgrade)
@@ -191,9 +198,74 @@ func (s *Server) getJob(r *http.Request) (any, error) {
 	return s.node.Job(r.Context(), id)
 }
 
+// getWhy answers about JOB, JOB/TASK or PEER: a job as in resolve, a peer by its name or id.
+func (s *Server) getWhy(r *http.Request) (any, error) {
+	subject := r.URL.Query().Get("subject")
+	if job, task, ok := strings.Cut(subject, "/"); ok {
+		index, err := parseIndex(task)
+		if err != nil {
+			return nil, err
+		}
+		id, err := s.resolveName(r.Context(), job)
+		if err != nil {
+			return nil, err
+		}
+		j, err := s.node.Job(r.Context(), id)
+		if err == nil && index >= j.Tasks {
+			return nil, noTask(id, index, j)
+		}
+		return s.node.WhyTask(r.Context(), id, index)
+	}
+	peers, err := s.node.Peers(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	found := FindPeers(peers, subject)
+	id, err := s.resolveName(r.Context(), subject)
+	switch {
+	case err == nil && len(found) > 0:
+		return nil, &node.Error{Code: node.CodeBadRequest, Message: subject + " is a job and a peer", Fix: "give more of the job's id, or the peer's id"}
+	case err == nil:
+		return s.node.WhyJob(r.Context(), id)
+	case len(found) > 1:
+		return nil, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("%d peers are called %s", len(found), subject), Fix: "give more of the id: meshnode peers -o wide"}
+	case len(found) == 1:
+		return s.node.WhyPeer(r.Context(), found[0].ID)
+	}
+	if e := (*node.Error)(nil); errors.As(err, &e) && (subject == "@last" || strings.Contains(e.Message, "ambiguous")) {
+		return nil, err
+	}
+	return nil, &node.Error{Code: node.CodeNoJob, Message: "no job and no peer " + strconv.Quote(subject) + " here", Fix: "see meshnode jobs -a and meshnode peers; a job is known at the node where it was submitted"}
+}
+
+// minPeer is how many characters of an id name a peer, at least.
+const minPeer = 4
+
+// FindPeers are the peers that a name may mean: those that have it, else those whose id begins or ends so.
+func FindPeers(peers []node.Peer, name string) []node.Peer {
+	var found []node.Peer
+	for _, p := range peers {
+		if p.Name == name || p.ID == name {
+			found = append(found, p)
+		}
+	}
+	if len(found) > 0 || len(name) < minPeer {
+		return found
+	}
+	for _, p := range peers {
+		if strings.HasPrefix(p.ID, name) || strings.HasSuffix(p.ID, name) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
 // resolve finds the job that a request's path names: an id, the first digits of one, or @last.
 func (s *Server) resolve(r *http.Request) (protocol.JobID, error) {
-	name := r.PathValue("job")
+	return s.resolveName(r.Context(), r.PathValue("job"))
+}
+
+func (s *Server) resolveName(ctx context.Context, name string) (protocol.JobID, error) {
 	if id, err := protocol.ParseJobID(name); err == nil {
 		return id, nil
 	}
@@ -202,7 +274,7 @@ func (s *Server) resolve(r *http.Request) (protocol.JobID, error) {
 			return protocol.JobID{}, badRequest(err)
 		}
 	}
-	jobs, err := s.node.Jobs(r.Context())
+	jobs, err := s.node.Jobs(ctx)
 	if err != nil {
 		return protocol.JobID{}, err
 	}
@@ -473,7 +545,7 @@ func asError(err error) *node.Error {
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := asError(err)
 	status := map[string]int{
-		node.CodeNoJob: http.StatusNotFound, "no_task": http.StatusNotFound, "no_such_request": http.StatusNotFound,
+		node.CodeNoJob: http.StatusNotFound, node.CodeNoPeer: http.StatusNotFound, "no_task": http.StatusNotFound, "no_such_request": http.StatusNotFound,
 		node.CodeBadRequest: http.StatusBadRequest, node.CodeBadProgram: http.StatusUnprocessableEntity,
 		node.CodeRefused: http.StatusConflict, "not_ended": http.StatusConflict, "cancelled": http.StatusConflict,
 		node.CodeStopping: http.StatusServiceUnavailable, node.CodeUnavailable: http.StatusServiceUnavailable,

@@ -1,0 +1,100 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"meshnode/protocol"
+	"meshnode/tasks"
+)
+
+// WhyJob implements clientAPI.
+func (n *Node) WhyJob(ctx context.Context, job protocol.JobID) (Why, error) {
+	var w tasks.Why
+	var ok bool
+	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyJob(job) }); err != nil {
+		return Why{}, err
+	}
+	if !ok {
+		return Why{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
+	}
+	return whyOf("job "+job.Short(), w), nil
+}
+
+// WhyTask implements clientAPI.
+func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (Why, error) {
+	var w tasks.Why
+	var ok bool
+	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyTask(job, index) }); err != nil {
+		return Why{}, err
+	}
+	if !ok {
+		return Why{}, jobError(fmt.Errorf("task %d of job %s: %w", index, job.Short(), tasks.ErrNoJob))
+	}
+	out := whyOf(fmt.Sprintf("task %s/%d", job.Short(), index), w)
+	if r, ended, err := n.Result(ctx, job, index); err == nil && ended { // what the scheduler does not keep is in the journal
+		how := "ended well"
+		switch {
+		case r.Status == protocol.Status_CANCELLED:
+			how = "cancelled"
+		case r.Status != protocol.Status_OK:
+			how = fmt.Sprintf("failed, exit code %d", r.ExitCode)
+		}
+		if r.Worker != "" {
+			how += fmt.Sprintf(" on %s, after %v; granted %d times in all", r.Name, r.Run.Round(time.Millisecond), r.Attempts)
+		}
+		if r.Error != "" {
+			how += ": " + r.Error
+		}
+		out.Summary = how
+	}
+	return out, nil
+}
+
+// WhyPeer implements clientAPI.
+func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
+	var w tasks.Why
+	met := false
+	if err := n.ask(func(s *tasks.Scheduler) { w, met = s.WhyPeer(protocol.NodeID(id)) }); err != nil {
+		return Why{}, err
+	}
+	ps, err := n.Peers(ctx)
+	if err != nil {
+		return Why{}, err
+	}
+	for _, p := range ps {
+		if p.ID != id {
+			continue
+		}
+		name := "node " + p.Name
+		if p.State == "self" {
+			name += " (this one)"
+		}
+		if p.State == "gone" { // discovery knows more than the scheduler
+			gone := tasks.NotConnected.Reason(p.Name, "")
+			if p.Reason != "" {
+				gone.Text += ": " + p.Reason
+			}
+			w.Summary = gone.Text
+			if len(w.Reasons) > 0 && w.Reasons[0].Code == gone.Code {
+				w.Reasons = w.Reasons[1:]
+			}
+			w.Reasons = append([]tasks.Reason{gone}, w.Reasons...)
+		}
+		return whyOf(name, w), nil
+	}
+	if !met {
+		return Why{}, &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %s", id), Fix: "meshnode peers lists them"}
+	}
+	return whyOf("node "+cmp.Or(n.nameOf(protocol.NodeID(id)), id), w), nil
+}
+
+func whyOf(subject string, w tasks.Why) Why {
+	out := Why{Subject: subject, Summary: w.Summary, Reasons: w.Reasons}
+	if out.Reasons == nil {
+		out.Reasons = []tasks.Reason{}
+	}
+	return out
+}
