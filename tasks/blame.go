@@ -25,13 +25,16 @@ const (
 
 // trouble is what a task that has not ended has been through. Most have none.
 type trouble struct {
-	failed uint32 // attempts that failed, counted, and were tried again
-	deaths uint32 // of worker processes while they ran it
-	doubts uint32 // failures that did not count
-	last   protocol.Attempt
-	had    uint32          // attempts up to the last
-	at     protocol.NodeID // where it failed last
-	until  int64           // it waits for another node until then
+	failed   uint32 // attempts that failed, counted, and were tried again
+	deaths   uint32 // of worker processes while they ran it
+	losses   uint32 // of nodes while they ran it; see poison.go
+	alone    uint32 // of these, while they ran nothing else,
+	aloneFor int64  // for so long, ns
+	doubts   uint32 // failures that did not count
+	last     protocol.Attempt
+	had      uint32          // attempts up to the last
+	at       protocol.NodeID // where it failed last
+	until    int64           // it waits for another node until then
 }
 
 func (j *job) troubleOf(i uint32) *trouble {
@@ -53,9 +56,16 @@ func (j *job) share(w protocol.NodeID) *share {
 	return sh
 }
 
-// wait makes a task whose input is in memory wait to be granted: for any node, or for another one than that where it failed.
+// wait makes a task whose input is in memory wait to be granted: for any node, for another one than that where it failed,
+// or for one that runs nothing else meanwhile.
 func (j *job) wait(i uint32) {
-	if tr := j.trouble[i]; tr != nil && tr.at != "" {
+	switch tr := j.trouble[i]; {
+	case tr != nil && tr.losses >= aloneAfter:
+		if !slices.Contains(j.suspects, i) { // it may have been adopted meanwhile, and lost again
+			j.suspects = append(j.suspects, i)
+		}
+		return
+	case tr != nil && tr.at != "":
 		j.elsewhere[tr.at] = append(j.elsewhere[tr.at], i)
 		return
 	}
@@ -147,6 +157,14 @@ func (s *Scheduler) open(p *peer, j *job) int {
 		return n
 	}
 	not := 0
+	for _, i := range j.suspects {
+		if j.tasks.at(i).state == pending && j.has(i) {
+			not++
+		}
+	}
+	if not > 0 && s.mayTakeSuspect(p, j) {
+		not-- // one
+	}
 	if s.inDoubt(p, j) {
 		if j.byWorker[p.id].live > 0 {
 			return 0
@@ -156,14 +174,24 @@ func (s *Scheduler) open(p *peer, j *job) int {
 		}
 		n = 1
 	} else if q := j.elsewhere[p.id]; len(q) > 0 && s.others(p, j) {
-		not = len(q)
+		not += len(q)
 	}
 	return max(0, min(n, j.ready-not))
 }
 
-// take returns a pending task that p may have, and its input: first those that wait for another node than that where they
+// mayTakeSuspect says that p may have a task that is to run alone: one at a time, and the origin only if nobody else can.
+func (s *Scheduler) mayTakeSuspect(p *peer, j *job) bool {
+	return len(j.suspects) > 0 && p.alone == 0 && !s.inDoubt(p, j) && !(p.self && s.others(p, j))
+}
+
+// take returns a pending task that p may have, and its input: first one that is to run alone, then those that wait for another node than that where they
 // failed, then those that came back, then new ones.
 func (s *Scheduler) take(p *peer, j *job) (uint32, Input, bool) {
+	if s.mayTakeSuspect(p, j) {
+		if i, in, ok := j.takeFrom(&j.suspects); ok {
+			return i, in, true
+		}
+	}
 	if len(j.elsewhere) > 0 && !s.inDoubt(p, j) {
 		for _, at := range sortedKeys(j.elsewhere) {
 			if at == p.id && s.others(p, j) {
@@ -246,7 +274,13 @@ func (s *Scheduler) tryAgain(p *peer, j *job, a protocol.Attempt) {
 	tr.last, tr.had, tr.at = a, uint32(j.tasks.at(a.Index).grants), p.id
 	tr.until = s.now + max(elsewhereFirst, min(2*j.run.ns, elsewhereMost))
 	j.charged[a] = true
-	s.record(TroubleRecord{Job: j.id, Index: a.Index, Attempts: tr.had, Last: a, Failed: tr.failed, Deaths: tr.deaths})
+	s.recordTrouble(j, a.Index)
+}
+
+func (s *Scheduler) recordTrouble(j *job, i uint32) {
+	tr := j.trouble[i]
+	tr.last.Job, tr.last.Index = j.id, i
+	s.record(TroubleRecord{Job: j.id, Index: i, Attempts: tr.had, Last: tr.last, Failed: tr.failed, Deaths: tr.deaths, Losses: tr.losses})
 }
 
 // final says whether a failed outcome of a task without other live attempts ends it. If not, it is tried again.
@@ -275,9 +309,11 @@ func (j *job) restoreTrouble(r TroubleRecord) {
 		return
 	}
 	tr := j.troubleOf(r.Index)
-	tr.failed, tr.deaths, tr.last, tr.had = r.Failed, r.Deaths, r.Last, r.Attempts
+	tr.failed, tr.deaths, tr.losses, tr.last, tr.had = r.Failed, r.Deaths, r.Losses, r.Last, r.Attempts
 	j.tasks.at(r.Index).grants = uint16(min(r.Attempts, 1<<16-1))
-	j.charged[r.Last] = true
+	if r.Last.N > 0 {
+		j.charged[r.Last] = true
+	}
 }
 
 // grantedEarlier counts an attempt of an earlier life of this node, as far as its number tells.
@@ -298,6 +334,8 @@ type Tries struct {
 	Attempts uint32          // granted so far
 	Failed   uint32          // of these, that failed and counted, and were tried again
 	Deaths   uint32          // of worker processes
+	Losses   uint32          // of nodes that ran it
+	Alone    bool            // it runs alone on a node from now on, for of that
 	Doubts   uint32          // failures that did not count, as their node fails what others can do
 	At       protocol.NodeID // where it failed last
 }
@@ -310,7 +348,7 @@ func (s *Scheduler) Tries(id protocol.JobID, index uint32) (Tries, bool) {
 	}
 	t := Tries{Attempts: uint32(j.tasks.at(index).grants)}
 	if tr := j.trouble[index]; tr != nil {
-		t.Failed, t.Deaths, t.Doubts, t.At = tr.failed, tr.deaths, tr.doubts, tr.at
+		t.Failed, t.Deaths, t.Losses, t.Alone, t.Doubts, t.At = tr.failed, tr.deaths, tr.losses, j.suspected(index), tr.doubts, tr.at
 	}
 	return t, true
 }

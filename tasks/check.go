@@ -77,6 +77,9 @@ func (s *Scheduler) checkJob(j *job) error {
 			takeable[i] = true
 		}
 	}
+	for _, i := range j.suspects {
+		takeable[i] = j.has(i)
+	}
 	for _, q := range j.elsewhere {
 		for _, i := range q {
 			takeable[i] = j.has(i)

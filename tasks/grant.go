@@ -39,10 +39,15 @@ type lessee struct {
 	// no work before a beat shows that it has heard us since. 0: no such thing.
 	lostAt int64
 
-	row      []*lease // its leases in the order of their grants, nil where one has ended
-	rowBase  int      // place of row[0]
-	heldOfUs int      // queued and running attempts that it listed last
-	others   int      // attempts that it holds of other origins, as it said last
+	row         []*lease // its leases in the order of their grants, nil where one has ended
+	rowBase     int      // place of row[0]
+	alone       int      // leases of tasks that are to run alone
+	blamed      []blamed // what its loss was charged to, until it is known whether the process is gone
+	countedLost bool     // in Scheduler.lost, the same
+	upAt        int64    // when it was last connected
+
+	heldOfUs int // queued and running attempts that it listed last
+	others   int // attempts that it holds of other origins, as it said last
 
 	told       uint64 // pending tasks that it knows of, by our last Load or Grant
 	loadFrom   int64  // no Load before
@@ -80,6 +85,7 @@ type lease struct {
 	started int64 // when it came to the front of what p holds of us, as far as we can tell; 0: it waits
 	place   int   // in p.row
 	spare   bool  // a second copy of a straggler
+	alone   bool  // nothing else is to run there meanwhile
 }
 
 func (p *peer) openLessee() {
@@ -241,7 +247,7 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 		p.renewed = s.now
 	}
 	spare := t.state == leased
-	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare}
+	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare, alone: j.suspected(i)}
 	s.addLease(l)
 	s.keep(l, in)
 	if spare {
@@ -256,7 +262,7 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	if t.grants < 1<<16-1 {
 		t.grants++
 	}
-	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob, Spare: spare}
+	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob, Spare: spare, Alone: l.alone}
 	if n := j.numbers.Of(i); n != i {
 		as.Number = n + 1
 	}
@@ -276,6 +282,9 @@ func (s *Scheduler) addLease(l *lease) {
 		j.leased++
 	}
 	l.to.leases[l.attempt] = l
+	if l.alone {
+		l.to.alone++
+	}
 	j.share(l.to.id).live++
 	j.claim.used += l.cost
 	l.place = l.to.rowBase + len(l.to.row)
@@ -291,6 +300,9 @@ func (s *Scheduler) addLease(l *lease) {
 func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
 	delete(l.to.leases, l.attempt)
+	if l.alone {
+		l.to.alone--
+	}
 	j.share(l.to.id).live--
 	j.claim.used -= l.cost
 	if l.kept {

@@ -78,7 +78,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 
 // shift moves all deadlines of p by a pause of our own.
 func (p *peer) shift(gap int64) {
-	for _, t := range []*int64{&p.heard, &p.renewed, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.askFrom, &p.flushAt} {
+	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.askFrom, &p.flushAt} {
 		if *t != 0 {
 			*t += gap
 		}
@@ -92,7 +92,15 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	f := Facts{Name: h.Name, OS: h.Os, Arch: h.Arch, Labels: h.Labels, CPUs: h.Cpus, Memory: h.MemoryBytes}
 	if p.incarnation != h.Incarnation || !p.Facts.equal(&f) {
+		if p.incarnation != h.Incarnation {
+			s.nodeLost(p, NodeRestarted)
+			p.blamed, p.countedLost = nil, false // and that is sure
+		}
 		s.lose(p, NodeRestarted) // all that the old process held is lost; one that says other things of itself is another
+	}
+	s.notLost(p)
+	if !p.up {
+		p.upAt = s.now
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
@@ -124,6 +132,7 @@ func (s *Scheduler) peerDown(ev PeerDown) {
 	if p == nil || !p.up || p.session != ev.Session {
 		return // of a stream that another one has replaced
 	}
+	s.upTime += s.now - p.upAt
 	p.up, p.downAt = false, s.now
 	s.tellPeer(Disconnected, p, ev.Reason)
 	if ev.Clean {
@@ -190,6 +199,7 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 	}
 	if p.lostAt != 0 && s.now-int64(m.HeardAgeMs)*millisecond > p.lostAt {
 		p.lostAt = 0
+		s.notLost(p)
 	}
 	if !m.SameHeld {
 		p.listed, p.heldOfUs = listed(m.Held, m.Unanswered), count(m.Held)
@@ -283,11 +293,11 @@ func (s *Scheduler) tick() {
 		switch {
 		case p.up && len(p.leases) > 0 && s.now >= p.renewed+leaseTime:
 			lost := sortedAttempts(p.leases)
-			s.lose(p, NodeLost)
+			s.nodeLost(p, NodeLost)
 			p.lostAt = s.now
 			s.revoke(p, lost) // behind the grants that may still be on their way: none of them is to start
 		case !p.up && s.now >= p.downAt+resetGrace:
-			s.lose(p, NodeGone)
+			s.nodeLost(p, NodeGone)
 			s.dropQueued(p)
 			if len(p.jobs) > 0 {
 				s.forgetJobs(p)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -43,8 +44,9 @@ type promise struct {
 }
 
 type grantModel struct {
-	to  protocol.NodeID
-	mac []byte
+	to    protocol.NodeID
+	mac   []byte
+	alone bool
 }
 
 type jobModel struct {
@@ -375,6 +377,18 @@ func (m *originModel) checkDone(t *rapid.T, ev Event, d DoneRecord) {
 			deaths++
 		}
 	}
+	if strings.Contains(o.Error, "nodes were lost") {
+		alone := 0
+		for x, g := range m.granted {
+			if x.Task() == a.Task() && g.alone && m.worker(g.to) != nil {
+				alone++
+			}
+		}
+		if o.Status == protocol.Status_FAILED && alone >= maxLosses {
+			return
+		}
+		t.Fatalf("%s: granted alone to others %d times", recordText(d), alone)
+	}
 	for _, x := range m.offered[a] {
 		switch {
 		case x.Status == o.Status && bytes.Equal(x.Output, o.Output) && proto.Equal(x.OutputBlob, o.OutputBlob) && o.Status != protocol.Status_WORKER_LOST,
@@ -400,7 +414,7 @@ func (m *originModel) takeGrant(t *rapid.T, w *workerModel, g *protocol.Grant) {
 			if len(x.Input) != 1 || x.Input[0] != byte(x.Index) {
 				t.Fatalf("grants %v with the input %x", a, x.Input)
 			}
-			m.granted[a] = grantModel{w.id, x.Mac}
+			m.granted[a] = grantModel{w.id, x.Mac, x.Alone}
 			m.attempts = append(m.attempts, a)
 		}
 	}

@@ -51,6 +51,7 @@ type lessorModel struct {
 
 type heldModel struct {
 	state   heldState
+	alone   bool // nothing else may run meanwhile
 	outcome *protocol.Outcome
 	at      int64  // when it ended
 	sent    uint64 // session on which its outcome was sent
@@ -228,7 +229,7 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 			if x.Epoch >= from.epoch {
 				for _, a := range grantsOf(x) {
 					if from.held[a] == nil {
-						from.held[a] = &heldModel{state: isQueued}
+						from.held[a] = &heldModel{state: isQueued, alone: aloneOf(x, a)}
 					}
 				}
 			}
@@ -326,6 +327,13 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 			if h == nil || h.state != isQueued {
 				t.Fatalf("starts %v, which is %+v", it.Attempt, h)
 			}
+			for i, as := range m.slots {
+				for _, a := range as {
+					if r := m.of[i].held[a]; r != nil && (r.alone || h.alone) {
+						t.Fatalf("starts %v beside %v; one is to run alone", it.Attempt, a)
+					}
+				}
+			}
 			h.state = isRunning
 			m.slots[x.Slot] = append(m.slots[x.Slot], it.Attempt)
 		}
@@ -386,6 +394,29 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 	}
 }
 
+func aloneOf(g *protocol.Grant, a protocol.Attempt) bool {
+	for _, jg := range g.Jobs {
+		for _, x := range jg.Tasks {
+			if x.Index == a.Index && x.N == a.N && protocol.JobID(jg.Job) == a.Job {
+				return x.Alone
+			}
+		}
+	}
+	return false
+}
+
+// aloneWaits says that a task is held that has to run alone, and is next, or runs.
+func (m *holderModel) aloneWaits() bool {
+	for _, o := range m.origins {
+		for a, h := range o.held {
+			if h.alone && (h.state == isRunning || h.state == isQueued && m.confirmed(o) && o.prepared[a.Job]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (m *holderModel) confirmed(o *lessorModel) bool {
 	return o.up && o.answered && m.now <= o.heard+leaseTime
 }
@@ -410,7 +441,7 @@ func (m *holderModel) check(t *rapid.T, ev Event) {
 			if o.up && x.state == isUnanswered && x.sent != o.session && (pu.Peer == o.id || tick && m.now > x.at+flushMost) {
 				t.Fatalf("the outcome of %v was not sent on stream %d", a, o.session)
 			}
-			if x.state == isQueued && m.confirmed(o) && o.prepared[a.Job] && !m.idle && len(m.slots) < m.wanted {
+			if x.state == isQueued && m.confirmed(o) && o.prepared[a.Job] && !m.idle && len(m.slots) < m.wanted && !(m.aloneWaits() && len(m.slots) > 0) {
 				t.Fatalf("%v waits, and %d of %d slots are busy", a, len(m.slots), m.wanted)
 			}
 		}
@@ -551,7 +582,7 @@ func (m *holderModel) Grant(t *rapid.T) {
 	jg := &protocol.JobGrant{Job: id[:], RunUs: uint64(rapid.SampledFrom([]int{0, 100, 50000}).Draw(t, "run"))}
 	for range rapid.IntRange(0, 5).Draw(t, "tasks") {
 		m.next++
-		jg.Tasks = append(jg.Tasks, &protocol.Assignment{Index: m.next, N: 1})
+		jg.Tasks = append(jg.Tasks, &protocol.Assignment{Index: m.next, N: 1, Alone: rapid.IntRange(0, 9).Draw(t, "alone") == 0})
 	}
 	for a, h := range o.held { // the same again
 		if a.Job == id && a.Epoch == g.Epoch && h.state != isUnanswered && len(jg.Tasks) == 1 {

@@ -197,7 +197,6 @@ type TroubleRecord struct {
 	Failed   uint32           // attempts that failed, and were tried again
 	Deaths   uint32           // of worker processes
 	Losses   uint32           // of nodes that ran it
-	Alone    uint32           // of these, of nodes that ran nothing else
 }
 
 // ForgetRecord deletes a job, its tasks and results.

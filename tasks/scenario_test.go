@@ -924,7 +924,7 @@ func recordText(r Record) string {
 		}
 		return fmt.Sprintf("%d cancelled", r.Job[0])
 	case TroubleRecord:
-		return fmt.Sprintf("trouble with %s after %d: %d failed, %d deaths", attemptsText([]protocol.Attempt{r.Last}), r.Attempts, r.Failed, r.Deaths)
+		return fmt.Sprintf("trouble with %s after %d: %d failed, %d deaths, %d losses", attemptsText([]protocol.Attempt{r.Last}), r.Attempts, r.Failed, r.Deaths, r.Losses)
 	case ForgetRecord:
 		return fmt.Sprintf("%d forgotten", r.Job[0])
 	case HeldRecord:

@@ -15,6 +15,7 @@
 //	steal.go    asking for more, giving back                               (worker)
 //	result.go   the first valid terminal outcome wins, all are answered    (origin)
 //	blame.go    whose fault a failure is: tried again, or the end
+//	poison.go   tasks that kill their worker process, or their node (origin)
 //	halt.go     too many of them end the job                       (origin)
 //	peer.go     streams, beats, expiring leases: when a worker is lost     (both)
 //
@@ -87,10 +88,13 @@ type Scheduler struct {
 	slots   []slot
 	guests  turns // of origins, for slots; see share.go
 	ownWork int64 // since when guests' tasks wait here for own ones; 0: they do not
+	lone    *held // runs alone, or is next and waits for the slots to be empty
 	wanted  int   // slots to have; slots above it only finish
 
 	challenge uint64 // counts own pauses
 	readies   uint64 // counts Readys
+	lost      uint32 // nodes that were gone without a word while they had work of ours
+	upTime    int64  // of all streams that ended, together, ns
 
 	loop []loopback // messages between this node's two sides, in order
 	out  Ready

@@ -51,6 +51,7 @@ type job struct {
 	// See blame.go.
 	trouble   map[uint32]*trouble
 	elsewhere map[protocol.NodeID][]uint32 // pending tasks that wait for another node than this, where they failed
+	suspects  []uint32                     // pending tasks that are to run alone; see poison.go
 	fails     uint32                       // failed attempts
 	failing   int                          // workers with doubtAfter of them in a row
 
@@ -97,9 +98,6 @@ const (
 	leased
 	terminal
 )
-
-// maxDeaths of worker processes end a task: it is the task that kills them.
-const maxDeaths = 4
 
 func (s *Scheduler) submit(ev Submit) error {
 	if s.stopping != "" {
@@ -236,7 +234,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.limboUntil, j.awaited, j.charged = 0, nil, nil
 	j.seqs, j.tasks.pieces = j.tasks.seqs(), nil
 	j.freeInputs()
-	j.trouble, j.elsewhere, j.failing = nil, nil, 0
+	j.trouble, j.elsewhere, j.suspects, j.failing = nil, nil, nil, 0
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)
 	}

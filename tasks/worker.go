@@ -83,6 +83,7 @@ type held struct {
 	running bool
 	returns int  // times that its slot could not run it
 	spare   bool // a second copy: it gives way to any first one
+	alone   bool // nothing else may run here meanwhile
 	outcome *protocol.Outcome
 }
 
@@ -384,7 +385,8 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 		for _, t := range jg.Tasks {
 			h := &held{
 				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
-				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now, spare: t.Spare,
+				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now,
+				spare: t.Spare, alone: t.Alone,
 			}
 			if p.held[h.attempt] != nil {
 				continue
@@ -442,6 +444,9 @@ func (s *Scheduler) startTasks() {
 		s.ownWork = 0
 		return
 	}
+	if h := s.lone; h != nil && (h.from.held[h.attempt] != h || h.outcome != nil || !h.running && !s.startable(h)) {
+		s.lone = nil
+	}
 	busy := 0 // those of slots that were taken away count until they end
 	for i := range s.slots {
 		if s.slots[i].busy {
@@ -453,6 +458,19 @@ func (s *Scheduler) startTasks() {
 		if p == nil {
 			break
 		}
+		if s.lone == nil && j.queue[0].alone {
+			s.lone = j.queue[0]
+		}
+		if s.lone != nil {
+			if busy > 0 {
+				break // nothing overtakes it
+			}
+			p, j = s.lone.from, s.lone.job
+			if j.queue[0] != s.lone {
+				p.dequeue(s.lone)
+				p.enqueue(s.lone, true)
+			}
+		}
 		i := slices.IndexFunc(s.slots, func(sl slot) bool { return !sl.busy })
 		if i < 0 {
 			i = len(s.slots)
@@ -462,6 +480,11 @@ func (s *Scheduler) startTasks() {
 	}
 	s.dropSpare(busy)
 	s.sendGuestsAway()
+}
+
+// startable says that a queued attempt could start if there was a slot.
+func (s *Scheduler) startable(h *held) bool {
+	return h.job != nil && h.job.state == prepared && s.confirmed(h.from) && !h.from.full()
 }
 
 // dropSpare stops a spare copy if a first attempt waits for its slot: they run on idle capacity only. One at a time:
@@ -526,6 +549,11 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 		n = max(1, min(int(batchTime/d), maxBatch, (len(j.queue)+s.wanted-1)/s.wanted))
 	}
 	n = min(n, len(j.queue))
+	if k := slices.IndexFunc(j.queue[:n], func(h *held) bool { return h.alone }); k > 0 {
+		n = k
+	} else if k == 0 {
+		n = 1
+	}
 	st := Start{Slot: i, Origin: p.id, Job: j.id}
 	sl := &s.slots[i]
 	sl.busy, sl.some, sl.from, sl.job, sl.since, sl.items = true, false, p, j, s.now, make(map[protocol.Attempt]*held, n)
@@ -545,6 +573,9 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 		j.queue = nil
 	}
 	s.out.Start = append(s.out.Start, st)
+	if s.lone != nil {
+		s.sendBeat(p) // it may take this node down before the next one is due: its origin has to know what ran
+	}
 }
 
 // clear makes a slot one that nobody has.
@@ -582,8 +613,12 @@ func (s *Scheduler) finished(ev Finished) {
 	sl := &s.slots[ev.Slot]
 	sl.some = sl.some || len(ev.Outcomes) > 0
 	if sl.busy { // all that it was taken for counts: fetching inputs too, and what is stopped
-		sl.from.claim.used += s.now - sl.since
-		sl.job.claim.used += s.now - sl.since
+		took := s.now - sl.since
+		if s.lone != nil && s.lone.running { // it has all slots
+			took *= int64(max(1, s.wanted))
+		}
+		sl.from.claim.used += took
+		sl.job.claim.used += took
 		sl.since = s.now
 	}
 	for _, o := range ev.Outcomes {

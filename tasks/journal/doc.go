@@ -15,7 +15,7 @@
 //	j <job 16> 5 <seq u32>              DoneRecord: uvarint attempts, uvarint length, worker, protobuf Outcome
 //	j <job 16> 6                        CancelRecord: the reason
 //	j <job 16> 7                        CancelRecord of a halted job: the reason
-//	j <job 16> 8 <index u32>            TroubleRecord: uvarints attempts, failed, deaths, losses, alone, epoch and n of the last
+//	j <job 16> 8 <index u32>            TroubleRecord: uvarints attempts, failed, deaths, losses, epoch and n of the last
 //	h <uvarint length, origin> <job 16> <index u32> <epoch u64> <n u32>
 //	                                    HeldRecord: protobuf Outcome
 //

@@ -88,7 +88,7 @@ func done(j protocol.JobID, seq, index uint32) tasks.DoneRecord {
 
 func trouble(j protocol.JobID, index uint32) tasks.TroubleRecord {
 	return tasks.TroubleRecord{Job: j, Index: index, Attempts: 300, Last: protocol.Attempt{Job: j, Index: index, Epoch: 1 << 40, N: 9},
-		Failed: 1 << 20, Deaths: 3, Losses: 2, Alone: 1}
+		Failed: 1 << 20, Deaths: 3, Losses: 2}
 }
 
 // text writes records in a form that can be compared; portions of tasks are written input by input.

@@ -179,7 +179,7 @@ func (e *encoder) record(r tasks.Record) error {
 	case tasks.TroubleRecord:
 		e.buf = numberKey(e.buf, r.Job, partTrouble, r.Index)
 		mid := len(e.buf)
-		for _, x := range []uint64{uint64(r.Attempts), uint64(r.Failed), uint64(r.Deaths), uint64(r.Losses), uint64(r.Alone), r.Last.Epoch, uint64(r.Last.N)} {
+		for _, x := range []uint64{uint64(r.Attempts), uint64(r.Failed), uint64(r.Deaths), uint64(r.Losses), r.Last.Epoch, uint64(r.Last.N)} {
 			e.buf = binary.AppendUvarint(e.buf, x)
 		}
 		e.add(opSet, start, mid)
@@ -343,7 +343,7 @@ func decodeDone(seq uint32, v []byte) (*tasks.Done, error) {
 
 func decodeTrouble(job protocol.JobID, index uint32, v []byte) (tasks.Record, error) {
 	r := tasks.TroubleRecord{Job: job, Index: index, Last: protocol.Attempt{Job: job, Index: index}}
-	for _, to := range []*uint32{&r.Attempts, &r.Failed, &r.Deaths, &r.Losses, &r.Alone, nil, &r.Last.N} {
+	for _, to := range []*uint32{&r.Attempts, &r.Failed, &r.Deaths, &r.Losses, nil, &r.Last.N} {
 		x, rest, err := uvarint(v)
 		switch {
 		case err != nil:
