@@ -213,7 +213,7 @@ type clientAPI interface {
 	// Jobs lists the jobs of this node, newest first.
 	Jobs(ctx context.Context) ([]Job, error)
 	Job(ctx context.Context, job protocol.JobID) (Job, error)
-	// Inputs are up to n inputs of the job, from task first on.
+	// Inputs are up to n inputs of the job, from task first on; fewer, but one at least, if they are large.
 	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
 	Result(ctx context.Context, job protocol.JobID, index uint32) (TaskResult, bool, error)
 	// Rerun makes a new job of the tasks of an ended one, with the same program and terms. It may be repeated with

@@ -615,7 +615,11 @@ func (n *Node) Inputs(ctx context.Context, job protocol.JobID, first uint32, cou
 		return nil, fmt.Errorf("read inputs of job %s: %w", job.Short(), err)
 	}
 	out := make([][]byte, len(ins))
+	size := uint64(0)
 	for i, in := range ins {
+		if size += uint64(len(in.Data)) + in.Blob.GetSize(); size > inputBytes && i > 0 {
+			return out[:i], nil
+		}
 		if out[i] = in.Data; in.Blob != nil {
 			if out[i], err = n.readBlob(in.Blob); err != nil {
 				out[i] = nil // evicted after the job ended; its result is what counts

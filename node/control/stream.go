@@ -1,12 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -144,19 +146,12 @@ func (st *stream) watch(id uint64, job protocol.JobID, cursor uint32, flags byte
 		}
 		rs = rs[:0]
 		for _, r := range batch {
-			res := Result{TaskResult: r}
-			if flags&protocol.WatchInputs != 0 {
-				in, err := n.Inputs(st.ctx, job, r.Index, 1)
-				if err != nil {
-					return fmt.Errorf("read the input of task %d: %w", r.Index, err)
-				}
-				if len(in) == 1 {
-					if res.Input = in[0]; len(res.Input) > maxResultInput {
-						res.Input, res.InputLeftOut = nil, true
-					}
-				}
+			rs = append(rs, Result{TaskResult: r})
+		}
+		if flags&protocol.WatchInputs != 0 {
+			if err := addInputs(st.ctx, n, job, rs); err != nil {
+				return err
 			}
-			rs = append(rs, res)
 		}
 		if err := st.out.sendResults(id, rs); err != nil {
 			return err
@@ -172,6 +167,32 @@ func (st *stream) watch(id uint64, job protocol.JobID, cursor uint32, flags byte
 		return now, nil
 	}
 	return j, err
+}
+
+// addInputs reads the inputs of results. Those of neighbours are read together, for the node has them in portions.
+func addInputs(ctx context.Context, n Node, job protocol.JobID, rs []Result) error {
+	order := make([]*Result, len(rs))
+	for i := range rs {
+		order[i] = &rs[i]
+	}
+	slices.SortFunc(order, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
+	for len(order) > 0 {
+		run := 1
+		for run < len(order) && order[run].Index == order[0].Index+uint32(run) {
+			run++
+		}
+		ins, err := n.Inputs(ctx, job, order[0].Index, run)
+		if err != nil {
+			return fmt.Errorf("read the input of task %d: %w", order[0].Index, err)
+		}
+		for i, in := range ins {
+			if order[i].Input = in; len(in) > maxResultInput {
+				order[i].Input, order[i].InputLeftOut = nil, true
+			}
+		}
+		order = order[max(1, len(ins)):]
+	}
+	return nil
 }
 
 func ended(j node.Job) bool {
