@@ -71,13 +71,14 @@ type Prepared struct {
 	Unable string
 }
 
-// Finished is what a slot says of the items of its Start, once or in parts.
+// Finished is what a slot says of the items of its Starts, once or in parts: each item is named once.
 type Finished struct {
 	Slot     int
 	Outcomes []*protocol.Outcome
 	// Returned were not run, or stopped by a Stop, and have no outcome.
 	Returned []protocol.Attempt
-	// Idle: the slot has nothing any more and takes the next Start.
+	// Idle: the slot has nothing any more. There is one after each Start, but one that comes while Starts are
+	// under way says nothing of their items: they are answered, and then there is another.
 	Idle bool
 }
 

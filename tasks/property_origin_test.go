@@ -325,10 +325,10 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 		}
 	}
 	for _, x := range r.Start {
-		if m.slots[x.Slot] != nil || x.Origin != "o" {
+		if busy := m.slots[x.Slot]; x.Origin != "o" || busy != nil && busy[0].Attempt.Job != x.Job {
 			t.Fatalf("starts slot %d of %s: busy with %v", x.Slot, x.Origin, m.slots[x.Slot])
 		}
-		m.slots[x.Slot] = slices.Clone(x.Items)
+		m.slots[x.Slot] = append(m.slots[x.Slot], x.Items...)
 		for _, it := range x.Items {
 			if g, ok := m.granted[it.Attempt]; ok && g.to != "o" {
 				t.Fatalf("starts %v, which %s has", it.Attempt, g.to)

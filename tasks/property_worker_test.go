@@ -315,7 +315,8 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 	}
 	for _, x := range r.Start {
 		o := m.origin(x.Origin)
-		if m.slots[x.Slot] != nil || m.idle || len(m.slots) >= m.wanted {
+		busy := m.slots[x.Slot]
+		if m.idle || len(m.slots) > m.wanted || busy == nil && len(m.slots) == m.wanted || busy != nil && (m.of[x.Slot] != o || busy[0].Job != x.Job) {
 			t.Fatalf("starts slot %d of %d, which has %v; idle: %v", x.Slot, m.wanted, m.slots[x.Slot], m.idle)
 		}
 		if !m.confirmed(o) || !o.prepared[x.Job] {

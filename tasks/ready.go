@@ -43,7 +43,7 @@ type Outgoing struct {
 	Again int64
 }
 
-// Start runs Items in Slot, one after the other, until Finished says Idle. All are of one job.
+// Start runs Items in Slot, one after the other, behind those that it has, if any: all of one job.
 type Start struct {
 	Slot   int
 	Origin protocol.NodeID // who submitted the job; may be this node

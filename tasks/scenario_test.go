@@ -456,10 +456,11 @@ func (n *actor) carryOut(r Ready) {
 			as = append(as, it.Attempt)
 		}
 		st.say("%s starts slot %d: %s", n.name, x.Slot, attemptsText(as))
-		if n.busy[x.Slot] != nil {
-			st.broken = fmt.Errorf("%s starts slot %d, which is busy", n.name, x.Slot)
+		if r := n.busy[x.Slot]; r == nil {
+			n.busy[x.Slot] = &running{x.Items, st.now}
+		} else if r.items = append(r.items, x.Items...); r.items[0].Attempt.Job != x.Job {
+			st.broken = fmt.Errorf("%s starts slot %d, which is busy with another job", n.name, x.Slot)
 		}
-		n.busy[x.Slot] = &running{x.Items, st.now}
 	}
 	for _, x := range r.Fetch {
 		st.say("%s fetches %d blobs of %v from %s", n.name, len(x.Blobs), attemptsText([]protocol.Attempt{x.Attempt}), x.Peer)

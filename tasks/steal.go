@@ -26,11 +26,15 @@ const (
 // low and high are between how many tasks of p this node should hold, for all its slots together.
 func (s *Scheduler) low(p *peer) (low, high int) {
 	r, d, slots := p.waited.ns, p.run.ns, int64(s.wanted)
+	least := slots
+	if d > 0 && d <= aheadUpTo {
+		least = 2 * slots // one runs, and one is there when it ends
+	}
 	if d == 0 || r*lateFactor <= d && d >= singleFrom {
-		return int(slots), int(slots)
+		return int(least), int(least)
 	}
 	l := (slots*(r*5/2+d+lead) + d - 1) / d // rounded up: one that runs and nothing behind it is no prefetch
-	l = max(slots, min(l, maxHeld/2))
+	l = max(least, min(l, maxHeld/2))
 	return int(l), int(2 * l)
 }
 

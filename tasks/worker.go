@@ -87,14 +87,14 @@ type held struct {
 	outcome *protocol.Outcome
 }
 
-// slot runs the items of one Start at a time.
+// slot runs items of one job at a time, one after the other. It is busy until it has said Idle and has nothing more.
 type slot struct {
 	busy  bool
 	items map[protocol.Attempt]*held
-	from  *peer    // of the Start that is running
-	job   *heldJob // of it
+	from  *peer    // of its items
+	job   *heldJob // of its items
 	since int64    // its time is charged up to here
-	some  bool     // an outcome came of that Start
+	some  bool     // an outcome came since the last Start
 }
 
 // Bounds of the worker's side.
@@ -104,6 +104,9 @@ const (
 	batchTime  = 2 * millisecond
 	singleFrom = millisecond
 	maxBatch   = 256
+	// aheadUpTo is the longest task of which a slot is handed the next one while one runs: the half millisecond between an
+	// answer and the next Start then costs nothing. It cannot be recalled, but it waits no longer than this.
+	aheadUpTo = 32 * millisecond
 	// maxHeld attempts of one origin, queued and running.
 	maxHeld = 8192
 	// maxUnanswered bytes of outcomes of one origin are kept here; at that it gets no more work.
@@ -478,6 +481,7 @@ func (s *Scheduler) startTasks() {
 		}
 		s.start(i, p, j)
 	}
+	s.topUp(busy)
 	s.dropSpare(busy)
 	s.sendGuestsAway()
 }
@@ -485,6 +489,28 @@ func (s *Scheduler) startTasks() {
 // startable says that a queued attempt could start if there was a slot.
 func (s *Scheduler) startable(h *held) bool {
 	return h.job != nil && h.job.state == prepared && s.confirmed(h.from) && !h.from.full()
+}
+
+// topUp gives slots that will soon have nothing left more of their job, if it were its turn again.
+func (s *Scheduler) topUp(busy int) {
+	for i := range s.slots {
+		sl := &s.slots[i]
+		if s.lone != nil || !sl.busy || len(sl.job.queue) == 0 || len(sl.items) > s.few(sl) {
+			continue
+		}
+		if h := sl.job.queue[0]; h.spare || h.alone {
+			continue // it needs a slot of its own
+		}
+		from, job := sl.from, sl.job
+		from.claim.busy--
+		job.claim.busy--
+		p, j := s.next(busy - 1)
+		from.claim.busy++
+		job.claim.busy++
+		if p == from && j == job {
+			s.start(i, p, j)
+		}
+	}
 }
 
 // dropSpare stops a spare copy if a first attempt waits for its slot: they run on idle capacity only. One at a time:
@@ -542,7 +568,8 @@ func (s *Scheduler) confirmed(p *peer) bool {
 	return p.self || p.up && p.answer == s.challenge && s.now <= p.heard+leaseTime
 }
 
-func (s *Scheduler) start(i int, p *peer, j *heldJob) {
+// batch is how many tasks of j go into one Start.
+func (s *Scheduler) batch(j *heldJob) int {
 	n := 1
 	if d := j.run.ns; d > 0 && d <= singleFrom {
 		// Not more than this slot's share of the queue: the others are idle too, or soon.
@@ -554,13 +581,38 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	} else if k == 0 {
 		n = 1
 	}
+	return n
+}
+
+// few is how many tasks left in a busy slot are so few that it gets more.
+func (s *Scheduler) few(sl *slot) int {
+	n := s.batch(sl.job)
+	if d := sl.job.run.ns; n > 1 || d == 0 || d > aheadUpTo {
+		return n / 2
+	}
+	if sl.from.pending == 0 && len(sl.job.queue) <= s.wanted {
+		return 0 // the last ones, which somebody idle may want
+	}
+	for _, h := range sl.items {
+		if h.spare {
+			return 0 // it gives way to a first one, and then that must not be behind it
+		}
+	}
+	return 1
+}
+
+func (s *Scheduler) start(i int, p *peer, j *heldJob) {
+	n := s.batch(j)
 	st := Start{Slot: i, Origin: p.id, Job: j.id}
 	sl := &s.slots[i]
-	sl.busy, sl.some, sl.from, sl.job, sl.since, sl.items = true, false, p, j, s.now, make(map[protocol.Attempt]*held, n)
+	if !sl.busy {
+		sl.busy, sl.from, sl.job, sl.since, sl.items = true, p, j, s.now, make(map[protocol.Attempt]*held, n)
+		p.claim.busy++
+		j.claim.busy++
+	}
+	sl.some = false
 	s.guests.serve(&p.claim)
 	p.turns.serve(&j.claim)
-	p.claim.busy++
-	j.claim.busy++
 	for _, h := range j.queue[:n] {
 		h.running, h.started = true, s.now
 		sl.items[h.attempt] = h
@@ -634,7 +686,7 @@ func (s *Scheduler) finished(ev Finished) {
 			h.job.run.add(ran)
 			p.run.add(ran)
 		}
-		o.QueuedUs = uint64(max(0, h.started-h.at) / microsecond)
+		o.QueuedUs += uint64(max(0, h.started-h.at) / microsecond)
 		s.ended(p, h, o)
 	}
 	for _, a := range ev.Returned {
@@ -643,10 +695,7 @@ func (s *Scheduler) finished(ev Finished) {
 			s.putBack(h, !sl.some)
 		}
 	}
-	if ev.Idle {
-		for _, a := range sortedAttempts(sl.items) { // the slot owes an answer for each; none came
-			s.putBack(sl.items[a], !sl.some)
-		}
+	if ev.Idle && len(sl.items) == 0 { // else it has crossed a Start
 		sl.clear()
 		for len(s.slots) > s.wanted && !s.slots[len(s.slots)-1].busy {
 			s.slots = s.slots[:len(s.slots)-1]

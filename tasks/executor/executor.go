@@ -211,9 +211,8 @@ func (e *Executor) Drop(origin protocol.NodeID, job protocol.JobID) {
 	}
 }
 
-// Start runs the items of s in its slot, one after the other. The answers are tasks.Finished, the last of
-// them with Idle; until then the slot takes no other Start. Any slot number will do: a slot begins to exist with its
-// first Start.
+// Start runs the items of s in its slot, one after the other, behind those that it has: of the same job, or the slot
+// has said Idle. The answers are tasks.Finished. Any slot number will do: a slot begins to exist with its first Start.
 func (e *Executor) Start(s tasks.Start) { e.send(s.Slot, s) }
 
 // Stop ends attempts of a slot; see tasks.Stop. What the slot does not have is passed over.

@@ -94,6 +94,11 @@ func oddWorker() int {
 				id += 100
 			case "lie":
 				o.Status = protocol.Status_CANCELLED
+			case "slow":
+				o.RunUs = 10_000
+			case "next":
+				o.RunUs = 10_000
+				in.Peek(1)
 			case "number":
 				o.Output = fmt.Append(nil, binary.LittleEndian.Uint32(body[8:]))
 			}
@@ -210,9 +215,25 @@ func TestStopAtOnce(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 	}
-	// A Start in a slot that is not idle is the caller's defect; its items are not lost.
+}
+
+// TestStartBehind starts items in a slot that has some.
+func TestStartBehind(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	job, other := r.Job("odd", "program", nil), r.Job("odd", "program", nil)
+	r.Do(0, job, "slow")
+	both := r.Begin(0, job, "next") // ends when the worker process has what comes behind it
+	behind := tasks.Item{Attempt: both.Items[0].Attempt, Input: tasks.Input{Data: []byte("number")}}
+	behind.Attempt.Index = 1
+	r.Start(tasks.Start{Origin: both.Origin, Job: job, Items: []tasks.Item{behind}})
+	both.Items = append(both.Items, behind)
+	if e := r.Collect(both); e.Outcomes[0] == nil || e.Outcomes[1] == nil {
+		t.Errorf("%+v", e)
+	}
+	// Of another job it is the caller's defect; its items are not lost.
 	s := r.Begin(0, job, "hang")
-	r.Begin(0, job, "number")
+	r.Begin(0, other, "number")
 	if f := r.Next().(tasks.Finished); len(f.Returned) != 1 || f.Idle {
 		t.Errorf("%+v", f)
 	}

@@ -51,13 +51,13 @@ type slot struct {
 	armed time.Time // when timer fires; zero: it does not
 
 	active  bool // a Start is not answered with Idle yet
-	start   tasks.Start
+	origin  protocol.NodeID
+	job     protocol.JobID
+	jobID   []byte // job, shared by its outcomes
 	prog    *program
-	began   time.Time
-	jobID   []byte // start.Job, shared by its outcomes
-	queue   []run  // not sent to proc
-	flight  []run  // sent to proc and not answered; the first one runs
-	inBytes int    // inputs in flight
+	queue   []run // not sent to proc
+	flight  []run // sent to proc and not answered; the first one runs
+	inBytes int   // inputs in flight
 	lastID  uint64
 	buf     []byte // frames to proc
 
@@ -76,6 +76,7 @@ type slot struct {
 // run is an item on its way.
 type run struct {
 	item    *tasks.Item
+	at      time.Time // when it came
 	id      uint64
 	bytes   int
 	dropped bool   // by a Stop: returned already, and its answer is ignored
@@ -156,27 +157,23 @@ func (s *slot) run() {
 }
 
 func (s *slot) begin(st tasks.Start) {
-	if s.active { // a defect of the caller's; nothing may be lost by it
-		s.e.cfg.Logger.Error("start in a slot that is not idle", "slot", s.n, "job", st.Job)
+	now, prog := time.Now(), s.e.program(st.Origin, st.Job)
+	if !s.active {
+		s.active, s.careful = true, false
+		s.origin, s.job, s.jobID, s.prog = st.Origin, st.Job, bytes.Clone(st.Job[:]), prog
+		if prog != nil && s.estimated != prog.handle {
+			s.estimated, s.estimate = prog.handle, 0
+		}
+	}
+	if prog == nil || prog.runtime == nil || prog != s.prog { // a defect of the caller's; nothing may be lost by it
+		s.e.cfg.Logger.Warn("start of a job that is not prepared, or behind another one", "slot", s.n, "job", st.Job, "peer", st.Origin)
 		for i := range st.Items {
 			s.out.Returned = append(s.out.Returned, st.Items[i].Attempt)
 		}
 		return
 	}
-	s.active, s.careful = true, false
-	s.start, s.began, s.jobID = st, time.Now(), bytes.Clone(st.Job[:])
-	s.prog = s.e.program(st.Origin, st.Job)
-	s.queue = s.queue[:0]
 	for i := range st.Items {
-		s.queue = append(s.queue, run{item: &st.Items[i]})
-	}
-	if s.prog == nil || s.prog.runtime == nil {
-		s.e.cfg.Logger.Warn("start of a job that is not prepared", "slot", s.n, "job", st.Job, "peer", st.Origin)
-		s.returnQueue()
-		return
-	}
-	if s.estimated != s.prog.handle {
-		s.estimated, s.estimate = s.prog.handle, 0
+		s.queue = append(s.queue, run{item: &st.Items[i], at: now})
 	}
 }
 
@@ -288,7 +285,7 @@ func (s *slot) done(o *protocol.Outcome, f run, w *protocol.WorkerOutcome, now t
 		s.e.cfg.Logger.Debug("task ran", "attempt", f.item.Attempt, "status", w.Status)
 	}
 	o.Status, o.ExitCode, o.RunUs = w.Status, w.ExitCode, w.RunUs
-	if queued := now.Sub(s.began) - time.Duration(w.RunUs)*time.Microsecond; queued > 0 {
+	if queued := now.Sub(f.at) - time.Duration(w.RunUs)*time.Microsecond; queued > 0 {
 		o.QueuedUs = uint64(queued.Microseconds())
 	}
 	if len(w.Error) > 0 {
@@ -309,7 +306,7 @@ func (s *slot) done(o *protocol.Outcome, f run, w *protocol.WorkerOutcome, now t
 func (s *slot) identify(o *protocol.Outcome, f run) {
 	a := &f.item.Attempt
 	o.Index, o.Epoch, o.N = a.Index, a.Epoch, a.N
-	if o.Job = s.jobID; a.Job != s.start.Job {
+	if o.Job = s.jobID; a.Job != s.job {
 		o.Job = bytes.Clone(a.Job[:])
 	}
 }
@@ -336,14 +333,14 @@ func (s *slot) ended(f run, status protocol.Status, exit int32, text string, now
 	o := &protocol.Outcome{Status: status, ExitCode: exit, Error: sentence(text)}
 	s.identify(o, f)
 	o.RunUs = uint64(max(0, now.Sub(s.since).Microseconds()))
-	o.QueuedUs = uint64(max(0, s.since.Sub(s.began).Microseconds()))
+	o.QueuedUs = uint64(max(0, s.since.Sub(f.at).Microseconds()))
 	s.out.Outcomes = append(s.out.Outcomes, o)
 }
 
 // notLoaded answers the whole Start: its program cannot be loaded.
 func (s *slot) notLoaded(f protocol.WorkerFailure) {
 	if f.Invalid == "" {
-		s.e.cfg.Logger.Warn("program not loaded", "slot", s.n, "job", s.start.Job, "err", f.Unable)
+		s.e.cfg.Logger.Warn("program not loaded", "slot", s.n, "job", s.job, "err", f.Unable)
 		s.returnQueue()
 		return
 	}
@@ -435,7 +432,7 @@ func (s *slot) died() {
 	// Those behind are unharmed and run in a new process.
 	again = append(again, behind...)
 	for i := range again {
-		again[i] = run{item: again[i].item}
+		again[i] = run{item: again[i].item, at: again[i].at}
 	}
 	s.queue = append(again, s.queue...)
 }
@@ -523,7 +520,7 @@ func (s *slot) feed(now time.Time) {
 	}
 	window := 1
 	if s.estimate > 0 && !s.careful {
-		window = int(max(1, min(maxAhead, ahead/s.estimate)))
+		window = int(max(2, min(maxAhead, ahead/s.estimate))) // the next one is there when one ends
 	}
 	if len(s.flight) > window/2 {
 		return
@@ -544,7 +541,7 @@ func (s *slot) feed(now time.Time) {
 		if b := r.item.Input.Blob; b == nil {
 			s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRun, r.id, head[:], r.item.Input.Data)
 		} else {
-			path, release, err := s.e.cfg.Blobs.OpenBlob(s.e.ctx, s.start.Origin, b)
+			path, release, err := s.e.cfg.Blobs.OpenBlob(s.e.ctx, s.origin, b)
 			if err != nil {
 				s.e.cfg.Logger.Warn("input is not here", "attempt", r.item.Attempt, "err", err)
 				s.out.Returned = append(s.out.Returned, r.item.Attempt)
@@ -572,7 +569,7 @@ func (s *slot) report(now time.Time) {
 	if idle {
 		s.active = false
 		s.idleBy = now.Add(s.e.cfg.IdleEnd)
-		s.start, s.queue, s.flight = tasks.Start{}, nil, nil
+		s.queue, s.flight = nil, nil
 	}
 	if !idle && len(s.out.Outcomes) == 0 && len(s.out.Returned) == 0 {
 		return

@@ -273,16 +273,20 @@ func (p *process) checkRevoke(x tasks.Outgoing, to *node, a protocol.Attempt) {
 // checkStart looks at what is to run.
 func (p *process) checkStart(x tasks.Start) {
 	n, w := p.n, p.n.w
-	if x.Origin != n.id && len(p.slot) >= p.hasSlots {
-		w.fail("%v starts slot %d for %v with %d of %d slots busy", n, x.Slot, w.byID[x.Origin], len(p.slot), p.hasSlots)
-	}
-	own := 0
+	busy, own := len(p.slot), 0
 	for _, s := range p.slot {
 		if s.origin == n.id {
 			own++
 		}
 	}
-	if x.Origin == n.id && own >= p.hasSlots {
+	if p.slot[x.Slot] == nil { // else it gets more
+		busy++
+		own++
+	}
+	if x.Origin != n.id && busy > p.hasSlots {
+		w.fail("%v starts slot %d for %v with %d of %d slots busy", n, x.Slot, w.byID[x.Origin], len(p.slot), p.hasSlots)
+	}
+	if x.Origin == n.id && own > p.hasSlots {
 		w.fail("%v starts slot %d for itself, which has %d of %d", n, x.Slot, own, p.hasSlots)
 	}
 	if !p.prepared[programKey{x.Origin, x.Job}] {
@@ -366,7 +370,7 @@ func (n *node) checkKept(r tasks.HeldRecord) {
 			largest = max(largest, o.OutputBlob.GetSize())
 		}
 	}
-	if kept > 1<<30+uint64(len(n.p.slot)+1)*largest {
+	if kept > 1<<30+uint64(2*n.p.hasSlots)*largest { // two a slot may be under way
 		n.w.fail("I8: %v keeps %d MiB of results for %v, which does not answer", n, kept>>20, n.w.byID[r.Origin])
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"meshnode/tasks"
 )
 
-// slot runs the items of one Start, one after the other.
+// slot runs items of one job, one after the other.
 type slot struct {
 	origin  protocol.NodeID
 	job     protocol.JobID
@@ -26,9 +26,13 @@ func (p *process) startSlot(x tasks.Start) {
 	w.trace("%v starts slot %d: %v", n, x.Slot, itemNames(x.Items))
 	w.mixInt(int64(x.Slot))
 	p.checkStart(x)
-	if p.slot[x.Slot] != nil {
-		w.fail("%v starts slot %d, which is busy", n, x.Slot)
-		return
+	if s := p.slot[x.Slot]; s != nil {
+		if s.origin != x.Origin || s.job != x.Job {
+			w.fail("%v starts slot %d, which is busy with another job", n, x.Slot)
+			return
+		}
+		s.items = append(s.items, x.Items...)
+		return // what it does now, or the end of its process, leads to them
 	}
 	s := &slot{origin: x.Origin, job: x.Job, items: append([]tasks.Item(nil), x.Items...), queued: w.now}
 	p.slot[x.Slot] = s
@@ -96,10 +100,7 @@ func (p *process) next(i int, s *slot) {
 			}
 			s.items = nil
 			p.tell(i, s, false)
-			p.after(w.between(5*ms, 100*ms), func() {
-				delete(p.slot, i)
-				p.tell(i, s, true)
-			})
+			p.after(w.between(5*ms, 100*ms), func() { p.next(i, s) })
 			return
 		}
 		j.finish(a.Index, o)

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// holdBack is how long an answer waits for others to come with it.
+	// holdBack is how long an answer waits for others to come with it; that to an item that took so long does not wait.
 	holdBack = time.Millisecond
 	// maxHeld is how many bytes of answers wait.
 	maxHeld = 64 << 10
@@ -41,13 +41,14 @@ func WorkerMain(stdin io.Reader, stdout, stderr io.Writer) int {
 	runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))) // one runs the guest, another reads stdin and sees its end
 	setUp()
 	w := &worker{
-		out:      &answers{w: stdout},
+		out:      &answers{w: stdout, now: make(chan struct{}, 1)},
 		engine:   newEngine(stderr),
 		programs: make(map[uint64]*program),
 		withdraw: make(map[uint64]bool),
 	}
 	w.out.timer = time.AfterFunc(time.Hour, w.out.flush)
 	w.out.timer.Stop()
+	go w.out.serve()
 	frames := make(chan []frame, 1)
 	var broken error
 	go func() {
@@ -234,6 +235,9 @@ func (w *worker) run(f frame) error {
 	ran := time.Since(began)
 	w.outcome.RunUs = uint64(ran.Microseconds())
 	w.out.add(func(b []byte) []byte { return protocol.AppendWorkerDone(b, f.id, &w.outcome) })
+	if ran >= holdBack {
+		w.out.soon() // while the next item, if there is one, begins
+	}
 	if ran > 50*time.Microsecond { // short ones are looked after when there is nothing to do
 		w.collect()
 	}
@@ -269,6 +273,23 @@ type answers struct {
 	w     io.Writer
 	buf   []byte
 	timer *time.Timer // calls flush when the first frame in buf has waited for holdBack: an item may be running on and on
+	now   chan struct{}
+}
+
+// serve writes when soon asks for it, for as long as the process lives: a write wakes the node, which may take the
+// processor from us, and the next item need not wait for that.
+func (a *answers) serve() {
+	for range a.now {
+		a.flush()
+	}
+}
+
+// soon has what there is written by another goroutine.
+func (a *answers) soon() {
+	select {
+	case a.now <- struct{}{}:
+	default:
+	}
 }
 
 func (a *answers) add(frame func([]byte) []byte) {
