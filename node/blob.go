@@ -78,7 +78,10 @@ func (n *Node) serveBlobs() {
 			return
 		}
 		defer s.Close()
-		if err := blob.Serve(stalling{s}, n.blobs, nil); err != nil {
+		m := &metered{ReadWriter: stalling{s}}
+		err := blob.Serve(m, n.blobs, nil)
+		n.transferred(protocol.NodeID(s.Conn().RemotePeer().String()), m.bytes, m.took)
+		if err != nil {
 			s.Reset()
 			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
 		}
@@ -96,6 +99,28 @@ func (s stalling) Read(b []byte) (int, error) {
 func (s stalling) Write(b []byte) (int, error) {
 	s.SetWriteDeadline(time.Now().Add(blobStall))
 	return s.Stream.Write(b)
+}
+
+// metered counts what is written, and how long that takes: a stream takes no more than the connection carries.
+type metered struct {
+	io.ReadWriter
+	bytes uint64
+	took  time.Duration
+}
+
+func (m *metered) Write(b []byte) (int, error) {
+	began := time.Now()
+	n, err := m.ReadWriter.Write(b)
+	m.bytes += uint64(n)
+	m.took += time.Since(began)
+	return n, err
+}
+
+// transferred tells the scheduler how fast blobs go between this node and a peer.
+func (n *Node) transferred(p protocol.NodeID, bytes uint64, took time.Duration) {
+	if bytes > 0 {
+		n.post(input{event: tasks.Transferred{Peer: p, Bytes: bytes, Took: took.Nanoseconds()}})
+	}
 }
 
 // fetch brings a blob of at most limit bytes from a peer and pins it.
@@ -126,11 +151,13 @@ func (n *Node) fetch(ctx context.Context, from protocol.NodeID, b *protocol.Blob
 	if err != nil {
 		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
 	}
+	began := time.Now()
 	if err := blob.Fetch(ctx, stalling{s}, b, n.blobs); err != nil {
 		s.Reset()
 		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
 	}
 	s.Close()
+	n.transferred(from, b.Size, time.Since(began))
 	return nil
 }
 

@@ -151,7 +151,7 @@ func (s *Scheduler) doesWell(q *peer, j *job) bool {
 func (s *Scheduler) open(p *peer, j *job) int {
 	n := s.grantable(j)
 	switch {
-	case n == 0 || !s.canRun(p, j):
+	case n == 0 || !s.canRun(p, j) || s.tooFar(p, j):
 		return 0
 	case len(j.trouble) == 0 && j.failing == 0:
 		return n

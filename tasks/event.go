@@ -99,6 +99,13 @@ type Loaded struct {
 	Inputs []Input
 }
 
+// Transferred says that Bytes of blobs went between this node and a peer, either way, and how long they took, ns.
+type Transferred struct {
+	Peer  protocol.NodeID
+	Bytes uint64
+	Took  int64
+}
+
 // SetSlots changes how many tasks run here at once, from now on. What runs in a slot that is taken away ends first.
 type SetSlots struct{ Slots int }
 
@@ -113,17 +120,18 @@ type Shutdown struct{ Reason string }
 // handed in: an expiring lease must not overtake the heartbeat that renews it.
 type Tick struct{}
 
-func (Submit) event()    {}
-func (Cancel) event()    {}
-func (Forget) event()    {}
-func (PeerUp) event()    {}
-func (PeerDown) event()  {}
-func (Receive) event()   {}
-func (Prepared) event()  {}
-func (Finished) event()  {}
-func (Fetched) event()   {}
-func (Loaded) event()    {}
-func (SetSlots) event()  {}
-func (SetPaused) event() {}
-func (Shutdown) event()  {}
-func (Tick) event()      {}
+func (Submit) event()      {}
+func (Cancel) event()      {}
+func (Forget) event()      {}
+func (PeerUp) event()      {}
+func (PeerDown) event()    {}
+func (Receive) event()     {}
+func (Prepared) event()    {}
+func (Finished) event()    {}
+func (Fetched) event()     {}
+func (Transferred) event() {}
+func (Loaded) event()      {}
+func (SetSlots) event()    {}
+func (SetPaused) event()   {}
+func (Shutdown) event()    {}
+func (Tick) event()        {}

@@ -32,7 +32,8 @@ type lessee struct {
 	leases   map[protocol.Attempt]*lease // live ones
 	listed   map[protocol.Attempt]bool   // what it said last that it holds of us
 	grants   uint64                      // Grants sent on this stream
-	informed map[protocol.JobID]bool     // jobs whose JobInfo went over this stream
+	informed map[protocol.JobID]int64    // jobs whose JobInfo went over this stream, and when
+	perMiB   mean                        // time that 1 MiB of blobs needs to p or from it, ns
 	renewed  int64                       // when its last beat that counts was read, or its first lease began
 
 	// lostAt is when its leases expired though its stream is up: it is deaf, or its beats do not come through. It gets
@@ -89,7 +90,7 @@ type lease struct {
 }
 
 func (p *peer) openLessee() {
-	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]bool{}, 0, 0, 0
+	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]int64{}, 0, 0, 0
 	p.recalling, p.recallFrom, p.lostAt, p.others = 0, 0, 0, 0
 	p.answers = nil
 }
@@ -220,10 +221,10 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 // inform sends p what it must know of j, once per stream.
 func (s *Scheduler) inform(p *peer, j *job) {
 	if p.informed == nil {
-		p.informed = map[protocol.JobID]bool{}
+		p.informed = map[protocol.JobID]int64{}
 	}
-	if !p.informed[j.id] {
-		p.informed[j.id] = true
+	if _, told := p.informed[j.id]; !told {
+		p.informed[j.id] = s.now
 		s.send(p, j.info(s.epoch))
 	}
 }
@@ -511,14 +512,15 @@ func (s *Scheduler) tellLoad() {
 		if p.told > 0 || !s.available(p) || s.now < p.loadFrom {
 			continue
 		}
-		n := s.pendingFor(p)
-		if n == 0 {
-			continue
-		}
+		n := 0
 		for _, j := range s.jobOrder {
-			if s.open(p, j) > 0 {
+			k := s.open(p, j)
+			if n += k; k > 0 || j.run.ns == 0 && s.grantable(j) > 0 && s.canRun(p, j) { // bytes too far away may as well set out
 				s.inform(p, j)
 			}
+		}
+		if n == 0 {
+			continue
 		}
 		p.told, p.loadFrom = uint64(n), s.now+loadEvery
 		s.send(p, &protocol.Load{Epoch: s.epoch, Pending: uint64(n)})

@@ -80,6 +80,7 @@ func (s *Scheduler) addTasks(j *job, ins []Input) {
 			j.ready++
 		}
 		j.tasks.add()
+		j.blobBytes += min(in.Blob.GetSize(), blobBound)
 	}
 	j.pending += len(ins)
 }

@@ -206,6 +206,8 @@ func (s *Scheduler) handle(ev Event) error {
 		s.finished(ev)
 	case Fetched:
 		s.fetched(ev)
+	case Transferred:
+		s.transferred(ev)
 	case Loaded:
 		s.loaded(ev)
 	case SetSlots:

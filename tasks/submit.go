@@ -55,8 +55,9 @@ type job struct {
 	fails     uint32                       // failed attempts
 	failing   int                          // workers with doubtAfter of them in a row
 
-	claim                              claim // slot time of its attempts: real of those that ended, estimated of live ones
-	run                                mean  // of successes, over all workers
+	blobBytes                          uint64 // of the inputs that are blobs, all tasks together
+	claim                              claim  // slot time of its attempts: real of those that ended, estimated of live ones
+	run                                mean   // of successes, over all workers
 	byWorker                           map[protocol.NodeID]*share
 	weights                            int64  // of all peers that may run it, at
 	weighedAt                          uint64 // that Ready; see fairShare
@@ -240,7 +241,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	}
 	for _, id := range s.order {
 		p := s.peers[id]
-		if p.informed[j.id] {
+		if _, told := p.informed[j.id]; told {
 			delete(p.informed, j.id)
 			s.send(p, &protocol.Cancel{Epoch: s.epoch, Job: j.id[:]})
 		}

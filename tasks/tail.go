@@ -56,7 +56,7 @@ func (s *Scheduler) hasIdleSlot(p *peer) bool {
 func (s *Scheduler) fastest(idle []*peer, j *job) *peer {
 	var best *peer
 	for _, p := range idle {
-		if s.canRun(p, j) && !s.inDoubt(p, j) && s.hasIdleSlot(p) && (best == nil || s.runOn(p, j)+p.wait < s.runOn(best, j)+best.wait) {
+		if s.canRun(p, j) && !s.inDoubt(p, j) && s.hasIdleSlot(p) && (best == nil || s.runOn(p, j)+s.way(p, j) < s.runOn(best, j)+s.way(best, j)) {
 			best = p
 		}
 	}
@@ -90,7 +90,7 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 			victim, most, movable = p, b, n
 		}
 	}
-	if victim == nil || most <= 2*(thief.wait+victim.wait)+recallLead && s.runOn(victim, j) > 0 {
+	if victim == nil || most <= 2*(thief.wait+victim.wait)+s.missing(thief, j)+recallLead && s.runOn(victim, j) > 0 {
 		return under
 	}
 	wt, wv := s.weight(thief, j), s.weight(victim, j)
@@ -101,6 +101,9 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 	s.send(victim, &protocol.Recall{Epoch: s.epoch, Id: victim.recalls, Count: uint32(k)})
 	return true
 }
+
+// way is how long a task of j needs to p, with its bytes.
+func (s *Scheduler) way(p *peer, j *job) int64 { return p.wait + s.missing(p, j) }
 
 // waiting is how many tasks of j p holds and has not started that may still move.
 func (s *Scheduler) waiting(p *peer, j *job) int {
@@ -137,7 +140,7 @@ func (j *job) mayCopy() bool {
 func (s *Scheduler) spare(j *job, thief *peer) {
 	var worst *lease
 	var most int64
-	ends := s.runOn(thief, j) + thief.wait // of the copy
+	ends := s.runOn(thief, j) + s.way(thief, j) // of the copy
 	for _, i := range sortedKeys(j.leases) {
 		l := j.leases[i][0]
 		if len(j.leases[i]) > 1 || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {

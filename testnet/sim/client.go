@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -25,7 +26,8 @@ type job struct {
 	spread   spread
 	parallel uint32
 	priority int32
-	noSpares bool // no spare copies: they would cover up what is looked for
+	code     uint64 // bytes of its program; 0: 1000
+	noSpares bool   // no spare copies: they would cover up what is looked for
 
 	invalid   bool         // no node can run it
 	notAt     map[int]bool // nodes that cannot
@@ -169,7 +171,7 @@ func (j *job) submit(p *process, first uint32) {
 			spare = protocol.Spare_SPARE_OFF
 		}
 		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority,
-			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: 1000}}}
+			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: cmp.Or(j.code, 1000)}}}
 	}
 	for i := first; i < first+n; i++ {
 		ev.Inputs = append(ev.Inputs, tasks.Input{Data: binary.LittleEndian.AppendUint32(nil, i)})

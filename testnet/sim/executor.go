@@ -178,7 +178,15 @@ func (p *process) prepare(x tasks.Prepare) {
 	if n.sleeper == sleepInPrepare {
 		return // for ever
 	}
-	p.after(w.between(w.prepare[0], w.prepare[1]), func() {
+	moving, from := int64(0), w.byID[x.Origin]
+	if from != nil && from != n {
+		moving = n.link(from).perMiB * int64(x.Info.Program.GetCode().GetSize()>>10) >> 10
+	}
+	p.after(w.between(w.prepare[0], w.prepare[1])+moving, func() {
+		if size := x.Info.Program.GetCode().GetSize(); moving > 0 && from.p != nil {
+			p.post(tasks.Transferred{Peer: x.Origin, Bytes: size, Took: moving})
+			from.p.post(tasks.Transferred{Peer: n.id, Bytes: size, Took: moving})
+		}
 		ev := tasks.Prepared{Origin: x.Origin, Job: id}
 		switch {
 		case j.invalid:

@@ -15,6 +15,7 @@ type link struct {
 	n       [2]*node
 	latency int64 // one way
 	jitter  int64
+	perMiB  int64 // that the bytes of a program need; 0: none
 	spike   int64 // extra latency until spikeTo
 	spikeTo int64
 	blocked [2]bool // frames from n[i] wait

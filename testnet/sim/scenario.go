@@ -216,6 +216,7 @@ var scenarios = map[string]func(*world){
 	"submitters share": submittersShare,
 	"priorities":       priorities,
 	"owner":            owner,
+	"far":              far,
 	// Everything at once.
 	"faults": func(w *world) {
 		w.small(2, 6)

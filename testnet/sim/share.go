@@ -110,3 +110,23 @@ func owner(w *world) {
 	own.deadline = 2800 * ms
 	w.jobAt(w.nodes[2], 100, 100*ms, 4*sec).soon(300 * ms)
 }
+
+// far: the bytes of programs need long to one of the machines, which then is no thief of tasks that the others would have ended.
+func far(w *world) {
+	o := w.addNode(100, 1)
+	for range 3 {
+		w.addNode(100, 1)
+	}
+	for _, l := range w.links {
+		l.latency, l.jitter = w.between(5*ms, 20*ms), ms
+	}
+	away := w.nodes[1+w.rng.IntN(3)]
+	away.link(o).perMiB = 500 * ms
+	w.settleAt = 12 * sec
+	first := w.jobAt(o, 200, 20*ms, 500*ms) // its program shows how slow it is
+	first.code = 8 << 20
+	second := w.jobAt(o, 100, 20*ms, 8*sec)
+	second.code = 40 << 20 // 20 s
+	second.noSpares = true
+	second.deadline = second.at + 1500*ms
+}

@@ -161,7 +161,7 @@ func TestShare(t *testing.T) {
 	if testing.Short() {
 		seeds = 3
 	}
-	for _, s := range []string{"jobs share", "submitters share", "priorities", "owner"} {
+	for _, s := range []string{"jobs share", "submitters share", "priorities", "owner", "far"} {
 		t.Run(s, func(t *testing.T) {
 			t.Parallel()
 			for seed := uint64(1); seed <= seeds; seed++ {
