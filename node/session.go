@@ -350,6 +350,7 @@ func (s *session) read(r *bufio.Reader) error {
 			return err
 		}
 		s.readAt.Store(s.n.loop.now())
+		roundTrip := time.Duration(0)
 		switch m := m.(type) {
 		case *protocol.Hello:
 			return fmt.Errorf("%w: a second hello", protocol.ErrProtocol)
@@ -358,13 +359,14 @@ func (s *session) read(r *bufio.Reader) error {
 			return fmt.Errorf("bye: %s", m.Reason)
 		case *protocol.Beat:
 			s.pings.read(m)
+			roundTrip = s.pings.roundTrip()
 		}
 		select {
 		case s.credit <- struct{}{}:
 		case <-s.n.done:
 			return errStopping
 		}
-		ev := tasks.Receive{Peer: s.node, Session: s.id, Message: m}
+		ev := tasks.Receive{Peer: s.node, Session: s.id, Message: m, RoundTrip: int64(roundTrip)}
 		if !s.n.post(input{event: ev, done: func() { <-s.credit }}) {
 			return errStopping
 		}

@@ -73,7 +73,7 @@ func samples() []sample {
 			{Job: job, Index: 0, Epoch: 7, N: 1, Mac: seq(0x40, 16), Status: Status_OK, Output: []byte("454396537\n"), QueuedUs: 20, RunUs: 1500},
 			{Job: job, Index: 1, Epoch: 7, N: 2, Mac: seq(0x50, 16), Status: Status_FAILED, ExitCode: -1, Error: "exit code -1", OutputBlob: blob, LogBlob: blob},
 			{Job: job, Index: 2, Epoch: 7, N: 1, Mac: seq(0x60, 16), Status: Status_TIMED_OUT, Error: "ran longer than 1s", Log: []byte("still here\n")},
-		}}},
+		}, Ask: &StealRequest{Epoch: 7, Id: 100, Want: 1, Free: 1, WaitUs: 810}}},
 		{"result-answer", &ResultAnswer{Accepted: held[:1], Superseded: held[1:], Unknown: held[1:]}},
 		{"revoke", &Revoke{Epoch: 7, Attempts: held}},
 		{"cancel", &Cancel{Epoch: 7, Job: job}},

@@ -1038,6 +1038,7 @@ func (x *GiveBack) GetWhy() Refusal {
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Outcomes      []*Outcome             `protobuf:"bytes,1,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	Ask           *StealRequest          `protobuf:"bytes,2,opt,name=ask,proto3" json:"ask,omitempty"` // for the slots that these outcomes leave free
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1075,6 +1076,13 @@ func (*Result) Descriptor() ([]byte, []int) {
 func (x *Result) GetOutcomes() []*Outcome {
 	if x != nil {
 		return x.Outcomes
+	}
+	return nil
+}
+
+func (x *Result) GetAsk() *StealRequest {
+	if x != nil {
+		return x.Ask
 	}
 	return nil
 }
@@ -1390,9 +1398,10 @@ const file_peer_proto_rawDesc = "" +
 	"\x06recall\x18\x02 \x01(\x04R\x06recall\x12.\n" +
 	"\battempts\x18\x03 \x03(\v2\x12.meshnode.AttemptsR\battempts\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12#\n" +
-	"\x03why\x18\x05 \x01(\x0e2\x11.meshnode.RefusalR\x03why\"7\n" +
+	"\x03why\x18\x05 \x01(\x0e2\x11.meshnode.RefusalR\x03why\"a\n" +
 	"\x06Result\x12-\n" +
-	"\boutcomes\x18\x01 \x03(\v2\x11.meshnode.OutcomeR\boutcomes\"\xa0\x01\n" +
+	"\boutcomes\x18\x01 \x03(\v2\x11.meshnode.OutcomeR\boutcomes\x12(\n" +
+	"\x03ask\x18\x02 \x01(\v2\x16.meshnode.StealRequestR\x03ask\"\xa0\x01\n" +
 	"\fResultAnswer\x12.\n" +
 	"\baccepted\x18\x01 \x03(\v2\x12.meshnode.AttemptsR\baccepted\x122\n" +
 	"\n" +
@@ -1464,15 +1473,16 @@ var file_peer_proto_depIdxs = []int32{
 	16, // 10: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
 	0,  // 11: meshnode.GiveBack.why:type_name -> meshnode.Refusal
 	20, // 12: meshnode.Result.outcomes:type_name -> meshnode.Outcome
-	16, // 13: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
-	16, // 14: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
-	16, // 15: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
-	16, // 16: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 13: meshnode.Result.ask:type_name -> meshnode.StealRequest
+	16, // 14: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
+	16, // 15: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
+	16, // 16: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
+	16, // 17: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }

@@ -16,7 +16,7 @@ func member(s *Scheduler, now int64, id protocol.NodeID, session uint64, slots u
 
 func announce(s *Scheduler, now int64, from protocol.NodeID, session uint64, id protocol.JobID) {
 	sp := spec(id)
-	s.Step(now, Receive{from, session, &protocol.JobInfo{Job: id[:], Epoch: 1, Program: sp.Program, Limits: sp.Limits, Tasks: 1 << 20}})
+	s.Step(now, Receive{Peer: from, Session: session, Message: &protocol.JobInfo{Job: id[:], Epoch: 1, Program: sp.Program, Limits: sp.Limits, Tasks: 1 << 20}})
 }
 
 func grantOf(id protocol.JobID, number uint64, first, n int, input []byte) *protocol.Grant {
@@ -61,7 +61,7 @@ func TestInputsOfOneOriginAreBounded(t *testing.T) {
 	back := 0
 	const n = 4000
 	for i := range n / 10 {
-		s.Step(0, Receive{"b", 1, grantOf(id, uint64(i+1), 10*i, 10, input)})
+		s.Step(0, Receive{Peer: "b", Session: 1, Message: grantOf(id, uint64(i+1), 10*i, 10, input)})
 		for _, m := range s.Ready().Messages {
 			if g, ok := m.Message.(*protocol.GiveBack); ok {
 				back += len(protocol.UngroupAttempts(g.Attempts))
@@ -82,7 +82,7 @@ func TestUnansweredBlobsAreBounded(t *testing.T) {
 	id := protocol.JobID{1}
 	announce(s, 0, "b", 1, id)
 	s.Step(0, Prepared{Origin: "b", Job: id})
-	s.Step(0, Receive{"b", 1, grantOf(id, 1, 0, 1000, nil)})
+	s.Step(0, Receive{Peer: "b", Session: 1, Message: grantOf(id, 1, 0, 1000, nil)})
 	var size uint64
 	now := int64(0)
 	for range 1000 {
@@ -93,7 +93,7 @@ func TestUnansweredBlobsAreBounded(t *testing.T) {
 		}
 		now += 10 * millisecond
 		a := r.Start[0].Items[0].Attempt
-		s.Step(now, Receive{"b", 1, &protocol.Beat{Epoch: 1, SameHeld: true}})
+		s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.Beat{Epoch: 1, SameHeld: true}})
 		s.Step(now, Finished{Slot: 0, Idle: true, Outcomes: []*protocol.Outcome{{
 			Job: id[:], Index: a.Index, Epoch: a.Epoch, N: a.N, Status: protocol.Status_OK, RunUs: 10_000,
 			OutputBlob: &protocol.Blob{Id: make([]byte, 32), Size: protocol.MaxOutput},
@@ -156,7 +156,7 @@ func TestUnfetchableResultsPauseTheirWorker(t *testing.T) {
 				continue
 			}
 			grants++
-			s.Step(now, Receive{"b", 1, &protocol.Result{Outcomes: []*protocol.Outcome{{
+			s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.Result{Outcomes: []*protocol.Outcome{{
 				Job: id[:], Epoch: 1, N: g.Jobs[0].Tasks[0].N, Mac: g.Jobs[0].Tasks[0].Mac, Status: protocol.Status_OK,
 				OutputBlob: &protocol.Blob{Id: make([]byte, 32), Size: 1 << 20},
 			}}}})
@@ -165,7 +165,7 @@ func TestUnfetchableResultsPauseTheirWorker(t *testing.T) {
 			s.Step(now, Fetched{Attempt: f.Attempt, Peer: f.Peer, Err: "no room for the blob"})
 		}
 		now += 10 * millisecond
-		s.Step(now, Receive{"b", 1, &protocol.Beat{Epoch: 1, Slots: 1}})
+		s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.Beat{Epoch: 1, Slots: 1}})
 	}
 	if grants < 2 || grants > 8 {
 		t.Errorf("granted %d times in 10 s", grants)
@@ -209,7 +209,7 @@ func TestNothingIsKeptOfJobsOfAnOldStream(t *testing.T) {
 			announce(s, 0, "b", 1, idle)
 			announce(s, 0, "b", 1, id)
 			s.Step(0, Prepared{Origin: "b", Job: id})
-			s.Step(0, Receive{"b", 1, grantOf(id, 1, 0, 1, nil)})
+			s.Step(0, Receive{Peer: "b", Session: 1, Message: grantOf(id, 1, 0, 1, nil)})
 			r := s.Ready()
 			if len(r.Start) != 1 {
 				t.Fatalf("%+v", r)
@@ -232,7 +232,7 @@ func TestNothingIsKeptOfJobsOfAnOldStream(t *testing.T) {
 			count(s.Ready())
 			s.Step(now, Finished{Slot: 0, Idle: true, Outcomes: []*protocol.Outcome{{Job: id[:], Epoch: a.Epoch, N: a.N, Status: protocol.Status_OK}}})
 			if back {
-				s.Step(now, Receive{"b", 2, &protocol.ResultAnswer{Accepted: protocol.GroupAttempts([]protocol.Attempt{a})}})
+				s.Step(now, Receive{Peer: "b", Session: 2, Message: &protocol.ResultAnswer{Accepted: protocol.GroupAttempts([]protocol.Attempt{a})}})
 			}
 			count(s.Ready())
 			s.Step(now+millisecond, Tick{})

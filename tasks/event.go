@@ -59,6 +59,8 @@ type Receive struct {
 	Peer    protocol.NodeID
 	Session uint64
 	Message protocol.Message
+	// RoundTrip to the peer, smoothed, ns; 0: not measured. It comes with Beats.
+	RoundTrip int64
 }
 
 // Prepared answers a Prepare: the program is here, compiled, and its tasks can start; or not.

@@ -16,6 +16,10 @@ const (
 	maxGrantBytes = protocol.MaxBatch - protocol.MaxInline - maxGrant*64
 	// loadEvery is the least time between two Loads to one peer.
 	loadEvery = 10 * millisecond
+	// firstFew tasks go to each slot of a peer at fewFrom or more when nobody knows yet how long they take and there is plenty:
+	// with one, a worker of short tasks would stand still for a round trip before it can ask for as many as it needs.
+	firstFew = 4
+	fewFrom  = 2 * millisecond
 	// eagerPause is how long a peer that handed an unasked task back gets no other unasked one: what we know
 	// of its free slots is older than its next beat.
 	eagerPause = second
@@ -58,9 +62,11 @@ type lessee struct {
 	recallFrom int64 // no Recall before
 	wait       int64 // its smoothed time from request to grant
 
-	cannot  map[protocol.JobID]cannot
-	fits    map[protocol.JobID]Code       // what fit said of jobs with a Placement
-	answers map[answer][]protocol.Attempt // to be sent with this Ready
+	cannot      map[protocol.JobID]cannot
+	fits        map[protocol.JobID]Code       // what fit said of jobs with a Placement
+	answers     map[answer][]protocol.Attempt // to be sent
+	answersAt   int64                         // at the latest
+	answerBytes int64                         // of the outcomes that they let go
 }
 
 // cannot is why a peer does not run a job, and from when on it is asked again.
@@ -92,7 +98,7 @@ type lease struct {
 func (p *peer) openLessee() {
 	p.grants, p.informed, p.told, p.loadFrom, p.eagerFrom = 0, map[protocol.JobID]int64{}, 0, 0, 0
 	p.recalling, p.recallFrom, p.lostAt, p.others = 0, 0, 0, 0
-	p.answers = nil
+	p.answers, p.answerBytes = nil, 0
 }
 
 // grantable is how many tasks of j could be granted now.
@@ -379,7 +385,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 
 // stealRequest answers an idle worker: with tasks, or with none, and then with those of a busier peer, later.
 func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
-	p.wait = int64(min(m.WaitUs, uint64(1)<<40)) * microsecond
+	p.wait = max(p.roundTrip, int64(min(m.WaitUs, uint64(1)<<40))*microsecond)
 	if m.Free > 0 { // newer than its last beat
 		p.others = max(0, p.slots-int(min(m.Free, 1<<16))-len(p.leases))
 	}
@@ -445,8 +451,9 @@ func (s *Scheduler) grantEagerly() {
 		give int
 	}
 	var rooms []room
-	total := 0
+	total, slots := 0, 0
 	for _, p := range s.line {
+		slots += p.slotsHere(s)
 		if s.available(p) && (p.self || s.now >= p.eagerFrom) {
 			n := s.pendingFor(p)
 			if f := min(s.free(p), n); f > 0 {
@@ -460,6 +467,10 @@ func (s *Scheduler) grantEagerly() {
 	slices.SortStableFunc(rooms, func(a, b room) int {
 		return cmp.Or(-cmpBool(a.p.self == here, b.p.self == here), cmp.Compare(len(a.p.leases), len(b.p.leases)))
 	})
+	few := 1
+	if total >= 2*firstFew*slots && s.durationUnknown() {
+		few = firstFew
+	}
 	for more := true; more && total > 0; {
 		more = false
 		for i := range rooms {
@@ -471,11 +482,20 @@ func (s *Scheduler) grantEagerly() {
 		}
 	}
 	for _, r := range rooms {
+		if r.give > 0 && r.p.roundTrip >= fewFrom {
+			r.give *= few
+		}
 		if r.give > 0 {
 			s.grantUnasked(r.p, r.give)
 		}
 	}
 	s.tellLoad()
+}
+
+// durationUnknown says whether nothing is known of how long the tasks take that are granted next.
+func (s *Scheduler) durationUnknown() bool {
+	j := s.nextJob(s.grantable)
+	return j != nil && j.run.ns == 0
 }
 
 // grantUnasked grants n tasks, or fewer if fewer are p's fair share.

@@ -57,7 +57,7 @@ func TestWorkAfterIdleTimeStartsAtOnce(t *testing.T) {
 				beats++
 			}
 		}
-		s.Step(now, Receive{"b", 1, &protocol.Beat{Epoch: 1, SameHeld: true}})
+		s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.Beat{Epoch: 1, SameHeld: true}})
 	}
 	if beats < 8 || beats > 20 {
 		t.Errorf("%d beats in %d s without work, want one in %d s", beats, now/second, idleBeatEvery/second)
@@ -66,8 +66,8 @@ func TestWorkAfterIdleTimeStartsAtOnce(t *testing.T) {
 	sleepUntil(s, now-3*second, now)
 	id := protocol.JobID{1}
 	sp := spec(id)
-	s.Step(now, Receive{"b", 1, &protocol.JobInfo{Job: id[:], Epoch: 1, Program: sp.Program, Limits: sp.Limits, Tasks: 1}})
-	s.Step(now, Receive{"b", 1, &protocol.Grant{Epoch: 1, Number: 1, Jobs: []*protocol.JobGrant{{Job: id[:], Tasks: []*protocol.Assignment{{N: 1}}}}}})
+	s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.JobInfo{Job: id[:], Epoch: 1, Program: sp.Program, Limits: sp.Limits, Tasks: 1}})
+	s.Step(now, Receive{Peer: "b", Session: 1, Message: &protocol.Grant{Epoch: 1, Number: 1, Jobs: []*protocol.JobGrant{{Job: id[:], Tasks: []*protocol.Assignment{{N: 1}}}}}})
 	s.Ready()
 	s.Step(now+millisecond, Prepared{Origin: "b", Job: id})
 	if r := s.Ready(); len(r.Start) != 1 {

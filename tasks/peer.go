@@ -39,6 +39,8 @@ type peer struct {
 	downAt      int64  // when the last stream ended
 	heard       int64  // last frame read
 	nextBeat    int64
+	roundTrip   int64
+	beats       int  // sent on this stream
 	beaten      bool // a beat with the lists was sent on this stream since they last changed
 
 	// What it says of itself.
@@ -78,7 +80,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 
 // shift moves all deadlines of p by a pause of our own.
 func (p *peer) shift(gap int64) {
-	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.askFrom, &p.flushAt} {
+	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.answersAt, &p.askFrom, &p.flushAt} {
 		if *t != 0 {
 			*t += gap
 		}
@@ -109,7 +111,8 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	p.slots, p.running, p.queued, p.paused = int(h.Slots), 0, 0, ""
 	s.tellPeer(Connected, p, "")
 	p.answer, p.challengeSeen = s.challenge, 0 // a Hello made after our pause; see advance
-	p.beaten = false                           // what we hold may have changed since our Hello was made
+	p.beats = 0
+	p.beaten = false // what we hold may have changed since our Hello was made
 	if h.SeenEpoch > s.epoch || h.SeenEpoch == s.epoch && h.SeenIncarnation != s.cfg.Incarnation {
 		// It has seen us in a later life: this data directory is an old copy. Epochs must rise, so go above it.
 		s.setEpoch(h.SeenEpoch + 1)
@@ -260,7 +263,8 @@ func (s *Scheduler) sendBeat(p *peer) {
 	}
 	b := s.makeBeat(p)
 	p.nextBeat = s.now + beatEvery
-	if len(p.leases) == 0 && len(p.held) == 0 && p.lostAt == 0 {
+	// The second follows the first soon: it brings the first measure of the round trip.
+	if p.beats++; p.beats > 1 && len(p.leases) == 0 && len(p.held) == 0 && p.lostAt == 0 {
 		tenth := idleBeatEvery / 10
 		p.nextBeat = s.now + idleBeatEvery - tenth + s.cfg.Rand.Int64N(2*tenth)
 	}
@@ -329,6 +333,9 @@ func (p *peer) wake(s *Scheduler, at func(int64)) {
 	}
 	if p.up && len(p.results) > 0 {
 		at(p.flushAt)
+	}
+	if p.up && len(p.answers) > 0 {
+		at(p.answersAt)
 	}
 	if p.askFrom > s.now && p.pending > 0 {
 		at(p.askFrom)

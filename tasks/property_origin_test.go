@@ -18,7 +18,7 @@ import (
 // originModel is an origin with three workers that do whatever comes, and what must be true of it.
 type originModel struct {
 	s           *Scheduler
-	now         int64
+	now, last   int64
 	lives       uint64
 	disk        [][]Record // batches
 	synced      int        // of them
@@ -83,6 +83,7 @@ type workerModel struct {
 	asked       uint64
 	read        uint64
 	owed        map[protocol.Attempt][]answer // what may be said to a result that it brought
+	since       map[protocol.Attempt]int64    // when it brought it, put off by our pauses
 }
 
 func newOriginModel(t *rapid.T) *originModel {
@@ -133,7 +134,7 @@ func (m *originModel) start(t *rapid.T) {
 	// What ran here died with the process. In an epoch that was raised and not yet synced its attempt may be named again.
 	maps.DeleteFunc(m.granted, func(_ protocol.Attempt, g grantModel) bool { return g.to == "o" })
 	for _, w := range m.workers {
-		w.up, w.owed = false, map[protocol.Attempt][]answer{}
+		w.up, w.owed, w.since = false, map[protocol.Attempt][]answer{}, map[protocol.Attempt]int64{}
 	}
 	for task, a := range m.promised {
 		if j := m.jobs[task.Job]; !m.forgotten[task.Job] && (j == nil || j.done[task.Index] == nil || j.done[task.Index].AttemptOf() != a) {
@@ -178,6 +179,14 @@ func (m *originModel) enter(t *rapid.T, r Record) {
 
 // step has one event happen, and looks at all that comes of it.
 func (m *originModel) step(t *rapid.T, ev Event) error {
+	if gap := m.now - m.last; gap > ownPause {
+		for _, w := range m.workers {
+			for a := range w.since {
+				w.since[a] += gap
+			}
+		}
+	}
+	m.last = m.now
 	err := m.s.Step(m.now, ev)
 	m.ready(t, ev)
 	return err
@@ -262,9 +271,14 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 			t.Fatalf("request %d was answered %d times", q.Id, answers)
 		}
 	}
-	// What is owed is answered with the Ready that settles it; only bytes on their way put that off.
+	// What is owed is answered with the Ready that settles it. Only bytes on their way put that off, and a chance to say
+	// more at once to somebody who is not refused anything.
+	_, tick := ev.(Tick)
 	for _, w := range m.workers {
-		for a := range w.owed {
+		for a, want := range w.owed {
+			if slices.Contains(want, accepted) && !(tick && m.now >= w.since[a]+answerMost) {
+				continue
+			}
 			if j := m.s.jobs[a.Job]; w.up && (j == nil || j.fetching[a] == nil) && !slices.ContainsFunc(m.fetches, func(f Fetch) bool { return f.Attempt == a }) &&
 				!slices.ContainsFunc(r.Fetch, func(f Fetch) bool { return f.Attempt == a }) {
 				t.Fatalf("the result of %v was not answered", a)
@@ -472,7 +486,7 @@ func (m *originModel) drawUp(t *rapid.T) *workerModel {
 }
 
 func (m *originModel) receive(t *rapid.T, w *workerModel, x protocol.Message) {
-	m.step(t, Receive{w.id, w.session, x})
+	m.step(t, Receive{Peer: w.id, Session: w.session, Message: x})
 }
 
 func (m *originModel) Submit(t *rapid.T) {
@@ -622,7 +636,7 @@ func (m *originModel) Beat(t *rapid.T) {
 	if len(held) > 0 {
 		b.RunningOfYours = protocol.GroupAttempts(held[:1])
 	}
-	if err := m.s.Step(m.now, Receive{w.id, w.session, b}); err != nil {
+	if err := m.s.Step(m.now, Receive{Peer: w.id, Session: w.session, Message: b}); err != nil {
 		t.Fatal(err)
 	}
 	for a, l := range p.leases {
@@ -704,6 +718,11 @@ func (m *originModel) Result(t *rapid.T) {
 	if flipped {
 		want = append(want, unknown)
 	}
+	if before := w.owed[a]; slices.Contains(before, accepted) { // that answer may not have been sent yet, and is the one
+		want = append(want, before...)
+	} else {
+		w.since[a] = m.now
+	}
 	w.owed[a] = want
 	sure := len(want) == 1 && want[0] == accepted && o.Status != protocol.Status_WORKER_LOST
 	had := j != nil && j.done[a.Index] != nil
@@ -729,7 +748,7 @@ func (m *originModel) Fetched(t *rapid.T) {
 	} else {
 		ev.Blobs = []protocol.BlobID{protocol.BlobID(f.Blobs[0].Id)}
 	}
-	m.worker(f.Peer).owed[f.Attempt] = []answer{accepted, superseded, unknown}
+	m.worker(f.Peer).owed[f.Attempt], m.worker(f.Peer).since[f.Attempt] = []answer{accepted, superseded, unknown}, m.now
 	if !m.worker(f.Peer).up {
 		delete(m.worker(f.Peer).owed, f.Attempt)
 	}

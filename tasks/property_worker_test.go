@@ -474,7 +474,7 @@ func (m *holderModel) receive(t *rapid.T, o *lessorModel, x protocol.Message) {
 			o.heard -= gap // step moves it
 		}
 	}
-	m.step(t, Receive{o.id, session, x})
+	m.step(t, Receive{Peer: o.id, Session: session, Message: x})
 }
 
 // drawEpoch is that of the origin, or rarely the one before.
@@ -639,7 +639,7 @@ func (m *holderModel) Beat(t *rapid.T) {
 		b.Answer = m.challenge
 		o.answered = true
 	}
-	m.step(t, Receive{o.id, session, b})
+	m.step(t, Receive{Peer: o.id, Session: session, Message: b})
 }
 
 // outcome ends a in some way.

@@ -16,9 +16,18 @@ const (
 	unknown                      // no such attempt was granted to you
 )
 
+// Acceptances to a worker that has more of our tasks wait for others for a time, in which it keeps the outcomes. They would
+// be a quarter of all messages, and a sync of the disk each.
+const (
+	answerMost     = 250 * millisecond
+	maxAnswers     = 512
+	maxAnswerBytes = maxUnanswered / 16
+)
+
 // result takes an outcome from p. Whatever it is, it is answered, once the answer cannot change any more.
 func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	a := o.AttemptOf()
+	p.answerBytes += outcomeSize(o)
 	j := s.jobs[a.Job]
 	if j == nil || a.Index >= j.tasks.n {
 		s.answer(p, a, unknown)
@@ -215,8 +224,11 @@ func (s *Scheduler) answer(p *peer, a protocol.Attempt, v answer) {
 		s.send(p, answerMessage(map[answer][]protocol.Attempt{v: {a}}))
 		return
 	}
+	if v != accepted && slices.Contains(p.answers[accepted], a) {
+		return // that it was accepted is about to be said
+	}
 	if p.answers == nil {
-		p.answers = map[answer][]protocol.Attempt{}
+		p.answers, p.answersAt = map[answer][]protocol.Attempt{}, s.now+answerMost
 	}
 	p.answers[v] = append(p.answers[v], a)
 }
@@ -231,9 +243,14 @@ func answerMessage(m map[answer][]protocol.Attempt) *protocol.ResultAnswer {
 
 func (s *Scheduler) flushAnswers() {
 	for _, p := range s.line {
-		if len(p.answers) > 0 {
-			s.sendDurable(p, answerMessage(p.answers))
-			p.answers = nil
+		if len(p.answers) == 0 {
+			continue
 		}
+		if n := len(p.answers[accepted]); len(p.leases) > 0 && s.stopping == "" && s.now < p.answersAt &&
+			len(p.answers) == 1 && 0 < n && n < maxAnswers && p.answerBytes < maxAnswerBytes {
+			continue
+		}
+		s.sendDurable(p, answerMessage(p.answers))
+		p.answers, p.answerBytes = nil, 0
 	}
 }

@@ -617,7 +617,7 @@ func (st *stage) read(y *stream, side int) {
 		return
 	}
 	y.heard[1-side] = st.now
-	m.do(Receive{protocol.NodeID(y.ends[side].name), y.number, proto.Clone(f.m)})
+	m.do(Receive{Peer: protocol.NodeID(y.ends[side].name), Session: y.number, Message: proto.Clone(f.m)})
 }
 
 // pass lets time pass: slots end and Ticks come when they are due, and frames arrive if deliver says so.
@@ -828,7 +828,7 @@ func (n *actor) thaw() {
 	for _, y := range n.st.streams {
 		if i := slices.Index(y.ends[:], n); i >= 0 && !y.closed[i] && !y.blocked[1-i] {
 			for _, f := range y.frames[1-i] {
-				n.inbox = append(n.inbox, Receive{protocol.NodeID(y.ends[1-i].name), y.number, proto.Clone(f.m)})
+				n.inbox = append(n.inbox, Receive{Peer: protocol.NodeID(y.ends[1-i].name), Session: y.number, Message: proto.Clone(f.m)})
 				y.heard[i] = n.st.now
 			}
 			y.frames[1-i] = nil
@@ -1024,6 +1024,9 @@ func messageText(m protocol.Message) string {
 		var ws []string
 		for _, o := range m.Outcomes {
 			ws = append(ws, outcomeText(o))
+		}
+		if m.Ask != nil {
+			ws = append(ws, messageText(m.Ask))
 		}
 		return "Result: " + strings.Join(ws, ", ")
 	case *protocol.ResultAnswer:

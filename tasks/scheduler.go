@@ -198,6 +198,10 @@ func (s *Scheduler) handle(ev Event) error {
 	case Receive:
 		if p := s.peers[ev.Peer]; p != nil && p.up && p.session == ev.Session && !p.self {
 			p.heard = s.now
+			if ev.RoundTrip > 0 {
+				p.roundTrip = ev.RoundTrip
+				p.waited.prior(ev.RoundTrip)
+			}
 			s.receive(p, ev.Message)
 		}
 	case Prepared:
@@ -235,6 +239,9 @@ func (s *Scheduler) receive(p *peer, m protocol.Message) {
 	case *protocol.Result:
 		for _, o := range m.Outcomes {
 			s.result(p, o)
+		}
+		if m.Ask != nil {
+			s.stealRequest(p, m.Ask)
 		}
 	// As a worker.
 	case *protocol.JobInfo:

@@ -16,7 +16,7 @@ const (
 	// lead is kept queued besides 2.5 r + d: time for the node's own work.
 	lead = 2 * millisecond
 	// growth bounds a request by the last grant: a wrong estimate of d must not take everything at once.
-	growth = 4
+	growth = 16
 	// askFirst and askMost bound the pause after an origin had nothing.
 	askFirst, askMost = millisecond, 50 * millisecond
 	// askTimeout gives a request up that was never answered; leases end on their own.
@@ -89,9 +89,9 @@ func (s *Scheduler) askForTasks() {
 		}
 		p.asks++
 		p.asking, p.askedAt, p.wanted = p.asks, s.now, want
-		s.send(p, &protocol.StealRequest{
+		p.ask = &protocol.StealRequest{
 			Epoch: p.epoch, Id: p.asks, Want: uint32(want), Free: uint32(max(0, free)), WaitUs: p.waited.us(),
-		})
+		}
 		free -= want
 	}
 }

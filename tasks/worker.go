@@ -25,8 +25,9 @@ type lessor struct {
 	inputBytes              int64 // of queued and running attempts, in memory
 
 	// Asking; see steal.go.
-	pending   uint64 // tasks it has to grant, by its last Load or Grant
-	asking    uint64 // id of the request under way, 0: none
+	pending   uint64                 // tasks it has to grant, by its last Load or Grant
+	ask       *protocol.StealRequest // to be sent with this Ready
+	asking    uint64                 // id of the request under way, 0: none
 	askedAt   int64
 	wanted    int // of that request
 	asks      uint64
@@ -142,6 +143,7 @@ func (p *peer) stale(e uint64) bool {
 func (p *peer) openLessor(s *Scheduler, h *protocol.Hello) {
 	p.seenEpoch(h.Epoch)
 	p.grantsRead, p.pending, p.asking, p.askFrom, p.askPause, p.lastGrant = 0, 0, 0, 0, 0, 0
+	p.ask = nil
 	// Every outcome that is not answered goes over the new stream.
 	p.results = p.results[:0]
 	for _, a := range sortedAttempts(p.held) {
@@ -379,6 +381,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 	var cannot, noSlot []*held
 	why := ""
 	room := s.wanted - s.atWork()
+	unwanted := m.Request == 0 && room <= 0 && !p.self
 	for _, jg := range m.Jobs {
 		j := p.jobs[protocol.JobID(jg.Job)]
 		if j != nil {
@@ -403,7 +406,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				cannot, why = append(cannot, h), j.why
 			case len(p.held) >= 2*maxHeld, p.full(), p.inputBytes > maxInputs && !p.self:
 				noSlot = append(noSlot, h)
-			case m.Request == 0 && room <= 0 && !p.self, t.Spare && room <= 0:
+			case unwanted, t.Spare && room <= 0:
 				noSlot = append(noSlot, h)
 			default:
 				p.keep(h)
@@ -751,13 +754,13 @@ func (s *Scheduler) flushResults() {
 }
 
 func (s *Scheduler) flush(p *peer) {
-	if len(p.results) == 0 || !p.up {
+	if len(p.results) == 0 && p.ask == nil || !p.up {
 		return
 	}
 	small := slices.ContainsFunc(p.results, func(h *held) bool {
 		return h.job == nil || h.job.info.Tasks <= uint64(s.wanted)
 	})
-	if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt {
+	if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt && p.ask == nil {
 		return
 	}
 	m, size := &protocol.Result{}, 0
@@ -772,10 +775,14 @@ func (s *Scheduler) flush(p *peer) {
 			m, size = &protocol.Result{}, 0
 		}
 	}
-	if len(m.Outcomes) > 0 {
+	switch {
+	case len(m.Outcomes) > 0:
+		m.Ask = p.ask
 		s.send(p, m)
+	case p.ask != nil:
+		s.send(p, p.ask)
 	}
-	p.results = nil
+	p.results, p.ask = nil, nil
 }
 
 // answered ends our duty to keep outcomes. Only their origin can say it: it is looked up under the sender.

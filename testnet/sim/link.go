@@ -44,23 +44,25 @@ type frame struct {
 
 // end is one process's side of a stream.
 type end struct {
-	p       *process
-	peer    protocol.NodeID
-	session uint64
-	conn    *conn
-	side    int
-	greeted bool // our Hello was sent
-	up      bool // the peer's Hello was read
-	down    bool // the loop was told, or the process has let go
-	bye     bool
-	forging bool  // what is sent now is a lie
-	heard   int64 // by the node's clock: the last frame read
-	beat    *protocol.Beat
-	again   int64 // the beat is sent again after so long
-	beats   int
-	pings   uint64
-	pinged  uint64
-	pingAt  int64
+	p         *process
+	peer      protocol.NodeID
+	session   uint64
+	conn      *conn
+	side      int
+	greeted   bool // our Hello was sent
+	up        bool // the peer's Hello was read
+	down      bool // the loop was told, or the process has let go
+	bye       bool
+	forging   bool  // what is sent now is a lie
+	heard     int64 // by the node's clock: the last frame read
+	beat      *protocol.Beat
+	again     int64 // the beat is sent again after so long
+	beats     int
+	pings     uint64
+	pinged    uint64
+	pingAt    int64
+	sentPing  int64 // when the last ping was sent
+	roundTrip int64
 }
 
 func (l *link) side(n *node) int {
@@ -196,12 +198,19 @@ func (e *end) read(b []byte) {
 		if m.Ping > e.pinged {
 			e.pinged, e.pingAt = m.Ping, p.n.clock()
 		}
+		if m.Pong > 0 && m.Pong == e.pings {
+			e.roundTrip = max(1, p.n.clock()-e.sentPing-int64(m.PongDelayUs)*us)
+		}
 	}
 	if !e.up {
 		p.n.w.fail("%v reads %T before a Hello", p.n, m)
 		return
 	}
-	p.post(tasks.Receive{Peer: e.peer, Session: e.session, Message: m})
+	ev := tasks.Receive{Peer: e.peer, Session: e.session, Message: m}
+	if _, ok := m.(*protocol.Beat); ok {
+		ev.RoundTrip = e.roundTrip
+	}
+	p.post(ev)
 }
 
 // sendBeat sends the last Beat that the scheduler made, with fresh ages.
@@ -212,6 +221,7 @@ func (e *end) sendBeat() {
 	b.HeardAgeMs = uint32((now - e.heard) / ms)
 	b.StepAgeMs = uint32((now - p.n.stepped) / ms)
 	e.pings++
+	e.sentPing = now
 	b.Ping = e.pings
 	b.Pong = e.pinged
 	if e.pinged > 0 {
