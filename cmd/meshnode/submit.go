@@ -122,6 +122,11 @@ func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
 	fs.BoolVar(&f.localOnly, "local-only", false, "only on this node")
 	fs.BoolVar(&f.remoteOnly, "remote-only", false, "only on other nodes")
 	groups.end(cmd)
+	for name, values := range map[string][]string{"spare": {"auto", "off"}, "clock": {"real"}, "halt": {"soon,fail=1", "now,fail=1", "never"}} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err) // no such flag
+		}
+	}
 	if err := cmd.RegisterFlagCompletionFunc("not", c.completePeers); err != nil {
 		panic(err) // no such flag
 	}
