@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"meshnode/protocol"
@@ -14,26 +15,27 @@ import (
 func (n *Node) WhyJob(ctx context.Context, job protocol.JobID) (Why, error) {
 	var w tasks.Why
 	var ok bool
-	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyJob(job) }); err != nil {
+	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyJob(n.loop.now(), job) }); err != nil {
 		return Why{}, err
 	}
 	if !ok {
 		return Why{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
 	}
-	return whyOf("job "+job.Short(), w), nil
+	return whyOf("job "+job.Short(), job.Short(), w), nil
 }
 
 // WhyTask implements clientAPI.
 func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (Why, error) {
 	var w tasks.Why
 	var ok bool
-	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyTask(job, index) }); err != nil {
+	if err := n.ask(func(s *tasks.Scheduler) { w, ok = s.WhyTask(n.loop.now(), job, index) }); err != nil {
 		return Why{}, err
 	}
 	if !ok {
 		return Why{}, jobError(fmt.Errorf("task %d of job %s: %w", index, job.Short(), tasks.ErrNoJob))
 	}
-	out := whyOf(fmt.Sprintf("task %s/%d", job.Short(), index), w)
+	name := fmt.Sprintf("%s/%d", job.Short(), index)
+	out := whyOf("task "+name, name, w)
 	if r, ended, err := n.Result(ctx, job, index); err == nil && ended { // what the scheduler does not keep is in the journal
 		how := "ended well"
 		switch {
@@ -43,7 +45,7 @@ func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (W
 			how = fmt.Sprintf("failed, exit code %d", r.ExitCode)
 		}
 		if r.Worker != "" {
-			how += fmt.Sprintf(" on %s, after %v; granted %d times in all", r.Name, r.Run.Round(time.Millisecond), r.Attempts)
+			how += fmt.Sprintf(" on %s, after %v; attempts: %d", r.Name, r.Run.Round(10*time.Microsecond), r.Attempts)
 		}
 		if r.Error != "" {
 			how += ": " + r.Error
@@ -57,7 +59,7 @@ func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (W
 func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 	var w tasks.Why
 	met := false
-	if err := n.ask(func(s *tasks.Scheduler) { w, met = s.WhyPeer(protocol.NodeID(id)) }); err != nil {
+	if err := n.ask(func(s *tasks.Scheduler) { w, met = s.WhyPeer(n.loop.now(), protocol.NodeID(id)) }); err != nil {
 		return Why{}, err
 	}
 	ps, err := n.Peers(ctx)
@@ -83,18 +85,26 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 			}
 			w.Reasons = append([]tasks.Reason{gone}, w.Reasons...)
 		}
-		return whyOf(name, w), nil
+		return whyOf(name, "", w), nil
 	}
 	if !met {
 		return Why{}, &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %s", id), Fix: "meshnode peers lists them"}
 	}
-	return whyOf("node "+cmp.Or(n.nameOf(protocol.NodeID(id)), id), w), nil
+	return whyOf("node "+cmp.Or(n.nameOf(protocol.NodeID(id)), id), "", w), nil
 }
 
-func whyOf(subject string, w tasks.Why) Why {
-	out := Why{Subject: subject, Summary: w.Summary, Reasons: w.Reasons}
-	if out.Reasons == nil {
-		out.Reasons = []tasks.Reason{}
+// whyOf makes a client's Why. A job or task by its name stands in what is to be typed.
+func whyOf(subject, name string, w tasks.Why) Why {
+	out := Why{Subject: subject, Summary: w.Summary, Reasons: make([]tasks.Reason, 0, len(w.Reasons))}
+	job, _, isTask := strings.Cut(name, "/")
+	for _, r := range w.Reasons {
+		if isTask {
+			r.Fix = strings.ReplaceAll(r.Fix, "JOB/TASK", name)
+		}
+		if job != "" {
+			r.Fix = strings.ReplaceAll(r.Fix, "JOB", job)
+		}
+		out.Reasons = append(out.Reasons, r)
 	}
 	return out
 }

@@ -21,8 +21,16 @@ const (
 	maxNames   = 3  // nodes named in one line
 )
 
-// WhyJob says why a job is not further; false: there is none.
-func (s *Scheduler) WhyJob(id protocol.JobID) (Why, bool) {
+// asked moves the clock to the time of a question, which is no event, and returns what moves it back.
+func (s *Scheduler) asked(now int64) func() {
+	was := s.now
+	s.now = max(s.now, now)
+	return func() { s.now = was }
+}
+
+// WhyJob says why a job is not further, as of now; false: there is none.
+func (s *Scheduler) WhyJob(now int64, id protocol.JobID) (Why, bool) {
+	defer s.asked(now)()
 	j := s.jobs[id]
 	if j == nil {
 		return Why{}, false
@@ -82,7 +90,7 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 	case s.grantable(j) == 0:
 		rs = append(rs, Loading.Reason("", some(j.pending)))
 	case len(able)+len(busy) == 0:
-		rs = append(rs, s.noNode(unable))
+		rs = append(rs, NoNode.Reason("", fmt.Sprintf("none of the %d that are connected fits", len(unable))))
 	case len(able) == 0:
 		rs = append(rs, NoSlotFree.Reason("", names(busy)))
 	default:
@@ -154,21 +162,6 @@ func grouped(all []refusal) []Reason {
 	return rs
 }
 
-// noNode says that none of the nodes that are connected can run a job, and why, by name.
-func (s *Scheduler) noNode(all []refusal) Reason {
-	var texts []string
-	fix := ""
-	for _, r := range grouped(all) {
-		texts = append(texts, r.Text)
-		fix = r.Fix
-	}
-	r := NoNode.Reason("", strings.Join(texts, "; "))
-	if len(texts) == 1 {
-		r.Fix = fix
-	}
-	return r
-}
-
 // waitReason says why no task of j runs, or is zero if one will at any moment.
 func (s *Scheduler) waitReason(j *job) Reason {
 	switch {
@@ -177,10 +170,23 @@ func (s *Scheduler) waitReason(j *job) Reason {
 	case j.pending == 0 && !j.closed:
 		return Open.Reason("", "")
 	}
-	if rs := s.whyPending(j); len(rs) > 0 && rs[0].Code != table[Next].Code && rs[0].Code != table[Loading].Code {
+	rs := s.whyPending(j)
+	if len(rs) == 0 || rs[0].Code == table[Next].Code || rs[0].Code == table[Loading].Code {
+		return Reason{}
+	}
+	if rs[0].Code != table[NoNode].Code {
 		return rs[0]
 	}
-	return Reason{}
+	// All in one sentence, by name.
+	var texts []string
+	for _, r := range rs[1:] {
+		texts = append(texts, r.Text)
+	}
+	r := NoNode.Reason("", strings.Join(texts, "; "))
+	if len(rs) == 2 {
+		r.Fix = rs[1].Fix
+	}
+	return r
 }
 
 // whereabouts says where the granted tasks of j are.
@@ -253,8 +259,9 @@ func (s *Scheduler) storyOf(j *job) []Reason {
 	return rs
 }
 
-// WhyTask says where a task is and what became of its attempts; false: there is no such task.
-func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
+// WhyTask says where a task is and what became of its attempts, as of now; false: there is no such task.
+func (s *Scheduler) WhyTask(now int64, id protocol.JobID, i uint32) (Why, bool) {
+	defer s.asked(now)()
 	j := s.jobs[id]
 	if j == nil || i >= j.tasks.n {
 		return Why{}, false
@@ -336,8 +343,9 @@ func (s *Scheduler) WhyTask(id protocol.JobID, i uint32) (Why, bool) {
 	return w, true
 }
 
-// WhyPeer says why a node gets no work of this one, or how much it has; false: it was never met in this life.
-func (s *Scheduler) WhyPeer(id protocol.NodeID) (Why, bool) {
+// WhyPeer says why a node gets no work of this one, or how much it has, as of now; false: it was never met in this life.
+func (s *Scheduler) WhyPeer(now int64, id protocol.NodeID) (Why, bool) {
+	defer s.asked(now)()
 	p := s.peers[id]
 	if p == nil {
 		return Why{}, false
@@ -456,4 +464,9 @@ func span(ns int64) string {
 	return fmt.Sprintf("%d h %d min", ns/(3600*second), ns/(60*second)%60)
 }
 
-func ago(ns int64) string { return span(ns) + " ago" }
+func ago(ns int64) string {
+	if ns < millisecond {
+		return "just now"
+	}
+	return span(ns) + " ago"
+}

@@ -252,7 +252,7 @@ func TestPlacement(t *testing.T) {
 		"nowhere": {&protocol.Placement{On: "tpu"}, 0, "",
 			"no node can run it now: this node has no label tpu (kitchen, cellar too)"},
 		"nowhere, for different reasons": {&protocol.Placement{On: "room=2", Not: []string{"b"}}, 2 << 30, "",
-			"no node can run it now: this node has 1 GiB of memory for a task, and the job wants more (cellar too); kitchen is excluded by --not"},
+			"no node can run it now: this node has 1 GiB of memory for a task, and the job wants 2 GiB (cellar too); kitchen is excluded by --not"},
 		"remote only and not there": {&protocol.Placement{RemoteOnly: true, On: "os=windows"}, 0, "",
 			"no node can run it now: this node gets none of it: the job runs only on other nodes; kitchen has os linux, and the job wants os=windows; cellar has os darwin, and the job wants os=windows"},
 	} {

@@ -104,7 +104,7 @@ var table = [codes]Reason{
 	Excluded:      {"excluded", "{node} is excluded by --not", "submit without --not {node} if it may run there"},
 	OnlyHere:      {"only_here", "{node} gets none of it: the job runs only where it was submitted", "submit without --local-only"},
 	OnlyElsewhere: {"only_elsewhere", "{node} gets none of it: the job runs only on other nodes", "submit without --remote-only, or connect another node"},
-	NoMemory:      {"no_memory", "{node} has {what} of memory for a task, and the job wants more", "submit with less --memory; or on {node}: fewer slots (meshnode slots K), or meshnode up --memory with more"},
+	NoMemory:      {"no_memory", "{node} has {what}", "submit with less --memory; or on {node}: fewer slots (meshnode slots K), or meshnode up --memory with more"},
 	Refused:       {"refused", "{node} gave it back: {what}", "see the log of {node}; it is asked again within a minute"},
 	Unfetched:     {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
 	InDoubt:       {"in_doubt", "{node} failed task after task of this job, and others do not: it gets one at a time, with pauses, and its failures count only if the task fails elsewhere too", "look at {node}; meshnode logs JOB has what its tasks said"},
@@ -121,7 +121,7 @@ var table = [codes]Reason{
 	NoSlotFree:   {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
 	RunsOn:       {"runs", "{node} runs {what}", "nothing: it ends by itself, or when meshnode cancel ends it"},
 	Overdue:      {"overdue", "it runs longer than the {what} that tasks of its job take there", "see meshnode logs JOB/TASK; a --timeout bounds it, meshnode cancel JOB/TASK ends it"},
-	QueuedOn:     {"queued", "{node} holds {what} and has not started it yet", "nothing: it starts when a slot there is free, or moves to a node that is idle"},
+	QueuedOn:     {"queued", "{node} holds {what}, not started yet", "nothing: it starts when a slot there is free, or moves to a node that is idle"},
 	Fetching:     {"fetching", "{node} has finished {what}, and the bytes of the result are on their way", "nothing: it ends when they are here"},
 	Told:         {"told", "{node} has free slots and was told of {what}, and has not asked yet", "nothing: it asks within a round trip; if this stays, look at its log"},
 	Next:         {"next", "{what} are granted as soon as a node asks for them", "nothing: this is the usual way"},
@@ -214,7 +214,7 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 	case NoMatch:
 		_, what = j.on.Match(p.id, &p.Facts, p.runtimes)
 	case NoMemory:
-		what = sizeText(s.memoryOf(p))
+		what = sizeText(s.memoryOf(p)) + " of memory for a task, and the job wants " + sizeText(j.spec.Limits.GetMemoryBytes())
 	case Paused:
 		if what = p.paused; p.self {
 			what = s.unavailable()

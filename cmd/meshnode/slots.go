@@ -86,6 +86,7 @@ any more; with -d at once. Jobs that were submitted here go on at other nodes. I
 
 // waitDrained waits until the node runs nothing, and says how much is left whenever that changes.
 func (c *cli) waitDrained(ctx context.Context, client *control.Client) error {
+	var empty time.Time
 	for last := -1; ; {
 		s, err := client.Status(ctx)
 		switch {
@@ -99,13 +100,17 @@ func (c *cli) waitDrained(ctx context.Context, client *control.Client) error {
 		}
 		if n := s.Running + s.Queued; n != last {
 			if last = n; n == 0 {
+				empty = time.Now()
 				fmt.Fprintln(c.stderr, "meshnode: drained: nothing runs here any more")
-				if s.Results > 0 {
-					fmt.Fprintf(c.stderr, "meshnode: %d results wait for nodes that are away; they are kept on disk, and sent when both run\n", s.Results)
-				}
-				return nil
+			} else {
+				fmt.Fprintf(c.stderr, "meshnode: draining: %d running, %d to go back\n", s.Running, s.Queued)
 			}
-			fmt.Fprintf(c.stderr, "meshnode: draining: %d running, %d to go back\n", s.Running, s.Queued)
+		}
+		if last == 0 && (s.Results == 0 || time.Since(empty) > deliverTime) {
+			if s.Results > 0 {
+				fmt.Fprintf(c.stderr, "meshnode: results that wait for nodes that are away: %d; they are kept on disk, and sent when both run\n", s.Results)
+			}
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -114,8 +119,12 @@ func (c *cli) waitDrained(ctx context.Context, client *control.Client) error {
 	}
 }
 
-// drainInterval is how often drain looks at the node.
-const drainInterval = 200 * time.Millisecond
+const (
+	// drainInterval is how often drain looks at the node.
+	drainInterval = 200 * time.Millisecond
+	// deliverTime is how long drain waits for answers to the last results.
+	deliverTime = 3 * time.Second
+)
 
 func (c *cli) resumeCommand() *cobra.Command {
 	return &cobra.Command{
