@@ -90,7 +90,7 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 	case s.grantable(j) == 0:
 		rs = append(rs, Loading.Reason("", some(j.pending)))
 	case len(able)+len(busy) == 0:
-		rs = append(rs, NoNode.Reason("", fmt.Sprintf("none of the %d that are connected fits", len(unable))))
+		rs = append(rs, NoNode.Reason("", fmt.Sprintf("none of %s takes it", counted(len(unable), "connected node"))))
 	case len(able) == 0:
 		rs = append(rs, NoSlotFree.Reason("", names(busy)))
 	default:
@@ -321,13 +321,23 @@ func (s *Scheduler) WhyTask(now int64, id protocol.JobID, i uint32) (Why, bool) 
 			}
 		}
 	}
-	w.Summary += fmt.Sprintf("; granted %s", times(int(t.grants)))
+	if t.grants > 0 {
+		w.Summary += "; granted " + times(int(t.grants))
+	} else if t.state == pending {
+		w.Summary += "; not granted yet"
+	}
 	if tr := j.trouble[i]; tr != nil {
 		if tr.failed > 0 {
 			w.Summary += fmt.Sprintf(", failed %s and tried again (--retries %d)", times(int(tr.failed)), j.spec.Retries)
 		}
 		if tr.doubts > 0 {
 			w.Summary += fmt.Sprintf(", failed %s where others do well, which does not count", times(int(tr.doubts)))
+		}
+		if tr.losses > 0 {
+			w.Summary += fmt.Sprintf(", lost with its node %s while it ran there", times(int(tr.losses)))
+		}
+		if j.suspected(i) {
+			w.Reasons = append(w.Reasons, Alone.Reason("", times(int(tr.losses))))
 		}
 		if tr.deaths > 0 {
 			w.Summary += fmt.Sprintf(", killed its worker process %s of at most %d", times(int(tr.deaths)), maxDeaths)
@@ -363,7 +373,7 @@ func (s *Scheduler) WhyPeer(now int64, id protocol.NodeID) (Why, bool) {
 	if c == None {
 		w.Summary = fmt.Sprintf("%s takes work: %d of its %s free", name, max(0, free), slotsText(p.slotsHere(s)))
 		if free <= 0 {
-			w.Summary = fmt.Sprintf("%s is busy: all of its %s are taken", name, slotsText(p.slotsHere(s)))
+			w.Summary = fmt.Sprintf("%s is busy: none of its %s is free", name, slotsText(p.slotsHere(s)))
 			w.Reasons = append(w.Reasons, Busy.Reason(name, fmt.Sprint(p.slotsHere(s))))
 		}
 	}

@@ -108,6 +108,7 @@ const start = second
 type actor struct {
 	st          *stage
 	name        string
+	facts       Facts
 	s           *Scheduler // nil: its process is dead
 	frozen      bool
 	slots       int
@@ -217,6 +218,9 @@ func (st *stage) command(s string) error {
 	}
 	if verb == "node" {
 		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0), work: l.duration("work")}
+		if n.facts = (Facts{OS: l.key("os", ""), Memory: uint64(l.number("memory", 0)) << 20}); l.key("labels", "") != "" {
+			n.facts.Labels = strings.Split(l.key("labels", ""), ",")
+		}
 		st.nodes[n.name] = n
 		st.order = append(st.order, n)
 		return cmp.Or(n.start(), st.unused(l))
@@ -294,6 +298,8 @@ func (st *stage) command(s string) error {
 		n.sync()
 	case "status":
 		n.status()
+	case "why":
+		err = n.why(l, m)
 	default:
 		return errors.New("no such command")
 	}
@@ -335,7 +341,7 @@ func (n *actor) start() error {
 	n.synced = len(n.disk)
 	s, err := New(Config{
 		Self: protocol.NodeID(n.name), Epoch: n.epoch, Incarnation: n.incarnation, Key: [32]byte{n.name[0]}, Slots: n.slots,
-		Runtimes: []string{"wasm"}, InputWindow: n.window, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
+		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
 	})
 	if err != nil {
 		return err
@@ -694,6 +700,10 @@ func (n *actor) submit(l *line) error {
 		ev.Spec.MaxParallel = uint32(l.number("parallel", 0))
 		ev.Spec.Priority = int32(l.number("priority", 0))
 		ev.Spec.Retries = uint32(l.number("retries", 0))
+		ev.Spec.Limits = &protocol.Limits{MemoryBytes: uint64(l.number("memory", 0)) << 20}
+		if at := (protocol.Placement{On: l.key("on", ""), LocalOnly: l.flag("local"), RemoteOnly: l.flag("remote")}); l.key("not", "") != "" || at.On != "" || at.LocalOnly || at.RemoteOnly {
+			ev.Spec.Placement = &protocol.Placement{On: at.On, LocalOnly: at.LocalOnly, RemoteOnly: at.RemoteOnly, Not: strings.Fields(strings.ReplaceAll(l.key("not", ""), ",", " "))}
+		}
 		if n := l.number("halt", 0); n > 0 {
 			ev.Spec.Halt = &protocol.Halt{Failed: uint32(n), Now: l.flag("now")}
 		}
@@ -869,6 +879,29 @@ func (n *actor) status() {
 			n.st.say("of %s: holds %s, unanswered %s", p, attemptsText(queued), attemptsText(unanswered))
 		}
 	}
+}
+
+// why shows the answer to a question about a job, a task or a peer.
+func (n *actor) why(l *line, m *actor) error {
+	var w Why
+	ok := true
+	id := protocol.JobID{byte(l.number("job", 0))}
+	switch i := l.number("task", -1); {
+	case i >= 0:
+		w, ok = n.s.WhyTask(n.st.now, id, uint32(i))
+	case m == nil:
+		w, ok = n.s.WhyJob(n.st.now, id)
+	default:
+		w, ok = n.s.WhyPeer(n.st.now, protocol.NodeID(m.name))
+	}
+	if !ok {
+		return errors.New("nothing of that name")
+	}
+	n.st.say("%s", w.Summary)
+	for _, r := range w.Reasons {
+		n.st.say("%s: %s", r.Code, r.Text)
+	}
+	return nil
 }
 
 // attemptsText is job/index#epoch.n of each, neighbours together.

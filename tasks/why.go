@@ -48,6 +48,7 @@ const (
 	Halting    // {what} is why
 
 	Elsewhere // {what} is how long yet
+	Alone     // {what} is how often
 
 	// Where a task or a job's tasks are. {what} is how many, or "it", or for how long.
 	RunsOn
@@ -130,7 +131,7 @@ var table = [codes]Reason{
 	Priority:     {"priority", "{what} of higher priority go first", "wait for them, or submit with a higher --priority"},
 	Sharing:      {"sharing", "{what} share the slots with it", "nothing: each gets the same time; --priority puts one first"},
 	Idle:         {"nothing_to_do", "no job of this node has a task for {node} now", "nothing: submit more; jobs that other nodes submitted are known there"},
-	Busy:         {"busy", "all slots of {node} are taken: {what}", "nothing: it gets more as soon as one is free; meshnode slots K there gives it more"},
+	Busy:         {"busy", "all slots of {node} are taken ({what})", "nothing: it gets more as soon as one is free; meshnode slots K there gives it more"},
 	Stopping:     {"stopping", "this node is stopping, and grants nothing any more", "start it again: meshnode up -d"},
 	Unanswered:   {"unanswered", "this node keeps {what} of results that {node} has not answered, and takes no more of its tasks", "look at the disk and the network of {node}: it answers once it has written them"},
 	Unconfirmed:  {"unconfirmed", "this node does not start {what} of {node} before it was heard again", "nothing, if it comes back: else {node} gives them to others"},
@@ -138,6 +139,7 @@ var table = [codes]Reason{
 	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
 	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 
+	Alone:     {"alone", "its node was lost {what} while it ran there: it may be what kills nodes, and runs alone on one", "nothing, if the nodes went for reasons of their own; else meshnode cancel JOB/TASK ends it"},
 	Elsewhere: {"elsewhere", "it failed on {node}, and waits up to {what} for another node", "nothing: then {node} may try it again"},
 
 	Granted:       {"granted", "granted to {node}", "nothing: this is the usual way"},

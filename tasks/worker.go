@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -318,6 +319,10 @@ func (s *Scheduler) jobInfo(p *peer, m *protocol.JobInfo) {
 	}
 	if r := m.Program.Runtime; !slices.Contains(s.cfg.Runtimes, r) || !slices.Contains(p.mayUseHere, r) {
 		j.state, j.why = unable, "this node does not run "+r+" for that origin"
+		return
+	}
+	if own, need := s.memoryOf(s.peers[s.cfg.Self]), m.Limits.GetMemoryBytes(); s.cfg.Memory > 0 && need > own {
+		j.state, j.why = unable, fmt.Sprintf("a task may have %s of memory here, and the job wants %s", sizeText(own), sizeText(need))
 		return
 	}
 	j.state = preparing

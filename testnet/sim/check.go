@@ -295,6 +295,9 @@ func (p *process) checkStart(x tasks.Start) {
 	if len(x.Items) == 0 {
 		w.fail("%v starts nothing in slot %d", n, x.Slot)
 	}
+	if j := w.jobs[x.Job]; j != nil && j.room > 0 && j.room != n.room && j.n.id == x.Origin {
+		w.fail("%v, in room %d, starts tasks of %s, which wants to run in room %d", n, n.room, x.Job.Short(), j.room)
+	}
 	for _, it := range x.Items {
 		a := it.Attempt
 		j := w.jobs[a.Job]

@@ -31,6 +31,7 @@ type job struct {
 
 	invalid   bool         // no node can run it
 	notAt     map[int]bool // nodes that cannot
+	room      int          // it runs only in this one; 0: in any
 	failPer   int          // of 1000 tasks, that fail
 	poisonPer int          // that kill their worker process
 	bigPer    int          // whose result is a blob
@@ -172,6 +173,9 @@ func (j *job) submit(p *process, first uint32) {
 		}
 		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority,
 			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: cmp.Or(j.code, 1000)}}}
+		if j.room > 0 {
+			ev.Spec.Placement = &protocol.Placement{On: roomLabel(j.room)}
+		}
 	}
 	for i := first; i < first+n; i++ {
 		ev.Inputs = append(ev.Inputs, tasks.Input{Data: binary.LittleEndian.AppendUint32(nil, i)})

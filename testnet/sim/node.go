@@ -32,6 +32,8 @@ type node struct {
 	speed  int64 // percent: a task of 1 s takes 100/speed s
 	slots  int   // wanted by its person
 	window int   // bytes of inputs in memory; 0: as usual
+	room   int   // that its label says; 0: none
+	moves  bool  // it may be in another room each time it starts
 	cpu    int64 // percent: how much longer its event loop takes, 100 being normal
 
 	disk  *disk
@@ -169,7 +171,14 @@ func (n *node) start() {
 	p := &process{n: n, incarnation: n.lives.Uint64(), ends: map[uint64]*end{}, slot: map[int]*slot{}, hasSlots: n.slots,
 		prepared: map[programKey]bool{}, answered: map[heldKey]bool{}, gone: map[protocol.JobID]bool{},
 		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{}}
-	s, err := tasks.New(tasks.Config{Self: n.id, Epoch: epoch, Incarnation: p.incarnation, Key: n.key,
+	if n.moves && n.life > 1 && n.lives.IntN(2) == 0 {
+		n.room = 3 - n.room
+	}
+	var facts tasks.Facts
+	if n.room > 0 {
+		facts.Labels = []string{roomLabel(n.room)}
+	}
+	s, err := tasks.New(tasks.Config{Facts: facts, Self: n.id, Epoch: epoch, Incarnation: p.incarnation, Key: n.key,
 		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}, InputWindow: n.window})
 	if err != nil {
 		w.fail("%v: New: %v", n, err)

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 )
@@ -18,6 +19,19 @@ var scenarios = map[string]func(*world){
 		w.small(2, 5)
 		w.plague(w.between(600*ms, 3*sec), faultKill, faultMidReady)
 		w.plague(4*sec, faultPower)
+	},
+	// Nodes are in two rooms, and most jobs want to run in one of them; some nodes move while they are away.
+	"rooms": func(w *world) {
+		w.small(3, 6)
+		for i, n := range w.nodes {
+			n.room, n.moves = 1+i%2, i > 1
+		}
+		for _, j := range w.order {
+			j.room = w.rng.IntN(3)
+			clear(j.notAt) // else there may be nobody
+		}
+		w.plague(w.between(400*ms, 2*sec), faultKill, faultCut, faultMidReady)
+		w.plague(3*sec, faultFreeze, faultSlots)
 	},
 	"streams": func(w *world) {
 		w.small(2, 5)
@@ -301,6 +315,8 @@ func (w *world) small(lo, hi int) {
 		}
 	}
 }
+
+func roomLabel(room int) string { return fmt.Sprintf("room=%d", room) }
 
 // one makes a mesh of n nodes and a job of the first.
 func (w *world) one(n int, tasks uint32, mean int64) *job {
