@@ -40,6 +40,7 @@ func localSamples() []localSample {
 		{"worker-unload", WorkerUnload, 1, nil},
 		{"worker-run-file", WorkerRunFile, 4, join(u64(1), u32(43), []byte("/tmp/münchen"))},
 		{"worker-skip", WorkerSkip, 4, nil},
+		{"worker-rest", WorkerRest, 7, nil},
 		{"worker-loaded", WorkerLoaded, 1, []byte(`{}`)},
 		{"worker-load-failed", WorkerLoadFailed, 1, object(WorkerFailure{Invalid: "no module"})},
 		{"worker-load-unable", WorkerLoadFailed, 1, object(WorkerFailure{Unable: "no memory"})},

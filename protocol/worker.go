@@ -17,6 +17,8 @@ const (
 	WorkerRunFile LocalType = 0x04
 	// WorkerSkip withdraws item id if it has not begun; if it has, nothing happens. No body.
 	WorkerSkip LocalType = 0x05
+	// WorkerRest says that the items to come are of another job: program id, if it is loaded, keeps nothing of those before. No body.
+	WorkerRest LocalType = 0x06
 
 	// WorkerSkipped answers an item that was withdrawn, in its turn. No body.
 	WorkerSkipped LocalType = 0x84

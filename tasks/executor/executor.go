@@ -103,7 +103,8 @@ type Executor struct {
 	closed   bool
 	slots    map[int]*slot
 	programs map[programKey]*program
-	handles  uint64 // the last that was given out
+	handles  uint64            // the last that was given out
+	compiled map[string]uint64 // handles of programs that were compiled well here, by runtime and what is loaded
 	spares   map[string]*spare
 	pids     map[int]bool // of worker processes that are not gone
 }
@@ -133,6 +134,7 @@ func New(cfg Config) (*Executor, error) {
 		runtimes:  make(map[string]Runtime),
 		slots:     make(map[int]*slot),
 		programs:  make(map[programKey]*program),
+		compiled:  make(map[string]uint64),
 		spares:    make(map[string]*spare),
 		pids:      make(map[int]bool),
 		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),
@@ -145,8 +147,8 @@ func New(cfg Config) (*Executor, error) {
 	return e, nil
 }
 
-// Prepare has a program compiled by a worker process, in the background. codePath is its file, which stays
-// as it is until Drop. The answer is a tasks.Prepared, unless Drop comes first. A second Prepare of the same
+// Prepare has a program compiled by a worker process, in the background, unless the same one, with the same words and limits,
+// was compiled before. codePath is its file, which stays as it is until Drop; a path never means another file. The answer is a tasks.Prepared, unless Drop comes first. A second Prepare of the same
 // job of the same origin replaces the first.
 func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codePath string) {
 	job, err := protocol.JobIDFrom(info.Job)
@@ -184,11 +186,33 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codeP
 	if old := e.programs[key]; old != nil {
 		old.drop()
 	}
+	e.programs[key] = p
+	same := info.Program.Runtime + " " + string(encode(p.load))
+	if p.handle = e.compiled[same]; p.handle != 0 && rt != nil {
+		e.running.Go(func() {
+			if ctx.Err() == nil {
+				e.emit(tasks.Prepared{Origin: origin, Job: job})
+			}
+		})
+		return
+	}
 	e.handles++
 	p.handle = e.handles
-	e.programs[key] = p
-	e.running.Go(func() { e.prepare(ctx, key, p, info.Program.Runtime) })
+	e.running.Go(func() {
+		if !e.prepare(ctx, key, p, info.Program.Runtime) {
+			return
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if len(e.compiled) >= maxCompiled {
+			clear(e.compiled)
+		}
+		e.compiled[same] = p.handle
+	})
 }
+
+// maxCompiled programs are remembered: each is a path and its words, which may be long.
+const maxCompiled = 64
 
 // maxTimeoutUs is a century: more would overflow a time.Duration.
 const maxTimeoutUs = 100 * 365 * 24 * 3600 * 1_000_000

@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 
 func oddWorker() int {
 	in, out := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
+	loads := 0
 	for {
 		kind, id, body, err := protocol.ReadLocal(in, protocol.MaxLocal)
 		if err != nil {
@@ -52,6 +53,7 @@ func oddWorker() int {
 		}
 		switch kind {
 		case protocol.WorkerLoad:
+			loads++
 			switch {
 			case strings.Contains(string(body), "dies"):
 				fmt.Fprintln(os.Stderr, "panic: no idea")
@@ -94,6 +96,8 @@ func oddWorker() int {
 				id += 100
 			case "lie":
 				o.Status = protocol.Status_CANCELLED
+			case "loads":
+				o.Output = fmt.Append(nil, loads)
 			case "slow":
 				o.RunUs = 10_000
 			case "next":
@@ -182,8 +186,8 @@ func TestLoad(t *testing.T) {
 	}
 	// More programs than a process keeps, in turn.
 	var jobs []protocol.JobID
-	for range 6 {
-		jobs = append(jobs, r.Job("odd", "program", nil))
+	for i := range 6 {
+		jobs = append(jobs, r.Job("odd", "program", nil, fmt.Sprint(i)))
 	}
 	for range 2 {
 		for _, job := range jobs {
@@ -195,6 +199,21 @@ func TestLoad(t *testing.T) {
 		job := r.Announce("odd", "silent", nil)
 		r.Drop("origin", job)
 		r.Job("odd", "program", nil)
+	}
+}
+
+// TestSameProgram has a second job of a program start without loading it anew, and one with other words load it.
+func TestSameProgram(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first := r.Job("odd", "program", nil)
+	r.Do(0, first, "number")
+	r.Drop("origin", first)
+	second, other := r.Job("odd", "program", nil), r.Job("odd", "program", nil, "word")
+	for i, job := range []protocol.JobID{second, other} {
+		if o := r.Do(0, job, "loads").Outcomes[0]; string(o.Output) != fmt.Sprint(1+i) {
+			t.Errorf("job %d: %s programs loaded", i, o.Output)
+		}
 	}
 }
 

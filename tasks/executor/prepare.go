@@ -13,8 +13,8 @@ import (
 	"meshnode/tasks"
 )
 
-// prepare compiles a program in a worker process and says how that went, unless ctx ends first.
-func (e *Executor) prepare(ctx context.Context, key programKey, p *program, runtime string) {
+// prepare compiles a program in a worker process and says how that went, unless ctx ends first. It reports whether it went well.
+func (e *Executor) prepare(ctx context.Context, key programKey, p *program, runtime string) bool {
 	answer := tasks.Prepared{Origin: key.origin, Job: key.job}
 	if p.runtime == nil {
 		answer.Unable = fmt.Sprintf("this node has no runtime %q", runtime)
@@ -22,15 +22,17 @@ func (e *Executor) prepare(ctx context.Context, key programKey, p *program, runt
 		select {
 		case e.preparing <- struct{}{}:
 		case <-ctx.Done():
-			return
+			return false
 		}
 		f := e.compile(ctx, p)
 		<-e.preparing
 		answer.Invalid, answer.Unable = sentence(f.Invalid), sentence(f.Unable)
 	}
-	if ctx.Err() == nil {
-		e.emit(answer)
+	if ctx.Err() != nil {
+		return false
 	}
+	e.emit(answer)
+	return answer.Invalid == "" && answer.Unable == ""
 }
 
 // compile loads p in a worker process, which then is the spare one: the next slot that needs a process gets it,
@@ -75,6 +77,14 @@ func (e *Executor) compile(ctx context.Context, p *program) protocol.WorkerFailu
 	}
 }
 
+func encode(p protocol.WorkerProgram) []byte {
+	b, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	return b
+}
+
 // has reports whether the process has loaded a program.
 func (p *process) has(handle uint64) bool { return slices.Contains(p.loaded, handle) }
 
@@ -85,11 +95,7 @@ func (p *process) load(b []byte, prog *program) []byte {
 		b = protocol.AppendLocal(b, protocol.WorkerUnload, p.loaded[0])
 		p.loaded = slices.Delete(p.loaded, 0, 1)
 	}
-	body, err := json.Marshal(prog.load)
-	if err != nil {
-		panic(err) // strings and numbers
-	}
-	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, body)
+	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, encode(prog.load))
 }
 
 // spare is a process that has compiled a program and waits for a slot, or for its end after Config.IdleEnd.

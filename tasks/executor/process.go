@@ -43,6 +43,7 @@ type process struct {
 	memory  bool   // it ended because the system gave it no more memory
 	ended   time.Time
 	loaded  []uint64
+	last    *program // of the item that it was sent last
 }
 
 // reply is a frame from a worker process. Slices in it are the receiver's.

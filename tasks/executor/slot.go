@@ -529,6 +529,10 @@ func (s *slot) feed(now time.Time) {
 		s.since = now
 		s.flight = s.flight[:0:cap(s.flight)]
 	}
+	if s.proc.last != nil && s.proc.last != s.prog { // it may be the same code, but it is another job
+		s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRest, s.prog.handle)
+	}
+	s.proc.last = s.prog
 	sent := 0
 	for ; sent < len(s.queue) && len(s.flight) < window && s.inBytes <= maxAheadBytes; sent++ {
 		r := s.queue[sent]

@@ -117,7 +117,13 @@ func TestReactor(t *testing.T) {
 			t.Errorf("%d: %q gave %q, want %q", i, c.input, o.Output, c.output)
 		}
 	}
-	// Another job of the same module has its own instance; words are joined.
+	// Another job of the same program has its own instance.
+	again := r.Job("wasm", "testdata/reactor.wasm", &protocol.Limits{MemoryBytes: 64 << 20})
+	r.Do(0, job, "count")
+	if o := r.Do(0, again, "count").Outcomes[0]; string(o.Output) != "1" {
+		t.Errorf("an instance was used by two jobs: %q", o.Output)
+	}
+	// So has one with words; they are joined.
 	job = r.Job("wasm", "testdata/reactor.wasm", nil, "task", "{#}:", "{}")
 	if o := r.Do(0, job, "x y").Outcomes[0]; string(o.Output) != "task 1: x y" {
 		t.Errorf("words gave %q", o.Output)

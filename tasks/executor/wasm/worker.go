@@ -161,6 +161,10 @@ func (w *worker) handle(f frame) error {
 			return fmt.Errorf("program %d: %w", f.id, err)
 		}
 		w.load(f.id, spec)
+	case protocol.WorkerRest:
+		if p := w.programs[f.id]; p != nil {
+			p.rest()
+		}
 	case protocol.WorkerUnload:
 		if p := w.programs[f.id]; p != nil {
 			p.close()
