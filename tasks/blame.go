@@ -60,7 +60,7 @@ func (j *job) share(w protocol.NodeID) *share {
 // or for one that runs nothing else meanwhile.
 func (j *job) wait(i uint32) {
 	switch tr := j.trouble[i]; {
-	case tr != nil && tr.losses >= aloneAfter:
+	case j.suspected(i):
 		if !slices.Contains(j.suspects, i) { // it may have been adopted meanwhile, and lost again
 			j.suspects = append(j.suspects, i)
 		}
@@ -249,6 +249,9 @@ func (s *Scheduler) counts(p *peer, j *job, i uint32) bool {
 	switch {
 	case doubt:
 		j.troubleOf(i).doubts++
+		if p.cannot[j.id].code != InDoubt {
+			s.recallAll(p, j)
+		}
 		s.refused(p, j.id, InDoubt, "", probeFirst)
 	case there && tr.doubts > 0 && !j.share(tr.at).wrong:
 		s.believe(j, tr.at) // it was the task's fault

@@ -48,7 +48,8 @@ type lessee struct {
 	rowBase     int      // place of row[0]
 	alone       int      // leases of tasks that are to run alone
 	blamed      []blamed // what its loss was charged to, until it is known whether the process is gone
-	countedLost bool     // in Scheduler.lost, the same
+	gone        bool     // its loss was handled, and
+	countedLost bool     // is in Scheduler.lost; the same
 	upAt        int64    // when it was last connected
 
 	heldOfUs int // queued and running attempts that it listed last

@@ -18,13 +18,13 @@ func (s *Scheduler) halt(j *job) {
 		return // endHalted does the rest
 	}
 	for _, p := range s.line {
-		s.recallHalted(p, j)
+		s.recallAll(p, j)
 	}
 }
 
-// recallHalted has p give back what it has not started of a job that is halted.
-func (s *Scheduler) recallHalted(p *peer, j *job) {
-	if sh := j.byWorker[p.id]; j.halting != "" && sh != nil && sh.live > 0 {
+// recallAll has p give back what it has not started of j.
+func (s *Scheduler) recallAll(p *peer, j *job) {
+	if sh := j.byWorker[p.id]; sh != nil && sh.live > 0 {
 		p.recalls++
 		p.recalling = p.recalls
 		s.send(p, &protocol.Recall{Epoch: s.epoch, Id: p.recalls, Count: 2 * maxHeld, Job: j.id[:]})

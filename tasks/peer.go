@@ -126,7 +126,9 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	s.reconcile(p, protocol.UngroupAttempts(h.Held), 0)
 	s.answeredWithout(p.id)
 	for _, j := range s.jobOrder {
-		s.recallHalted(p, j)
+		if j.halting != "" {
+			s.recallAll(p, j)
+		}
 	}
 }
 

@@ -37,17 +37,20 @@ func (j *job) suspected(i uint32) bool {
 
 // nodeLost gives up what p holds, for it is gone without a word, and charges what ran there.
 func (s *Scheduler) nodeLost(p *peer, c Code) {
-	if len(p.leases) == 0 {
-		s.lose(p, c)
-		return
-	}
-	s.lost++
-	p.countedLost = true
-	p.blamed = nil
 	lone := false
 	for _, l := range p.leases {
 		lone = lone || l.alone && l.running
 	}
+	if !p.gone {
+		if p.gone, p.countedLost = true, !lone; !lone {
+			s.lost++
+		}
+	}
+	if len(p.leases) == 0 {
+		s.lose(p, c)
+		return
+	}
+	p.blamed = nil
 	for _, a := range sortedAttempts(p.leases) {
 		l := p.leases[a]
 		// Its beats tell of starts twice a second; that it was at the front of the queue is enough to suspect a task, and not enough
@@ -55,7 +58,7 @@ func (s *Scheduler) nodeLost(p *peer, c Code) {
 		if !l.running && (lone || l.alone || l.started == 0) {
 			continue
 		}
-		b := blamed{a, l.alone, s.now - cmp.Or(l.started, l.at)}
+		b := blamed{a, l.alone, max(0, p.heard-cmp.Or(l.started, l.at))}
 		p.blamed = append(p.blamed, b)
 		tr := l.job.troubleOf(a.Index)
 		if tr.losses++; l.alone {
@@ -73,9 +76,9 @@ func (s *Scheduler) nodeLost(p *peer, c Code) {
 // notLost takes back what the loss of p was charged to: it is the same process.
 func (s *Scheduler) notLost(p *peer) {
 	if p.countedLost {
-		p.countedLost = false
 		s.lost--
 	}
+	p.gone, p.countedLost = false, false
 	for _, b := range p.blamed {
 		j := s.jobs[b.attempt.Job]
 		if j == nil || j.trouble[b.attempt.Index] == nil {
@@ -108,8 +111,8 @@ func (s *Scheduler) endPoison(p *peer, b blamed) {
 	}, p.id)
 }
 
-// losesOnlyBy says that nodes are lost by tr's task: of all others, fewer than one in four times would have been lost in the time
-// that it ran alone.
+// losesOnlyBy says that nodes are lost by tr's task: at the rate at which they are lost without a suspected task, less than a
+// sixteenth of one would have been lost in the time that it ran alone.
 func (s *Scheduler) losesOnlyBy(tr *trouble) bool {
 	up := s.upTime
 	for _, p := range s.line {
@@ -117,6 +120,5 @@ func (s *Scheduler) losesOnlyBy(tr *trouble) bool {
 			up += s.now - p.upAt
 		}
 	}
-	others := int64(s.lost) - int64(tr.losses)
-	return tr.aloneFor/millisecond*others*4 < up/millisecond
+	return tr.aloneFor/millisecond*int64(s.lost)*16 < up/millisecond
 }

@@ -93,7 +93,7 @@ type Scheduler struct {
 
 	challenge uint64 // counts own pauses
 	readies   uint64 // counts Readys
-	lost      uint32 // nodes that were gone without a word while they had work of ours
+	lost      uint32 // nodes that were gone without a word, and ran no task alone
 	upTime    int64  // of all streams that ended, together, ns
 
 	loop []loopback // messages between this node's two sides, in order

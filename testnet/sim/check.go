@@ -201,6 +201,10 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 				}
 				// What ended in this very Ready is on the disk already, and its revoke or cancel follows.
 				before := len(n.disk.batches) - 1
+				if h := w.jobs[id].halt; h != nil && b.bad(before) >= h.Failed {
+					w.fail("%v grants %v, whose job is halted", n, a)
+					return
+				}
 				if d, done := b.done[t.Index]; done && d.batch < before || b.cancelled && b.cancelAt < before {
 					w.fail("%v grants %v, whose task has ended", n, a)
 					return
@@ -350,6 +354,10 @@ func (n *node) checkRecord(rec tasks.Record) {
 		if id, err := protocol.JobIDFrom(r.Spec.GetJob()); err != nil || !w.own(n.id, id) {
 			w.fail("%v opens a job that its clients did not submit", n)
 		}
+	case tasks.CancelRecord:
+		if b := n.disk.book.jobs[r.Job]; r.Halted && b != nil && (w.jobs[r.Job].halt == nil || b.bad(len(n.disk.batches)) < w.jobs[r.Job].halt.Failed) {
+			w.fail("%v halts %s, of which %d tasks failed", n, r.Job.Short(), b.bad(len(n.disk.batches)))
+		}
 	case tasks.DoneRecord:
 		n.checkDone(r)
 	case tasks.AnsweredRecord:
@@ -401,7 +409,7 @@ func (n *node) checkDone(r tasks.DoneRecord) {
 			wrong = wrong || !bytes.Equal(o.Output, j.result(o.Index))
 		}
 	case protocol.Status_FAILED, protocol.Status_WORKER_LOST:
-		wrong = !j.fails(o.Index) && w.deathOf[a.Task()] < 4
+		wrong = !j.fails(o.Index) && w.deathOf[a.Task()] < 4 && !w.excused(j, r)
 	case protocol.Status_INVALID:
 		wrong = !j.invalid
 	case protocol.Status_CANCELLED:

@@ -34,8 +34,12 @@ type job struct {
 	room      int          // it runs only in this one; 0: in any
 	failPer   int          // of 1000 tasks, that fail
 	poisonPer int          // that kill their worker process
-	bigPer    int          // whose result is a blob
-	blobSize  uint64       // of these; 0: 100 KiB
+	killPer   int          // that kill their node
+	flakyPer  int          // of 1000 attempts, that fail
+	retries   uint32
+	halt      *protocol.Halt
+	bigPer    int    // whose result is a blob
+	blobSize  uint64 // of these; 0: 100 KiB
 
 	deadline    int64 // its end must be told by then; 0: none
 	cancelAt    int64 // 0: never
@@ -171,7 +175,7 @@ func (j *job) submit(p *process, first uint32) {
 		if j.noSpares {
 			spare = protocol.Spare_SPARE_OFF
 		}
-		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority,
+		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority, Retries: j.retries, Halt: j.halt,
 			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: cmp.Or(j.code, 1000)}}}
 		if j.room > 0 {
 			ev.Spec.Placement = &protocol.Placement{On: roomLabel(j.room)}

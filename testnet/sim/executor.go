@@ -75,6 +75,13 @@ func (p *process) next(i int, s *slot) {
 	if dies {
 		d = d * int64(w.rng.IntN(100)) / 100
 	}
+	kills := j.kills(a.Index, n)
+	if kills {
+		d /= 2
+	}
+	if n.hole {
+		d = 2 * ms
+	}
 	frame := w.handoff
 	if s.sent {
 		frame = w.handoff / 20 // of a batch
@@ -82,6 +89,14 @@ func (p *process) next(i int, s *slot) {
 	s.sent = true
 	p.after(frame+d, func() {
 		if s.gen != gen || !s.running {
+			return
+		}
+		if kills {
+			if w.killed[a.Task()]++; w.maxKills > 0 && w.killed[a.Task()] > w.maxKills {
+				w.fail("budget: %v took down %d nodes", a.Task(), w.killed[a.Task()])
+			}
+			w.trace("%v is taken down by %v", n, a)
+			n.crash(w.chance(500), w.between(100*ms, 1*sec))
 			return
 		}
 		s.running = false
@@ -103,7 +118,10 @@ func (p *process) next(i int, s *slot) {
 			p.after(w.between(5*ms, 100*ms), func() { p.next(i, s) })
 			return
 		}
-		j.finish(a.Index, o)
+		if j.finish(a.Index, o); n.hole || j.flaky(a) {
+			o.Status, o.ExitCode, o.Error, o.Output, o.OutputBlob = protocol.Status_FAILED, 1, "disk full", nil, nil
+			w.brokeOf[a.Task()]++
+		}
 		n.blobs.put(blobsOf(o)...)
 		s.out = append(s.out, o)
 		if len(s.items) > 0 && (!w.partial || w.chance(500)) {

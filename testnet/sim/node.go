@@ -53,6 +53,7 @@ type node struct {
 	unable    bool   // cannot prepare programs of others, for now
 	idle      string // the reason for which its person wants it to take no work
 	liar      bool
+	hole      bool  // fails every task at once
 	crashIn   int   // the process dies after so many outputs were carried out; 0: no plan
 	failWrite bool  // its next write fails, before anything of it is on the disk
 	failSync  bool  // its next sync fails

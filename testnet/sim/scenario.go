@@ -232,6 +232,13 @@ var scenarios = map[string]func(*world){
 	"owner":            owner,
 	"far":              far,
 	// Everything at once.
+	"black hole":   blackHole,
+	"bad program":  badProgram,
+	"life of 60 s": lifeOf60,
+	"killer":       killer,
+	"retried":      retried,
+	"halted":       halted,
+
 	"faults": func(w *world) {
 		w.small(2, 6)
 		if w.chance(500) {
@@ -251,7 +258,7 @@ var scenarios = map[string]func(*world){
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
 var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "rollback", "blobs", "person", "liar",
-	"poison", "reset", "origin", "deaf", "silent", "thaw", "reboot", "faults", "faults", "faults", "faults"}
+	"poison", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }

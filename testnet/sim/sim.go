@@ -90,7 +90,7 @@ func Run(o Options) (r Report) {
 		seed: o.Seed, scenario: o.Scenario, out: o.Trace, clocks: o.clocks,
 		rng: rand.New(rand.NewPCG(o.Seed, 0x6d657368)), digest: 14695981039346656037,
 		byID: map[protocol.NodeID]*node{}, jobs: map[protocol.JobID]*job{},
-		deathOf: map[protocol.TaskID]int{}, ran: map[ranKey]bool{}, grants: map[protocol.TaskID]*history{},
+		deathOf: map[protocol.TaskID]int{}, brokeOf: map[protocol.TaskID]int{}, killed: map[protocol.TaskID]int{}, ran: map[ranKey]bool{}, grants: map[protocol.TaskID]*history{},
 		ever: map[everKey]bool{}, bound: 90 * sec, redial: [2]int64{5 * ms, 300 * ms},
 		prepare: [2]int64{1 * ms, 40 * ms}, handoff: 100 * us, meter: meter{lost: map[protocol.TaskID]int64{}},
 	}
@@ -149,6 +149,10 @@ type world struct {
 	patient       bool     // streams that stand still do not break
 	partial       bool     // slots report outcomes late and in groups
 	deathOf       map[protocol.TaskID]int
+	brokeOf       map[protocol.TaskID]int // attempts that failed
+	killed        map[protocol.TaskID]int // nodes
+	ruined        int                     // tasks, by nodes that fail everything
+	maxKills      int                     // of one task; 0: no budget
 	ran           map[ranKey]bool
 	grants        map[protocol.TaskID]*history
 	ever          map[everKey]bool

@@ -105,35 +105,41 @@ func TestTrace(t *testing.T) {
 func TestFaultsHappen(t *testing.T) {
 	t.Parallel()
 	want := map[string][]string{
-		"crash":       {" dies: ", "dies in the middle of a Ready"},
-		"streams":     {"cut n"},
-		"partition":   {"partition n"},
-		"freeze":      {"is suspended", "is frozen", "is paused", "its loop hangs"},
-		"rollback":    {"restored from a backup"},
-		"person":      {"SetSlots", "SetPaused", "stops cleanly", "GiveBack"},
-		"poison":      {"the worker process of"},
-		"blobs":       {"fetches", "unpins"},
-		"liar":        {"1099511627776"},
-		"deaf":        {"partition n"},
-		"silent":      {"n1 is", "n1 dies"},
-		"thaw":        {"n1 goes on", "Revoke"},
-		"reboot":      {"n1 dies"},
-		"reset":       {"cut n"},
-		"origin":      {"n0 dies"},
-		"disk":        {"fetches", "dies"},
-		"pause":       {" is frozen", " is paused", " is suspended"},
-		"calm":        {"JobEnded"},
-		"commit":      {"cannot write", "cannot sync"},
-		"lost":        {"has lost its disk"},
-		"mute":        {"fetches"},
-		"sleeper":     {"JobEnded"},
-		"slow reader": {"JobEnded"},
+		"crash":        {" dies: ", "dies in the middle of a Ready"},
+		"streams":      {"cut n"},
+		"partition":    {"partition n"},
+		"freeze":       {"is suspended", "is frozen", "is paused", "its loop hangs"},
+		"rollback":     {"restored from a backup"},
+		"person":       {"SetSlots", "SetPaused", "stops cleanly", "GiveBack"},
+		"poison":       {"the worker process of"},
+		"blobs":        {"fetches", "unpins"},
+		"liar":         {"1099511627776"},
+		"deaf":         {"partition n"},
+		"silent":       {"n1 is", "n1 dies"},
+		"thaw":         {"n1 goes on", "Revoke"},
+		"reboot":       {"n1 dies"},
+		"reset":        {"cut n"},
+		"origin":       {"n0 dies"},
+		"disk":         {"fetches", "dies"},
+		"pause":        {" is frozen", " is paused", " is suspended"},
+		"black hole":   {"FAILED", "Recall"},
+		"bad program":  {"FAILED"},
+		"life of 60 s": {" dies: ", "Losses:2"},
+		"killer":       {"is taken down by", "Losses:6"},
+		"retried":      {"Failed:1"},
+		"halted":       {"so it was halted"},
+		"calm":         {"JobEnded"},
+		"commit":       {"cannot write", "cannot sync"},
+		"lost":         {"has lost its disk"},
+		"mute":         {"fetches"},
+		"sleeper":      {"JobEnded"},
+		"slow reader":  {"JobEnded"},
 	}
 	for scenario, words := range want {
 		var trace strings.Builder
 		tasks := 0
 		seeds := uint64(15)
-		if slices.Contains([]string{"thaw", "reboot", "mute", "slow reader", "sleeper"}, scenario) { // long ones, and all alike
+		if slices.Contains([]string{"thaw", "reboot", "mute", "slow reader", "sleeper", "life of 60 s"}, scenario) { // long ones, and all alike
 			seeds = 2
 		}
 		for seed := uint64(1); seed <= seeds; seed++ {
