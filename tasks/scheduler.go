@@ -11,6 +11,7 @@
 //	submit.go   Submit: a job and its pending tasks                        (origin)
 //	input.go    their inputs: in memory, or on disk until it is their turn (origin)
 //	grant.go    who gets how many of them: leases                          (origin)
+//	match.go    which nodes may run a job; why.go says why one may not     (origin)
 //	worker.go   queued, running in a slot, outcome kept until answered     (worker)
 //	steal.go    asking for more, giving back                               (worker)
 //	result.go   the first valid terminal outcome wins, all are answered    (origin)

@@ -102,3 +102,31 @@ func TestSpans(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkTell is what the story costs for each task and happening.
+func BenchmarkTell(b *testing.B) {
+	s := newOrigin(b)
+	self := s.peers["a"]
+	for b.Loop() {
+		s.tell(Granted, protocol.Attempt{Job: protocol.JobID{1}, N: 1}, self, "")
+	}
+}
+
+// BenchmarkWhyNot is what matching costs for each job and peer, after the first time.
+func BenchmarkWhyNot(b *testing.B) {
+	s := newOrigin(b)
+	s.connectTest(second, "b", 1, 4, Facts{Name: "kitchen", Labels: []string{"gpu"}})
+	for _, on := range []string{"", "gpu,cpus<=8"} {
+		id := protocol.JobID{byte(len(on))}
+		var at *protocol.Placement
+		if on != "" {
+			at = &protocol.Placement{On: on}
+		}
+		s.Step(second, Submit{Job: id, Spec: wasmJob(id, at, 0), Inputs: make([]Input, 1), Close: true, Count: 1})
+		b.Run("on="+on, func(b *testing.B) {
+			for b.Loop() {
+				s.whyNot(s.peers["b"], s.jobs[id])
+			}
+		})
+	}
+}

@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 //	code N meshnode ARGS…    the exit code is N
 //	node NAME [FLAGS…]       starts a node in the background in the directory NAME, which becomes MESHNODE_DATA_DIR;
 //	                         it is stopped with the script
+//	until REGEXP meshnode ARGS…   runs it until its output has the expression, for 20 s at most
+//	named NAME meshnode ARGS…     sets a variable to what it prints
 //	tidy FILE                the output of the last command, without what differs from run to run
 //	keys K…                  the output is JSON, one object a line or an array of them, each with these fields
 func TestScripts(t *testing.T) {
@@ -71,7 +73,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("BAD", filepath.Join(root, "tasks/executor/wasm/testdata/misbehave.wasm"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": cmdCode, "node": cmdNode, "tidy": cmdTidy, "keys": cmdKeys},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": cmdCode, "node": cmdNode, "until": cmdUntil, "named": cmdNamed, "tidy": cmdTidy, "keys": cmdKeys},
 	})
 }
 
@@ -95,6 +97,25 @@ func cmdNode(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("MESHNODE_DATA_DIR", dir)
 	ts.Defer(func() { endNode(ts, dir) })
 	ts.Check(ts.Exec("meshnode", append([]string{"up", "-d", "--name", args[0], "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"}, args[1:]...)...))
+}
+
+func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && want.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("no %q within 20 s: %v", args[0], err)
+		}
+	}
+}
+
+func cmdNamed(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec(args[1], args[2:]...))
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 }
 
 func endNode(ts *testscript.TestScript, dir string) {

@@ -21,6 +21,7 @@ import (
 
 	"meshnode/node"
 	"meshnode/protocol"
+	"meshnode/tasks"
 )
 
 func testContext(t testing.TB) context.Context {
@@ -75,6 +76,30 @@ func TestRequests(t *testing.T) {
 			}
 			if err := c.Resume(ctx); err != nil || n.paused != -1 {
 				t.Error(err)
+			}
+			if err := c.Drain(ctx); err != nil || n.paused != -2 {
+				t.Errorf("Drain: %v", err)
+			}
+			n.OpenJob(ctx, node.JobSpec{ID: protocol.JobID{0x12, 0xd3}})
+			n.AddTasks(ctx, protocol.JobID{0x12, 0xd3}, 0, [][]byte{{1}})
+			for subject, want := range map[string]string{
+				"12d3": "job 12d30000", "@last": "job 12d30000", "12d3/0": "task 12d30000/0", "@last/0": "task 12d30000/0",
+				"fake": "node 12D3fake", "12D3f": "node 12D3fake", "12D3": "bad_request", // a job and a peer
+				"12d3/1": "no_task", "@last/x": "bad_request", "nobody": "no_job", "beef": "no_job", "beef/1": "no_job", "": "no_job", "/": "bad_request",
+			} {
+				w, err := c.Why(ctx, subject)
+				got := w.Subject
+				if e := (*node.Error)(nil); errors.As(err, &e) {
+					if got = e.Code; e.Fix == "" {
+						t.Errorf("Why(%q): %q says nothing about what to do", subject, e.Message)
+					}
+				}
+				if got != want {
+					t.Errorf("Why(%q): %q, %v; want %q", subject, got, err, want)
+				}
+			}
+			if w, err := c.Why(ctx, "@last/0"); err != nil || len(w.Reasons) != 1 || w.Reasons[0] != (tasks.Reason{Code: "runs", Text: "x runs it", Fix: "nothing"}) {
+				t.Errorf("Why: %+v, %v", w, err)
 			}
 			if err := c.SetSlots(ctx, -1); err == nil || n.slots != 7 {
 				t.Errorf("SetSlots(-1): %v", err)
