@@ -54,6 +54,10 @@ var groups = []group{
 		{"slow", "× ideal", goal{"≤", 1.08}, "one of two nodes about 8× slower (slow.factor): its workers are stopped for 7/8 of each 16 ms; ideal: 1 / (1/time on the fast one + 1/time on the slow one), both measured"},
 		{"slow.factor", "×", goal{}, "how much slower it was"},
 	}, 6 * time.Minute, slow},
+	{"behind", []row{
+		{"behind.first", "s", goal{"≤", 1}, "a job of 10 tasks of 10 ms behind one of 10 M of them, 1 node of 2 slots: until its first task starts"},
+		{"behind.all", "s", goal{}, "… until all its results are there"},
+	}, 4 * time.Minute, behind},
 	{"killed", []row{
 		{"killed.granted", "s", goal{"≤", 0.2}, "kill -9 of one of 3 nodes until its tasks were granted to others"},
 		{"killed.running", "s", goal{}, "… until the first of them ran elsewhere"},
@@ -322,6 +326,29 @@ func slow(b *bench) {
 			b.Fatalf("%d nodes took part", len(d.Peers))
 		}
 	}
+}
+
+func behind(b *bench) {
+	o := b.mesh(1, 2).Node(1)
+	spec := b.program(o, sleep)
+	b.submit(o, spec, same(20, "10"), nil)
+	long := spec
+	long.Detached = true
+	if j, err := o.Client().Submit(b.ctx, long, same(10*million, "10"), nil); err != nil || j.Tasks != 10*million {
+		b.Fatalf("submit: %v, %+v", err, j)
+	}
+	for range b.rounds {
+		first := time.Duration(0)
+		began := time.Now()
+		d := b.submit(o, spec, same(10, "10"), func(r control.Result) {
+			if first == 0 {
+				first = time.Since(began) - r.Run
+			}
+		})
+		b.add("behind.first", first.Seconds())
+		b.add("behind.all", d.took.Seconds())
+	}
+	o.Kill()
 }
 
 func fault(b *bench, kind string) {
