@@ -44,13 +44,14 @@ type lessee struct {
 	// no work before a beat shows that it has heard us since. 0: no such thing.
 	lostAt int64
 
-	row         []*lease // its leases in the order of their grants, nil where one has ended
-	rowBase     int      // place of row[0]
-	alone       int      // leases of tasks that are to run alone
-	blamed      []blamed // what its loss was charged to, until it is known whether the process is gone
-	gone        bool     // its loss was handled, and
-	countedLost bool     // is in Scheduler.lost; the same
-	upAt        int64    // when it was last connected
+	row         []*lease                  // its leases in the order of their grants, nil where one has ended
+	rowBase     int                       // place of row[0]
+	taken       map[protocol.Attempt]bool // what was taken from it when it was lost, until it is back
+	alone       int                       // leases of tasks that are to run alone
+	blamed      []blamed                  // what its loss was charged to, until it is known whether the process is gone
+	gone        bool                      // its loss was handled, and
+	countedLost bool                      // is in Scheduler.lost; the same
+	upAt        int64                     // when it was last connected
 
 	heldOfUs int // queued and running attempts that it listed last
 	others   int // attempts that it holds of other origins, as it said last
@@ -346,6 +347,12 @@ func (s *Scheduler) lose(p *peer, c Code) {
 	if p.self {
 		return
 	}
+	if len(p.leases) > 0 && c != NodeLeft {
+		p.taken = map[protocol.Attempt]bool{}
+		for a := range p.leases {
+			p.taken[a] = true
+		}
+	}
 	s.takeBack(slices.Collect(maps.Values(p.leases)), c, "")
 	p.recalling = 0
 	p.listed = nil
@@ -373,7 +380,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 			if j == nil || j.state >= JobDone || a.Index >= j.tasks.n || !j.grantedTo[p.id] {
 				continue
 			}
-			if t := j.tasks.at(a.Index); t.state == pending && (j.spec.Placement == nil || p.fit(j) == None) && (a.Epoch < s.epoch || a.Epoch == s.epoch && a.N <= t.n) {
+			if t := j.tasks.at(a.Index); t.state == pending && (j.spec.Placement == nil || p.fit(j) == None) && (a.Epoch < s.epoch && len(p.leases) < 2*maxHeld || p.taken[a]) {
 				if len(p.leases) == 0 {
 					p.renewed = s.now
 				}

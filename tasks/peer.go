@@ -123,6 +123,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	p.openLessee()
 	p.listed, p.heldOfUs = listed(h.Held, h.Unanswered), count(h.Held)
 	s.adopt(p, protocol.UngroupAttempts(h.Held), protocol.UngroupAttempts(h.Unanswered))
+	p.taken = nil
 	s.reconcile(p, protocol.UngroupAttempts(h.Held), 0)
 	s.answeredWithout(p.id)
 	for _, j := range s.jobOrder {
