@@ -352,16 +352,38 @@ func TestPlacementAlways(t *testing.T) {
 			if err := s.Check(); err != nil {
 				r.Fatal(err)
 			}
+			for _, id := range s.order {
+				w, _ := s.WhyPeer(now, id)
+				checkWhy(r, w, true)
+			}
 			for _, st := range s.Jobs() {
+				w, _ := s.WhyJob(now, st.ID)
+				checkWhy(r, w, st.Pending > 0)
+				for i := range st.Tasks {
+					w, _ := s.WhyTask(now, st.ID, i)
+					checkWhy(r, w, true)
+				}
 				if st.State == JobWaiting && st.Pending > 0 && st.Wait.Code == "" && !somebodyFree(s, st.ID) {
 					r.Fatal(fmt.Sprintf("job %s waits, nobody can take it, and it does not say why: %+v", st.ID.Short(), st))
 				}
-				if st.Reason != "" && (st.Wait.Code == "" || st.Wait.Fix == "") {
+				if st.State == JobWaiting && st.Reason != "" && (st.Wait.Code == "" || st.Wait.Fix == "") {
 					r.Fatal(fmt.Sprintf("reason %q without a code or a fix", st.Reason))
 				}
 			}
 		}
 	})
+}
+
+// checkWhy: each line has its words, nothing is left of the places for others, and what waits has a reason that is no story.
+func checkWhy(r *rapid.T, w Why, some bool) {
+	for _, x := range w.Reasons {
+		if x.Code == "" || x.Text == "" || x.Fix == "" || strings.ContainsAny(x.Text+x.Fix, "{}") || strings.Contains(x.Text+x.Fix, "  ") {
+			r.Fatal(fmt.Sprintf("%q: %+v", w.Summary, x))
+		}
+	}
+	if w.Summary == "" || some && len(w.Reasons) == 0 {
+		r.Fatal(fmt.Sprintf("%q: %+v", w.Summary, w.Reasons))
+	}
 }
 
 func somebodyFree(s *Scheduler, id protocol.JobID) bool {

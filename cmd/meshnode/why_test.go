@@ -1,12 +1,16 @@
 package main
 
 import (
+	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"meshnode/node"
 	"meshnode/tasks"
 )
 
@@ -37,4 +41,71 @@ func TestFixesNameWhatThereIs(t *testing.T) {
 	if some < 20 {
 		t.Errorf("only %d commands and flags found in the words", some)
 	}
+}
+
+// Drain waits for what runs; interrupted, it leaves the node draining; resumed by somebody, it says so. Slots that come are
+// used at once, and those that go kill nothing.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	_, c := startNode(t, dir, "--slots", "2")
+	until := func(what string, ok func(node.Status) bool) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			if s, err := c.Status(t.Context()); err == nil && ok(s) {
+				return
+			} else if time.Now().After(end) {
+				t.Fatalf("%s: %+v, %v", what, s, err)
+			}
+		}
+	}
+	submit, _, _ := start(t, dir, "submit", loop, ":::", "loop", "loop", "loop", "loop")
+	until("two run", func(s node.Status) bool { return s.Running == 2 })
+	if err := c.SetSlots(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	until("a third one runs", func(s node.Status) bool { return s.Running == 3 })
+	if err := c.SetSlots(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+
+	drain, _, errs := start(t, dir, "drain")
+	until("drained", func(s node.Status) bool {
+		return s.Paused != nil && *s.Paused == "drained by its owner" && s.Running == 3 && s.Slots == 1
+	})
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(errs.String(), "draining: 3 running"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no progress: %q", errs)
+		}
+	}
+	drain.Process.Signal(os.Interrupt)
+	if code := wait(t, drain, 10*time.Second); code != exitInterrupted || !strings.Contains(errs.String(), "interrupted; the node goes on draining, until meshnode resume") {
+		t.Errorf("interrupted: exit code %d, %q", code, errs)
+	}
+	if s, err := c.Status(t.Context()); err != nil || s.Paused == nil || s.Running != 3 {
+		t.Errorf("after the interrupt: %+v, %v", s, err)
+	}
+
+	drain, _, errs = start(t, dir, "drain")
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(errs.String(), "draining: 3 running"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no progress: %q", errs)
+		}
+	}
+	if err := c.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code := wait(t, drain, 10*time.Second); code != exitFailure || !strings.Contains(errs.String(), "somebody resumed the node") {
+		t.Errorf("resumed: exit code %d, %q", code, errs)
+	}
+
+	drain, _, errs = start(t, dir, "drain")
+	until("drained again", func(s node.Status) bool { return s.Paused != nil })
+	if _, err := c.Cancel(t.Context(), "@last", nil); err != nil {
+		t.Fatal(err)
+	}
+	if code := wait(t, drain, 20*time.Second); code != 0 || !strings.HasSuffix(errs.String(), "meshnode: drained: nothing runs here any more\n") {
+		t.Errorf("ended: exit code %d, %q", code, errs)
+	}
+	wait(t, submit, 10*time.Second)
 }
