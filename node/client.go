@@ -227,6 +227,8 @@ func jobError(err error) error {
 		return nil
 	case errors.Is(err, tasks.ErrNoJob):
 		return &Error{Code: CodeNoJob, Message: err.Error(), Fix: "meshnode jobs -a lists the jobs of this node"}
+	case errors.Is(err, tasks.ErrForgotten):
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "submit it as a new job; ended jobs are kept as long as meshnode up --retain says"}
 	case errors.Is(err, tasks.ErrStopped):
 		return errStopping
 	case errors.Is(err, tasks.ErrGap), errors.Is(err, tasks.ErrTooMany), errors.Is(err, tasks.ErrClosed), errors.Is(err, tasks.ErrPlacement), errors.Is(err, tasks.ErrRunning):
@@ -440,10 +442,9 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 			return
 		}
 		w.total, w.ended = s.Ended(job), st.State >= tasks.JobDone
-		if !w.ended {
-			j := n.loop.job(job)
-			j.watchers = append(j.watchers, w)
-		}
+		j := n.loop.job(job)
+		j.watchers = append(j.watchers, w)
+		s.Step(n.loop.now(), tasks.Watching{Job: job, Count: len(j.watchers)})
 	})
 	if err != nil {
 		return Job{}, err
@@ -457,6 +458,7 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 			return
 		}
 		j.watchers = slices.DeleteFunc(j.watchers, func(x *watcher) bool { return x == w })
+		s.Step(n.loop.now(), tasks.Watching{Job: job, Count: len(j.watchers)})
 		if st, ok := s.Job(job); ok && st.State < tasks.JobDone && !st.Spec.Detached {
 			j.abandon(&n.loop)
 		}

@@ -42,14 +42,17 @@ import (
 
 // Config is what a node needs. DataDir and Runtimes are required; the caller holds the data directory's lock.
 type Config struct {
-	DataDir  string
-	Name     string   // default: the host's name
-	Slots    int      // tasks at once; 0: it only submits
-	Listen   []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
-	Peers    []string // members to connect to: multiaddresses or HOST:PORT
-	MDNS     bool
-	Memory   uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
-	Labels   []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
+	DataDir string
+	Name    string   // default: the host's name
+	Slots   int      // tasks at once; 0: it only submits
+	Listen  []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
+	Peers   []string // members to connect to: multiaddresses or HOST:PORT
+	MDNS    bool
+	Memory  uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
+	Labels  []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
+	// Retain is how long ended detached jobs and their results are kept, in time that the computer is awake; attached ones
+	// at most a day of it. 0: 7 days.
+	Retain   time.Duration
 	Version  string
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger // default: none
@@ -331,7 +334,9 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 	}
 	return tasks.New(tasks.Config{
 		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),
-		Slots: n.cfg.Slots, Runtimes: names, Tell: n.log.Enabled(context.Background(), slog.LevelDebug),
+		// At most half of the room for blobs is for the results of ended jobs: the rest is for those that go on.
+		Retention: tasks.Retention{Detached: int64(n.cfg.Retain), Bytes: n.blobs.Quota() / 2},
+		Slots:     n.cfg.Slots, Runtimes: names, Tell: n.log.Enabled(context.Background(), slog.LevelDebug),
 		Facts: tasks.Facts{
 			Name: n.cfg.Name, OS: runtime.GOOS, Arch: runtime.GOARCH, Labels: n.cfg.Labels,
 			CPUs: uint32(runtime.GOMAXPROCS(0)), Memory: n.cfg.Memory,

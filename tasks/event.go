@@ -7,7 +7,7 @@ import "meshnode/protocol"
 type Event interface{ event() }
 
 // Submit opens a job, adds tasks to it, or closes it; one Submit may do all three. It may be repeated:
-// what the job has already is passed over. Errors: ErrNoJob, ErrGap, ErrTooMany, ErrClosed,
+// what the job has already is passed over. Errors: ErrNoJob, ErrForgotten, ErrGap, ErrTooMany, ErrClosed,
 // ErrPlacement.
 type Submit struct {
 	Job    protocol.JobID
@@ -32,8 +32,14 @@ type Cancel struct {
 	Reason string
 }
 
-// Forget drops an ended job and its results. ErrNoJob, ErrRunning.
+// Forget drops an ended job and its results before its time (Retention). ErrNoJob, ErrRunning.
 type Forget struct{ Job protocol.JobID }
+
+// Watching says how many clients read the results of a job now: it is not forgotten meanwhile.
+type Watching struct {
+	Job   protocol.JobID
+	Count int
+}
 
 // PeerUp says that a stream to a peer is open and its Hello was read. A stream that replaces another of
 // the same peer may come up before the PeerDown of the old one; that PeerDown is then ignored.
@@ -125,6 +131,7 @@ type Tick struct{}
 func (Submit) event()      {}
 func (Cancel) event()      {}
 func (Forget) event()      {}
+func (Watching) event()    {}
 func (PeerUp) event()      {}
 func (PeerDown) event()    {}
 func (Receive) event()     {}

@@ -81,6 +81,7 @@ func (s *Scheduler) addTasks(j *job, ins []Input) {
 		}
 		j.tasks.add()
 		j.blobBytes += min(in.Blob.GetSize(), blobBound)
+		j.bytes += int64(len(in.Data))
 	}
 	j.pending += len(ins)
 }
@@ -126,16 +127,6 @@ func (s *Scheduler) unready(j *job, i uint32, l *lease) {
 	if in, _ := j.takeBack(i); l != nil {
 		s.keep(l, in)
 	}
-}
-
-// inputOf is the input of a leased task; false: it is not in memory.
-func (j *job) inputOf(i uint32) (Input, bool) {
-	for _, l := range j.leases[i] {
-		if l.kept {
-			return l.input, true
-		}
-	}
-	return Input{}, false
 }
 
 // cameBack notes that a task is pending again. Its last lease may have kept its input.

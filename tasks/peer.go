@@ -119,6 +119,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 		s.record(EpochRecord{s.epoch})
 		s.out.Sync = true
 	}
+	s.present(p)
 	p.openLessor(s, h)
 	p.openLessee()
 	p.listed, p.heldOfUs = listed(h.Held, h.Unanswered), count(h.Held)
@@ -141,6 +142,7 @@ func (s *Scheduler) peerDown(ev PeerDown) {
 	s.upTime += s.now - p.upAt
 	p.up, p.downAt = false, s.now
 	s.tellPeer(Disconnected, p, ev.Reason)
+	s.wentAway(p, s.awake())
 	if ev.Clean {
 		s.lose(p, NodeLeft)
 		s.dropQueued(p)

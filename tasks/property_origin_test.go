@@ -24,7 +24,10 @@ type originModel struct {
 	synced      int        // of them
 	later       []promise
 	jobs        map[protocol.JobID]*jobModel
-	forgotten   map[protocol.JobID]bool
+	forgotten   map[protocol.JobID]bool  // ever
+	refused     map[protocol.JobID]bool  // forgotten, as the disk has it
+	endedAt     map[protocol.JobID]int64 // ever, the last time
+	retain      int64
 	granted     map[protocol.Attempt]grantModel // ever, in all lives
 	attempts    []protocol.Attempt              // of granted, in order
 	offered     map[protocol.Attempt][]*protocol.Outcome
@@ -89,12 +92,13 @@ type workerModel struct {
 func newOriginModel(t *rapid.T) *originModel {
 	m := &originModel{
 		now:  second,
-		jobs: map[protocol.JobID]*jobModel{}, forgotten: map[protocol.JobID]bool{}, granted: map[protocol.Attempt]grantModel{},
+		jobs: map[protocol.JobID]*jobModel{}, forgotten: map[protocol.JobID]bool{}, endedAt: map[protocol.JobID]int64{}, granted: map[protocol.Attempt]grantModel{},
 		offered: map[protocol.Attempt][]*protocol.Outcome{}, promised: map[protocol.TaskID]protocol.Attempt{}, promisedFor: map[protocol.JobID]uint32{},
 	}
 	for _, id := range []protocol.NodeID{"p", "q", "r"} {
 		m.workers = append(m.workers, &workerModel{id: id})
 	}
+	m.retain = rapid.SampledFrom([]int64{0, 3 * second}).Draw(t, "retain")
 	m.window = rapid.SampledFrom([]int{0, 1, 200, 400}).Draw(t, "window")
 	m.start(t)
 	return m
@@ -115,12 +119,12 @@ func (m *originModel) start(t *rapid.T) {
 	}
 	m.disk = append(m.disk, []Record{EpochRecord{epoch}})
 	m.synced = len(m.disk)
-	s, err := New(Config{Self: "o", Epoch: epoch, Incarnation: m.lives, Key: [32]byte{1}, Slots: 1, Runtimes: []string{"wasm"}, InputWindow: m.window, Rand: rand.New(rand.NewPCG(1, m.lives))})
+	s, err := New(Config{Self: "o", Epoch: epoch, Incarnation: m.lives, Key: [32]byte{1}, Slots: 1, Runtimes: []string{"wasm"}, InputWindow: m.window, Retention: Retention{Detached: m.retain}, Rand: rand.New(rand.NewPCG(1, m.lives))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.s, m.later, m.slots, m.fetches, m.loads = s, nil, map[int][]Item{}, nil, nil
-	m.jobs = map[protocol.JobID]*jobModel{}
+	m.jobs, m.refused = map[protocol.JobID]*jobModel{}, map[protocol.JobID]bool{}
 	for _, r := range kept {
 		if err := s.Restore(m.now, r); err != nil {
 			t.Fatalf("Restore %s: %v", recordText(r), err)
@@ -166,8 +170,16 @@ func (m *originModel) enter(t *rapid.T, r Record) {
 		m.jobs[r.Job].closed = true
 	case CancelRecord:
 		m.jobs[r.Job].cancelled, m.jobs[r.Job].halted = true, r.Halted
+	case EndedRecord:
+		if !m.jobs[r.Job].over() {
+			t.Fatalf("%s: %+v", recordText(r), m.jobs[r.Job])
+		}
 	case ForgetRecord:
+		if !m.jobs[r.Job].over() {
+			t.Fatalf("%s: %+v", recordText(r), m.jobs[r.Job])
+		}
 		delete(m.jobs, r.Job)
+		m.refused[r.Job] = true
 	case DoneRecord:
 		j, o := m.jobs[r.Job], r.Done.Outcome
 		if j.cancelled || j.done[o.Index] != nil || o.Index >= j.tasks || int(r.Done.Seq) != len(j.done) {
@@ -219,6 +231,15 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 			} else if e, ok := ev.(Cancel); !ok || e.Job != c.Job || e.Task != nil {
 				t.Fatalf("%s, after %T", recordText(x), ev)
 			}
+		}
+		switch x := x.(type) {
+		case EndedRecord:
+			m.endedAt[x.Job] = m.now
+		case ForgetRecord:
+			if e, ok := ev.(Forget); (!ok || e.Job != x.Job) && (m.retain == 0 || m.now < m.endedAt[x.Job]+m.retain) {
+				t.Fatalf("%s at %d: it ended at %d", recordText(x), m.now, m.endedAt[x.Job])
+			}
+			m.forgotten[x.Job] = true
 		}
 		m.enter(t, x)
 	}
@@ -491,9 +512,6 @@ func (m *originModel) receive(t *rapid.T, w *workerModel, x protocol.Message) {
 
 func (m *originModel) Submit(t *rapid.T) {
 	id := drawJob(t)
-	if m.forgotten[id] {
-		return // an id is not used again
-	}
 	j := m.jobs[id]
 	has := uint32(0)
 	sp := spec(id)
@@ -517,6 +535,8 @@ func (m *originModel) Submit(t *rapid.T) {
 	}
 	var want error
 	switch fresh := end > has; {
+	case m.refused[id]:
+		want = ErrForgotten
 	case j != nil && j.cancelled:
 	case ev.First > has:
 		want = ErrGap
@@ -528,7 +548,7 @@ func (m *originModel) Submit(t *rapid.T) {
 	if err := m.step(t, ev); !errors.Is(err, want) || (err == nil) != (want == nil) {
 		t.Fatalf("%v, want %v", err, want)
 	}
-	if want == nil && (j == nil || !j.cancelled) {
+	if want == nil && (j == nil || !j.cancelled) && !(m.retain > 0 && m.refused[id]) {
 		if j = m.jobs[id]; j == nil || j.tasks != end || ev.Close && !j.closed {
 			t.Fatalf("submitted up to %d, close %v: %+v", end, ev.Close, j)
 		}
@@ -550,6 +570,7 @@ func (m *originModel) Cancel(t *rapid.T) {
 		}
 	case err != nil:
 		t.Fatal(err)
+	case m.refused[ev.Job]: // ended, and its time was over at once
 	case ev.Task == nil && !j.over(), ev.Task != nil && !j.over() && j.done[*ev.Task] == nil:
 		t.Fatalf("cancelled, and not recorded: %+v", j)
 	}
@@ -566,8 +587,6 @@ func (m *originModel) Forget(t *rapid.T) {
 		want = ErrNoJob
 	} else if !j.over() {
 		want = ErrRunning
-	} else {
-		m.forgotten[id] = true
 	}
 	if err := m.step(t, Forget{id}); !errors.Is(err, want) || (err == nil) != (want == nil) {
 		t.Fatalf("%v, want %v", err, want)

@@ -31,6 +31,9 @@ type holderModel struct {
 	pins      map[protocol.BlobID]int
 	blobs     uint64
 	next      uint32
+	began     int64 // this life
+	lost      int64 // awake time that no record counted, in all lives
+	keep      int64 // how long outcomes of an origin that is away are kept
 }
 
 type lessorModel struct {
@@ -46,6 +49,8 @@ type lessorModel struct {
 	held        map[protocol.Attempt]*heldModel
 	prepared    map[protocol.JobID]bool
 	said        string // lists of the last beat on this stream that had them
+	away        int64  // since when it was away, and noted so: by the awake time of that record
+	awayAt      map[int64]int64
 	before      string // lists before an event that came right after a pause: the beat of the pause says these
 }
 
@@ -69,9 +74,9 @@ const (
 var invalidJob = protocol.JobID{3}
 
 func newHolderModel(t *rapid.T) *holderModel {
-	m := &holderModel{now: second, wanted: rapid.IntRange(1, 2).Draw(t, "slots")}
+	m := &holderModel{now: second, wanted: rapid.IntRange(1, 2).Draw(t, "slots"), keep: rapid.SampledFrom([]int64{retainOutcomes, 5 * second}).Draw(t, "keep")}
 	for _, id := range []protocol.NodeID{"x", "y"} {
-		m.origins = append(m.origins, &lessorModel{id: id, held: map[protocol.Attempt]*heldModel{}})
+		m.origins = append(m.origins, &lessorModel{id: id, held: map[protocol.Attempt]*heldModel{}, awayAt: map[int64]int64{}})
 	}
 	m.start(t)
 	return m
@@ -79,16 +84,18 @@ func newHolderModel(t *rapid.T) *holderModel {
 
 func (m *holderModel) start(t *rapid.T) {
 	m.lives++
+	m.lost += m.now - m.began
+	m.began = m.now
 	m.disk = append(m.disk, []Record{EpochRecord{m.lives}})
 	m.synced = len(m.disk)
-	s, err := New(Config{Self: "w", Epoch: m.lives, Incarnation: m.lives, Slots: m.wanted, Runtimes: []string{"wasm"}, Rand: rand.New(rand.NewPCG(2, m.lives))})
+	s, err := New(Config{Self: "w", Epoch: m.lives, Incarnation: m.lives, Slots: m.wanted, Runtimes: []string{"wasm"}, Retention: Retention{Outcomes: m.keep}, Rand: rand.New(rand.NewPCG(2, m.lives))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.s, m.slots, m.of, m.idle, m.stopping, m.challenge, m.preparing = s, map[int][]protocol.Attempt{}, map[int]*lessorModel{}, false, false, 0, nil
 	m.pins = map[protocol.BlobID]int{}
 	for _, o := range m.origins {
-		o.up, o.prepared, o.held = false, map[protocol.JobID]bool{}, map[protocol.Attempt]*heldModel{}
+		o.up, o.away, o.prepared, o.held = false, 0, map[protocol.JobID]bool{}, map[protocol.Attempt]*heldModel{}
 	}
 	for _, b := range m.disk {
 		for _, r := range b {
@@ -100,6 +107,9 @@ func (m *holderModel) start(t *rapid.T) {
 				m.origin(r.Origin).held[r.Outcome.AttemptOf()] = &heldModel{state: isUnanswered, outcome: r.Outcome, at: m.now}
 			case AnsweredRecord:
 				delete(m.origin(r.Origin).held, r.Attempt)
+			case AwayRecord:
+				o := m.origin(r.Origin)
+				o.away = o.awayAt[r.Since]
 			}
 		}
 	}
@@ -251,10 +261,21 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 		case AnsweredRecord:
 			o := m.origin(x.Origin)
 			h := o.held[x.Attempt]
-			if h == nil || h.state != isUnanswered || answers == nil || from != o || !listedIn(x.Attempt, answers.Accepted, answers.Superseded, answers.Unknown) {
+			late := !o.up && o.away != 0 && m.now >= o.away+m.keep
+			if h == nil || h.state != isUnanswered || !late && (answers == nil || from != o || !listedIn(x.Attempt, answers.Accepted, answers.Superseded, answers.Unknown)) {
 				t.Fatalf("%s: %+v, after %T", recordText(x), h, ev)
 			}
 			delete(o.held, x.Attempt)
+		case AwayRecord:
+			o := m.origin(x.Origin)
+			if o.away != 0 == (x.Since >= 0) || x.Since >= 0 && o.up {
+				t.Fatalf("%s: %+v", recordText(x), o)
+			}
+			if o.away = 0; x.Since >= 0 {
+				o.away = m.now
+				o.awayAt[x.Since] = m.now
+			}
+		case AwakeRecord:
 		default:
 			t.Fatalf("a worker writes %s", recordText(x))
 		}
@@ -367,6 +388,17 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 			if a.Job == id && o.held[a].state != isUnanswered {
 				t.Fatalf("drops the program of %v, which is %s", a, o.held[a].state)
 			}
+		}
+	}
+	for _, o := range m.origins {
+		unanswered := 0
+		for _, h := range o.held {
+			if h.state == isUnanswered {
+				unanswered++
+			}
+		}
+		if !o.up && unanswered > 0 && (o.away == 0 || m.now >= o.away+m.keep+m.lost) {
+			t.Fatalf("%d outcomes are kept at %d for %s, which is away since %d", unanswered, m.now, o.id, o.away)
 		}
 	}
 	m.check(t, ev)

@@ -199,8 +199,29 @@ type TroubleRecord struct {
 	Losses   uint32           // of nodes that ran it
 }
 
-// ForgetRecord deletes a job, its tasks and results.
-type ForgetRecord struct{ Job protocol.JobID }
+// EndedRecord says at which awake time a job ended. It comes with the record that ended it.
+type EndedRecord struct {
+	Job protocol.JobID
+	At  int64
+}
+
+// ForgetRecord deletes a job, its tasks and results. Its id is refused until that awake time; then comes ReusableRecord.
+type ForgetRecord struct {
+	Job   protocol.JobID
+	Until int64
+}
+
+// ReusableRecord deletes what is left of a forgotten job: that its id is refused.
+type ReusableRecord struct{ Job protocol.JobID }
+
+// AwakeRecord is how long, in ns, the node has been awake in all its lives, to ten minutes.
+type AwakeRecord struct{ Awake int64 }
+
+// AwayRecord says since which awake time an origin is away that has not answered outcomes here; Since < 0: it is back.
+type AwayRecord struct {
+	Origin protocol.NodeID
+	Since  int64
+}
 
 // HeldRecord is an outcome that this node, as a worker, keeps for Origin until it is answered.
 type HeldRecord struct {
@@ -222,6 +243,10 @@ func (GrantedRecord) record()  {}
 func (DoneRecord) record()     {}
 func (CancelRecord) record()   {}
 func (TroubleRecord) record()  {}
+func (EndedRecord) record()    {}
 func (ForgetRecord) record()   {}
+func (ReusableRecord) record() {}
+func (AwakeRecord) record()    {}
+func (AwayRecord) record()     {}
 func (HeldRecord) record()     {}
 func (AnsweredRecord) record() {}

@@ -198,6 +198,12 @@ func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	}
 	t.state, t.seq = terminal, d.Seq
 	j.ended++
+	j.bytes += bytesOf(o)
+	for _, b := range []*protocol.Blob{o.OutputBlob, o.LogBlob} {
+		if b != nil {
+			j.blobs = append(j.blobs, protocol.BlobID(b.Id))
+		}
+	}
 	if o.Status != protocol.Status_OK {
 		j.failed++
 		if o.Status != protocol.Status_CANCELLED {

@@ -113,6 +113,7 @@ type actor struct {
 	frozen      bool
 	slots       int
 	window      int
+	retain      Retention
 	lives       uint64
 	epoch       uint64
 	incarnation uint64
@@ -217,7 +218,8 @@ func (st *stage) command(s string) error {
 		return st.broken
 	}
 	if verb == "node" {
-		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0), work: l.duration("work")}
+		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0),
+			retain: Retention{Detached: l.duration("retain"), Outcomes: l.duration("keep")}, work: l.duration("work")}
 		if n.facts = (Facts{OS: l.key("os", ""), Memory: uint64(l.number("memory", 0)) << 20}); l.key("labels", "") != "" {
 			n.facts.Labels = strings.Split(l.key("labels", ""), ",")
 		}
@@ -341,7 +343,7 @@ func (n *actor) start() error {
 	n.synced = len(n.disk)
 	s, err := New(Config{
 		Self: protocol.NodeID(n.name), Epoch: n.epoch, Incarnation: n.incarnation, Key: [32]byte{n.name[0]}, Slots: n.slots,
-		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
+		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Retention: n.retain, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
 	})
 	if err != nil {
 		return err
@@ -409,9 +411,15 @@ func (n *actor) carryOut(r Ready) {
 		n.disk = append(n.disk, r.Records...)
 		var ws []string
 		for _, x := range r.Records {
-			ws = append(ws, recordText(x))
+			switch x.(type) {
+			case EndedRecord, AwakeRecord: // how late it is
+			default:
+				ws = append(ws, recordText(x))
+			}
 		}
-		st.say("%s writes %s", n.name, strings.Join(ws, "; "))
+		if len(ws) > 0 {
+			st.say("%s writes %s", n.name, strings.Join(ws, "; "))
+		}
 	}
 	when := func(durable bool, f func()) {
 		if durable && n.slow && n.synced < len(n.disk) {
@@ -961,6 +969,13 @@ func recordText(r Record) string {
 		return fmt.Sprintf("trouble with %s after %d: %d failed, %d deaths, %d losses", attemptsText([]protocol.Attempt{r.Last}), r.Attempts, r.Failed, r.Deaths, r.Losses)
 	case ForgetRecord:
 		return fmt.Sprintf("%d forgotten", r.Job[0])
+	case ReusableRecord:
+		return fmt.Sprintf("the id of %d is free", r.Job[0])
+	case AwayRecord:
+		if r.Since < 0 {
+			return fmt.Sprintf("%s is back", r.Origin)
+		}
+		return fmt.Sprintf("%s is away", r.Origin)
 	case HeldRecord:
 		return fmt.Sprintf("held for %s: %s", r.Origin, outcomeText(r.Outcome))
 	case AnsweredRecord:

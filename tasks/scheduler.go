@@ -18,6 +18,7 @@
 //	blame.go    whose fault a failure is: tried again, or the end
 //	poison.go   tasks that kill their worker process, or their node (origin)
 //	halt.go     too many of them end the job                       (origin)
+//	retain.go   how long what has ended is kept                            (both)
 //	peer.go     streams, beats, expiring leases: when a worker is lost     (both)
 //
 // Time is int64 nanoseconds since an arbitrary start, from a monotonic clock. A Scheduler is not safe for
@@ -43,6 +44,8 @@ var (
 	ErrStopped = errors.New("the node is stopping")
 
 	ErrPlacement = errors.New("what the job asks of its nodes cannot be understood")
+	// ErrForgotten: an id is not used again before the last result of the old job cannot come any more.
+	ErrForgotten = errors.New("a job of this id was forgotten")
 )
 
 // Units of Scheduler time.
@@ -61,9 +64,10 @@ type Config struct {
 	Rand        *rand.Rand // jitter only
 	Slots       int        // ≥ 0
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
-	InputWindow int        // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
-	Facts                  // of this node
-	Tell        bool       // in Ready.Happened, for logs
+	Retention   Retention
+	InputWindow int  // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
+	Facts            // of this node
+	Tell        bool // in Ready.Happened, for logs
 }
 
 // Scheduler is the state machine. What must always hold of it is listed at Check.
@@ -91,6 +95,8 @@ type Scheduler struct {
 	ownWork int64 // since when guests' tasks wait here for own ones; 0: they do not
 	lone    *held // runs alone, or is next and waits for the slots to be empty
 	wanted  int   // slots to have; slots above it only finish
+
+	kept retained
 
 	challenge uint64 // counts own pauses
 	readies   uint64 // counts Readys
@@ -122,6 +128,7 @@ func New(cfg Config) (*Scheduler, error) {
 	if cfg.InputWindow <= 0 {
 		cfg.InputWindow = inputWindow
 	}
+	cfg.Retention = cfg.Retention.defaults()
 	s := &Scheduler{
 		cfg:   cfg,
 		mac:   newMACKey(cfg.Key),
@@ -159,6 +166,7 @@ func (s *Scheduler) Step(now int64, ev Event) error {
 func (s *Scheduler) advance(now int64) {
 	if !s.stepped {
 		s.stepped, s.now = true, now
+		s.kept.began = now
 		return
 	}
 	gap := now - s.now
@@ -192,6 +200,8 @@ func (s *Scheduler) handle(ev Event) error {
 		return s.cancel(ev)
 	case Forget:
 		return s.forget(ev)
+	case Watching:
+		s.watching(ev)
 	case PeerUp:
 		s.peerUp(ev)
 	case PeerDown:
@@ -337,6 +347,7 @@ func (s *Scheduler) Ready() Ready {
 		}
 		s.flushAnswers()
 		s.loadInputs()
+		s.retain()
 	}
 	s.readies++
 	r := s.out
@@ -360,6 +371,7 @@ func (s *Scheduler) wake() int64 {
 		at(j.limboUntil)
 		at(j.elsewhereAt())
 	}
+	s.retainWake(at)
 	if s.ownWork != 0 {
 		at(s.ownWork + guestsWait)
 	}

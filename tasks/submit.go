@@ -55,14 +55,22 @@ type job struct {
 	fails     uint32                       // failed attempts
 	failing   int                          // workers with doubtAfter of them in a row
 
-	blobBytes                          uint64 // of the inputs that are blobs, all tasks together
-	claim                              claim  // slot time of its attempts: real of those that ended, estimated of live ones
-	run                                mean   // of successes, over all workers
-	byWorker                           map[protocol.NodeID]*share
-	weights                            int64  // of all peers that may run it, at
-	weighedAt                          uint64 // that Ready; see fairShare
-	openedAt                           int64
-	endedAt                            int64
+	blobBytes uint64 // of the inputs that are blobs, all tasks together
+	claim     claim  // slot time of its attempts: real of those that ended, estimated of live ones
+	run       mean   // of successes, over all workers
+	byWorker  map[protocol.NodeID]*share
+	weights   int64  // of all peers that may run it, at
+	weighedAt uint64 // that Ready; see fairShare
+	openedAt  int64
+	endedAt   int64
+
+	// For retain.go.
+	endedAwake int64 // the awake time of its end, if aged
+	aged       bool
+	watched    int               // clients that read its results
+	bytes      int64             // of its inputs and results
+	blobs      []protocol.BlobID // of its results, pinned until it is forgotten
+
 	attempts, stolen, reissued, spares uint32
 }
 
@@ -105,6 +113,9 @@ func (s *Scheduler) submit(ev Submit) error {
 		return ErrStopped
 	}
 	j := s.jobs[ev.Job]
+	if _, forgotten := s.kept.forgotten[ev.Job]; forgotten {
+		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrForgotten)
+	}
 	if j == nil && ev.Spec == nil {
 		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrNoJob)
 	}
@@ -248,6 +259,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 		delete(p.cannot, j.id)
 		delete(p.fits, j.id)
 	}
+	s.retire(j)
 	s.notice(Notice{Kind: JobEnded, Job: j.id, State: state, Reason: reason})
 }
 
@@ -259,8 +271,7 @@ func (s *Scheduler) forget(ev Forget) error {
 	if j.state < JobDone {
 		return fmt.Errorf("job %s: %w", ev.Job.Short(), ErrRunning)
 	}
-	delete(s.jobs, ev.Job)
-	s.record(ForgetRecord(ev))
+	s.forgetJob(j)
 	return nil
 }
 
@@ -340,9 +351,24 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 			return err
 		}
 		j.restoreTrouble(r)
+	case EndedRecord:
+		j, err := find(r.Job)
+		if err != nil {
+			return err
+		}
+		j.endedAwake, j.aged = r.At, true
 	case ForgetRecord:
 		delete(s.jobs, r.Job)
 		s.jobOrder = slices.DeleteFunc(s.jobOrder, func(j *job) bool { return j.id == r.Job })
+		s.refuseID(r.Job, r.Until)
+	case ReusableRecord:
+		delete(s.kept.forgotten, r.Job)
+		s.kept.ids = slices.DeleteFunc(s.kept.ids, func(id protocol.JobID) bool { return id == r.Job })
+	case AwakeRecord:
+		s.kept.awoke, s.kept.noted = r.Awake, r.Awake
+	case AwayRecord:
+		p := s.peer(r.Origin)
+		p.away, p.awaySince = r.Since >= 0, r.Since
 	case HeldRecord:
 		p := s.peer(r.Origin)
 		p.keep(&held{attempt: r.Outcome.AttemptOf(), mac: r.Outcome.Mac, from: p, outcome: r.Outcome})
@@ -362,6 +388,7 @@ const limbo = 10 * second
 // Restored says that the last record was restored.
 func (s *Scheduler) Restored(now int64) {
 	s.now, s.stepped = now, true
+	s.kept.began = now
 	for _, j := range s.sortedJobs() {
 		if j.state >= JobDone {
 			continue
@@ -384,7 +411,14 @@ func (s *Scheduler) Restored(now int64) {
 			}
 		}
 	}
-	s.out.Messages, s.out.Records, s.loop = nil, nil, nil // nobody is there yet, and all of it is on disk
+	for _, id := range s.order {
+		p := s.peers[id]
+		if len(p.held) == 0 {
+			s.present(p) // it has answered all before the crash
+		}
+		s.wentAway(p, s.awake())
+	}
+	s.out.Messages, s.loop = nil, nil // nobody is there yet
 }
 
 // answeredWithout notes that a worker has said what it holds: nothing of it is unknown any more.

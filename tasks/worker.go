@@ -41,8 +41,10 @@ type lessor struct {
 	claim claim // of this node's slots; see share.go
 	turns turns // of its jobs
 
-	results []*held // ended, to be sent
-	flushAt int64
+	results   []*held // ended, to be sent
+	away      bool    // it is away while there are outcomes of it here,
+	awaySince int64   // since that awake time
+	flushAt   int64
 }
 
 // heldJob is what a worker knows of a job.
@@ -743,6 +745,7 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 	p.beaten = false
 	if !p.self { // of an own task, the origin's record is enough
 		s.record(HeldRecord{Origin: p.id, Outcome: o})
+		s.wentAway(p, s.awake())
 	}
 	if len(p.results) == 0 {
 		p.flushAt = s.now + max(flushFirst, min(flushMost, p.waited.ns/4))

@@ -222,11 +222,16 @@ func (d *duration) Type() string { return "duration" }
 
 func (d *duration) Set(s string) error {
 	v, err := time.ParseDuration(s)
+	if d, ok := strings.CutSuffix(s, "d"); ok {
+		if n, e := strconv.ParseFloat(d, 64); e == nil {
+			v, err = time.Duration(n*24*float64(time.Hour)), nil
+		}
+	}
 	if n, e := strconv.ParseFloat(s, 64); e == nil && err != nil {
 		v, err = time.Duration(n*float64(time.Second)), nil
 	}
 	if err != nil || v < 0 || v > 100*365*24*time.Hour {
-		return fmt.Errorf("%q is no duration: want 500ms, 10s, 2h", s)
+		return fmt.Errorf("%q is no duration: want 500ms, 10s, 2h, 7d", s)
 	}
 	*d = duration(v)
 	return nil

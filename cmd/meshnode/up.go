@@ -43,6 +43,7 @@ func defaultDataDir() string {
 }
 
 type upFlags struct {
+	retain                                      duration
 	name, slots, memory, dht, control, logLevel string
 	listen, peers, labels                       []string
 	noMDNS, noWork, detach                      bool
@@ -71,6 +72,8 @@ On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops wi
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
 	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
 	fs.StringArrayVar(&f.labels, "label", nil, "`K=V` that jobs can ask for with --on; may be repeated")
+	f.retain = duration(7 * 24 * time.Hour)
+	fs.Var(&f.retain, "retain", "how long ended jobs and their results are kept, in time awake: `7d`, 36h; of attached jobs at most a day")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "return when the node is ready; it goes on in the background")
 	fs.StringVar(&f.control, "control", "", "network of the local interface: unix or tcp")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -105,6 +108,9 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	}
 	if err := tasks.CheckLabels(cfg.Labels); err != nil {
 		return cfg, usage(cmd, "--label: %v", err)
+	}
+	if cfg.Retain = time.Duration(f.retain); cfg.Retain < time.Minute && cmd.Flags().Lookup("retain") != nil {
+		return cfg, usage(cmd, "--retain %v: want a minute or more", cfg.Retain)
 	}
 	if f.noWork {
 		cfg.Slots = 0

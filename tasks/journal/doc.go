@@ -7,7 +7,7 @@
 //
 // Numbers in keys are big-endian, so that keys sort as numbers do. The first byte is the kind:
 //
-//	m <name>                            the journal itself: "format" u32, "epoch" u64, "key" 32 bytes
+//	m <name>                            the journal itself: "format" u32, "epoch" u64, "key" 32 bytes, "awake" u64 ns
 //	j <job 16> 1                        JobRecord: protobuf Job
 //	j <job 16> 2 <first u32>            TasksRecord: inputs (below)
 //	j <job 16> 3                        ClosedRecord: u32 count
@@ -16,6 +16,9 @@
 //	j <job 16> 6                        CancelRecord: the reason
 //	j <job 16> 7                        CancelRecord of a halted job: the reason
 //	j <job 16> 8 <index u32>            TroubleRecord: uvarints attempts, failed, deaths, losses, epoch and n of the last
+//	j <job 16> 9                        EndedRecord: u64 ns
+//	g <job 16>                          ForgetRecord: u64 ns, until when the id is refused
+//	a <origin>                          AwayRecord: u64 ns
 //	h <uvarint length, origin> <job 16> <index u32> <epoch u64> <n u32>
 //	                                    HeldRecord: protobuf Outcome
 //

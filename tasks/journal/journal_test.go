@@ -177,7 +177,9 @@ func TestReopen(t *testing.T) {
 	must(t, j, true, more, tasks.ClosedRecord{Job: a, Count: 3001}, done(a, 1, 300), done(a, 2, 256), tasks.GrantedRecord{Job: a, Worker: "worker-2"})
 	must(t, j, false, spec(c), tasks.TasksRecord{Job: c, Inputs: inputs(0, 10)}, done(c, 0, 1))
 	must(t, j, false, tasks.AnsweredRecord{Origin: "origin", Attempt: gone.Outcome.AttemptOf()})
-	must(t, j, false, tasks.ForgetRecord{Job: c})
+	must(t, j, false, tasks.ForgetRecord{Job: c, Until: 1 << 40}, tasks.ForgetRecord{Job: job(4), Until: 3}, tasks.ReusableRecord{Job: job(4)})
+	must(t, j, false, tasks.EndedRecord{Job: b, At: 12345}, tasks.AwakeRecord{Awake: 5}, tasks.AwakeRecord{Awake: 7},
+		tasks.AwayRecord{Origin: "origin", Since: 6}, tasks.AwayRecord{Origin: "other", Since: 0}, tasks.AwayRecord{Origin: "other", Since: -1})
 	must(t, j, false, tasks.EpochRecord{Epoch: 41}, tasks.CancelRecord{Job: b, Reason: "by hand"},
 		tasks.CancelRecord{Job: a, Reason: "too many failed", Halted: true}, trouble(a, 2), trouble(a, 9))
 	must(t, j, false, trouble(a, 2)) // again
@@ -197,11 +199,11 @@ func TestReopen(t *testing.T) {
 	if e, err := j.Epoch(); e != 42 || err != nil {
 		t.Errorf("epoch %d, %v; want 42", e, err)
 	}
-	same(t, load(t, j), texts(tasks.EpochRecord{Epoch: 42},
+	same(t, load(t, j), texts(tasks.EpochRecord{Epoch: 42}, tasks.AwakeRecord{Awake: 7}, tasks.ForgetRecord{Job: c, Until: 1 << 40},
 		spec(a), big, more, tasks.ClosedRecord{Job: a, Count: 3001}, tasks.GrantedRecord{Job: a, Worker: "worker-1"},
 		tasks.GrantedRecord{Job: a, Worker: "worker-2"}, done(a, 0, 17), done(a, 1, 300), done(a, 2, 256),
 		tasks.CancelRecord{Job: a, Reason: "too many failed", Halted: true}, trouble(a, 2), trouble(a, 9),
-		spec(b), tasks.CancelRecord{Job: b, Reason: "by hand"}, held))
+		spec(b), tasks.CancelRecord{Job: b, Reason: "by hand"}, tasks.EndedRecord{Job: b, At: 12345}, held, tasks.AwayRecord{Origin: "origin", Since: 6}))
 
 	// The same job id may come again after it was forgotten, in one batch even.
 	must(t, j, false, tasks.ForgetRecord{Job: a}, spec(a), done(a, 5, 1))

@@ -14,9 +14,9 @@ import (
 	"meshnode/tasks"
 )
 
-// Load hands every record to f, in the order that tasks.Restore asks for: the epoch, then job by job its
-// JobRecord, TasksRecords by First, ClosedRecord, GrantedRecords, DoneRecords by Seq, CancelRecord, TroubleRecords,
-// then the HeldRecords. Records are f's to keep. It streams, and stops at f's first error, which it returns.
+// Load hands every record to f, in the order that tasks.Restore asks for: the epoch, the awake time, what was forgotten, then job by
+// job its JobRecord, TasksRecords by First, ClosedRecord, GrantedRecords, DoneRecords by Seq, CancelRecord, TroubleRecords, EndedRecord, then
+// the HeldRecords and AwayRecords. Records are f's to keep. It streams, and stops at f's first error, which it returns.
 // TasksRecords may come in other portions than they were appended in.
 // A value that cannot be read is an error that names its key. Call it before Run.
 func (j *Journal) Load(f func(tasks.Record) error) error {
@@ -31,6 +31,19 @@ func (j *Journal) Load(f func(tasks.Record) error) error {
 		if err := f(tasks.EpochRecord{Epoch: epoch}); err != nil {
 			return err
 		}
+	}
+	other := func(k, v []byte) error {
+		r, err := decodeOther(k, v)
+		if err != nil {
+			return j.damaged(k, err)
+		}
+		return f(r)
+	}
+	if err := j.scan(keyAwake, []byte("mawake\x00"), other); err != nil {
+		return err
+	}
+	if err := j.scan([]byte{kindGone}, []byte{kindGone + 1}, other); err != nil {
+		return err
 	}
 	var job protocol.JobID
 	opened := false // the JobRecord of job was there
@@ -52,13 +65,10 @@ func (j *Journal) Load(f func(tasks.Record) error) error {
 	if err != nil {
 		return err
 	}
-	return j.scan([]byte{kindHeld}, []byte{kindHeld + 1}, func(k, v []byte) error {
-		r, err := decodeHeld(k, v)
-		if err != nil {
-			return j.damaged(k, err)
-		}
-		return f(r)
-	})
+	if err := j.scan([]byte{kindHeld}, []byte{kindHeld + 1}, other); err != nil {
+		return err
+	}
+	return j.scan([]byte{kindAway}, []byte{kindAway + 1}, other)
 }
 
 func (j *Journal) damaged(k []byte, err error) error {

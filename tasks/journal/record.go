@@ -19,6 +19,8 @@ const (
 	kindMeta = 'm'
 	kindJob  = 'j'
 	kindHeld = 'h'
+	kindAway = 'a'
+	kindGone = 'g'
 
 	partJob     = 1
 	partTasks   = 2
@@ -28,6 +30,7 @@ const (
 	partCancel  = 6
 	partHalt    = 7
 	partTrouble = 8
+	partEnded   = 9
 )
 
 const (
@@ -39,6 +42,7 @@ var (
 	keyFormat = []byte("mformat")
 	keyEpoch  = []byte("mepoch")
 	keyKey    = []byte("mkey")
+	keyAwake  = []byte("mawake")
 )
 
 func jobKey(b []byte, job protocol.JobID, part byte) []byte {
@@ -65,6 +69,8 @@ func heldKey(b []byte, origin protocol.NodeID, a protocol.Attempt) []byte {
 	return binary.BigEndian.AppendUint32(b, a.N)
 }
 
+func goneKey(b []byte, job protocol.JobID) []byte { return append(append(b, kindGone), job[:]...) }
+
 // describe names a key for an error.
 func describe(k []byte) string {
 	switch {
@@ -88,6 +94,8 @@ func describe(k []byte) string {
 			name = "its cancel"
 		case partTrouble:
 			name = "failures of task"
+		case partEnded:
+			name = "its end"
 		}
 		if len(rest) == 4 {
 			return fmt.Sprintf("job %s, %s %d", job, name, binary.BigEndian.Uint32(rest))
@@ -183,11 +191,26 @@ func (e *encoder) record(r tasks.Record) error {
 			e.buf = binary.AppendUvarint(e.buf, x)
 		}
 		e.add(opSet, start, mid)
+	case tasks.EndedRecord:
+		e.number(start, jobKey(e.buf, r.Job, partEnded), r.At)
 	case tasks.ForgetRecord:
 		e.buf = jobStart(e.buf, r.Job)
 		mid := len(e.buf)
 		e.buf = jobEnd(e.buf, r.Job)
 		e.add(opDeleteRange, start, mid)
+		e.number(len(e.buf), goneKey(e.buf, r.Job), r.Until)
+	case tasks.ReusableRecord:
+		e.buf = goneKey(e.buf, r.Job)
+		e.add(opDelete, start, len(e.buf))
+	case tasks.AwakeRecord:
+		e.number(start, append(e.buf, keyAwake...), r.Awake)
+	case tasks.AwayRecord:
+		if r.Since < 0 {
+			e.buf = append(append(e.buf, kindAway), r.Origin...)
+			e.add(opDelete, start, len(e.buf))
+			return nil
+		}
+		e.number(start, append(append(e.buf, kindAway), r.Origin...), r.Since)
 	case tasks.HeldRecord:
 		if r.Outcome == nil {
 			return fmt.Errorf("held attempt of %s without an outcome", r.Origin)
@@ -204,6 +227,12 @@ func (e *encoder) record(r tasks.Record) error {
 		return fmt.Errorf("no such record: %T", r)
 	}
 	return nil
+}
+
+// number adds a write of n, once the key was appended.
+func (e *encoder) number(start int, withKey []byte, n int64) {
+	e.buf = binary.BigEndian.AppendUint64(withKey, uint64(n))
+	e.add(opSet, start, len(withKey))
 }
 
 func (e *encoder) message(start int, m proto.Message) error { return e.messageAt(start, len(e.buf), m) }
@@ -411,8 +440,42 @@ func decodeJobPart(k, v []byte) (tasks.Record, error) {
 		return tasks.CancelRecord{Job: job, Reason: string(v), Halted: true}, nil
 	case partTrouble:
 		return decodeTrouble(job, binary.BigEndian.Uint32(rest), v)
+	case partEnded:
+		n, err := decodeNumber(v)
+		return tasks.EndedRecord{Job: job, At: n}, err
 	}
 	return nil, fmt.Errorf("unknown part %d", part)
+}
+
+// decodeNumber reads an awake time.
+func decodeNumber(v []byte) (int64, error) {
+	if len(v) != 8 {
+		return 0, fmt.Errorf("awake time of %d bytes: want 8", len(v))
+	}
+	n := binary.BigEndian.Uint64(v)
+	if n > math.MaxInt64/2 {
+		return 0, fmt.Errorf("awake time %d", n)
+	}
+	return int64(n), nil
+}
+
+// decodeOther reads a record that is of no job that is there; it keeps nothing of its arguments.
+func decodeOther(k, v []byte) (tasks.Record, error) {
+	if len(k) == 0 || k[0] == kindHeld {
+		return decodeHeld(k, v)
+	}
+	n, err := decodeNumber(v)
+	switch {
+	case err != nil:
+		return nil, err
+	case k[0] == kindAway:
+		return tasks.AwayRecord{Origin: protocol.NodeID(k[1:]), Since: n}, nil
+	case k[0] == kindGone && len(k) == 17:
+		return tasks.ForgetRecord{Job: protocol.JobID(k[1:]), Until: n}, nil
+	case string(k) == string(keyAwake):
+		return tasks.AwakeRecord{Awake: n}, nil
+	}
+	return nil, errors.New("malformed key")
 }
 
 // decodeHeld reads a held outcome; it keeps nothing of its arguments.

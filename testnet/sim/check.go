@@ -17,7 +17,7 @@ import (
 //	I3  no result after a recorded cancel                                                     book.add
 //	I4  attempts of a task only rise, across crashes too; an epoch is synced before it is used checkOutgoing, checkEpoch
 //	I5  nothing is told as durable that a crash could lose                                    checkNotice, checkKept
-//	I6  a worker drops an outcome only after its origin's answer                              checkRecord
+//	I6  a worker drops an outcome only after its origin's answer, or long after it went away  checkRecord
 //	I7  pending + leased + terminal = accepted                                                Scheduler.Check, book.add
 //	I9  what a stale or foreign message asks for changes nothing                              checkStart, checkRecord
 //	I10 after faults stop every job ends and no worker holds anything unanswered              finished
@@ -360,7 +360,28 @@ func (n *node) checkRecord(rec tasks.Record) {
 		}
 	case tasks.DoneRecord:
 		n.checkDone(r)
+	case tasks.EndedRecord:
+		n.endedAt[r.Job] = n.stepped // it is written a little later
+	case tasks.ForgetRecord:
+		keep := w.retention.Attached
+		if w.jobs[r.Job].detached {
+			keep = w.retention.Detached
+		}
+		if at, ok := n.endedAt[r.Job]; !ok || keep == 0 || n.clock() < at+keep {
+			w.fail("%v forgets %s too early", n, r.Job.Short())
+		}
+	case tasks.ReusableRecord:
+		if keep := w.retention.Outcomes; keep == 0 || n.clock() < n.endedAt[r.Job]+keep {
+			w.fail("%v frees the id of %s too early", n, r.Job.Short())
+		}
+	case tasks.AwayRecord:
+		if r.Since >= 0 {
+			n.awayAt[awayKey{r.Origin, r.Since}] = n.stepped
+		}
 	case tasks.AnsweredRecord:
+		if since, away := n.disk.book.away[r.Origin]; away && w.retention.Outcomes > 0 && n.clock() >= n.awayAt[awayKey{r.Origin, since}]+w.retention.Outcomes {
+			return // its origin did not come back in time
+		}
 		if n.p != nil && !n.p.answered[heldKey{r.Origin, r.Attempt}] && !n.p.gone[r.Attempt.Job] {
 			w.fail("I6: %v drops its outcome of %v, which %v did not answer", n, r.Attempt, w.byID[r.Origin])
 		}
@@ -454,7 +475,7 @@ func (p *process) checkUnpin(id protocol.BlobID) {
 // checkNotice fails if watchers are told what is not written, or, Durable, not synced.
 func (p *process) checkNotice(x tasks.Notice) {
 	n, w := p.n, p.n.w
-	b := n.disk.book.jobs[x.Job]
+	b := n.disk.book.job(x.Job) // it may be forgotten in the same Ready
 	if b == nil {
 		w.fail("I5: %v tells %s of a job that is not on its disk", n, describeNotice(x))
 		return
@@ -547,7 +568,7 @@ func (w *world) unfinished() string {
 		}
 	}
 	for _, j := range w.order {
-		b := j.n.disk.book.jobs[j.id]
+		b := j.n.disk.book.job(j.id)
 		switch {
 		case b == nil && j.ended && !j.detached && j.n.life > 1:
 			// An attached client has all it wanted; a crash before the sync took the rest.
@@ -555,6 +576,8 @@ func (w *world) unfinished() string {
 			return "job " + j.id.Short() + " is not accepted by " + j.n.String()
 		case !b.ended():
 			return "job " + j.id.Short() + " of " + j.n.String() + " has not ended"
+		case w.retention != tasks.Retention{} && j.n.disk.book.jobs[j.id] != nil:
+			return "job " + j.id.Short() + " of " + j.n.String() + " has ended, and is not forgotten"
 		}
 	}
 	for _, n := range w.nodes {
@@ -583,7 +606,7 @@ func (w *world) finished() {
 	needed := 0
 	for _, j := range w.order {
 		n := j.n
-		b := n.disk.book.jobs[j.id]
+		b := n.disk.book.job(j.id)
 		if b == nil {
 			continue
 		}
@@ -597,7 +620,9 @@ func (w *world) finished() {
 			w.fail("I7: %s has %d tasks, and %d were submitted", j.id.Short(), b.tasks, j.tasks)
 		}
 		for _, id := range b.blobs {
-			if !n.blobs.here[id] {
+			if forgotten := n.disk.book.jobs[j.id] == nil; forgotten && n.blobs.pins[id] > 0 {
+				w.fail("%v keeps the bytes of a result of %s, which is forgotten", n, j.id.Short())
+			} else if !forgotten && !n.blobs.here[id] {
 				w.fail("%v has lost the bytes of a result of %s", n, j.id.Short())
 			}
 		}

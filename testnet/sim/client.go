@@ -195,7 +195,7 @@ func (j *job) submit(p *process, first uint32) {
 	if hash64(j.seed, 98, uint64(first))%16 == 0 { // the client's connection broke before the answer: it says it again
 		p.after(int64(hash64(j.seed, 99, uint64(first))%uint64(300*ms)), func() {
 			p.put(waiting{ev: ev, done: func(err error) {
-				if err != nil && !p.stopErr(err) && !(errors.Is(err, tasks.ErrClosed) && j.cancelAsked) {
+				if err != nil && !errors.Is(err, tasks.ErrForgotten) && !p.stopErr(err) && !(errors.Is(err, tasks.ErrClosed) && j.cancelAsked) {
 					w.fail("%v refuses tasks from %d of %s when they come again: %v", p.n, first, j.id.Short(), err)
 				}
 			}})
@@ -207,6 +207,8 @@ func (j *job) submit(p *process, first uint32) {
 			p.after(j.gap, func() { j.submit(p, first+n) })
 		case err == nil, p.stopErr(err):
 		case errors.Is(err, tasks.ErrClosed) && j.cancelAsked:
+		case errors.Is(err, tasks.ErrForgotten) && j.n.disk.book.gone[j.id] != nil:
+			j.ended = true // so long ago that it is forgotten
 		default:
 			j.w.fail("%v refuses tasks from %d of %s: %v", p.n, first, j.id.Short(), err)
 		}

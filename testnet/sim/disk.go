@@ -59,6 +59,8 @@ func (d *disk) cut(n int) {
 type book struct {
 	epoch   []epochAt
 	jobs    map[protocol.JobID]*jobBook
+	gone    map[protocol.JobID]*jobBook // forgotten
+	away    map[protocol.NodeID]int64   // origins that owe answers, since that awake time
 	held    map[heldKey]*protocol.Outcome
 	written map[heldKey]bool
 }
@@ -84,6 +86,8 @@ type jobBook struct {
 	cancelAt  int
 	done      map[uint32]doneAt
 	seq       uint32
+	aged      bool              // its end has its time
+	free      bool              // it is forgotten, and its id may be used again
 	blobs     []protocol.BlobID // of results
 }
 
@@ -99,7 +103,15 @@ type doneAt struct {
 }
 
 func newBook() *book {
-	return &book{jobs: map[protocol.JobID]*jobBook{}, held: map[heldKey]*protocol.Outcome{}, written: map[heldKey]bool{}}
+	return &book{jobs: map[protocol.JobID]*jobBook{}, gone: map[protocol.JobID]*jobBook{}, away: map[protocol.NodeID]int64{}, held: map[heldKey]*protocol.Outcome{}, written: map[heldKey]bool{}}
+}
+
+// job is a job that was ever written.
+func (k *book) job(id protocol.JobID) *jobBook {
+	if b := k.jobs[id]; b != nil {
+		return b
+	}
+	return k.gone[id]
 }
 
 // ended says that each task of the job, as it is written, has its end.
@@ -124,12 +136,25 @@ func (k *book) add(batch int, rec tasks.Record) string {
 	case tasks.AnsweredRecord:
 		delete(k.held, heldKey{r.Origin, r.Attempt})
 		return ""
+	case tasks.AwakeRecord:
+		return ""
+	case tasks.AwayRecord:
+		if delete(k.away, r.Origin); r.Since >= 0 {
+			k.away[r.Origin] = r.Since
+		}
+		return ""
+	case tasks.ReusableRecord:
+		if k.gone[r.Job] == nil {
+			return "the id of a job is free that was not forgotten"
+		}
+		k.gone[r.Job].free = true
+		return ""
 	case tasks.JobRecord:
 		id, err := protocol.JobIDFrom(r.Spec.GetJob())
 		if err != nil {
 			return "a job record without an id"
 		}
-		if k.jobs[id] != nil {
+		if k.jobs[id] != nil || k.gone[id] != nil {
 			return "I1: a job is opened twice"
 		}
 		k.jobs[id] = &jobBook{done: map[uint32]doneAt{}}
@@ -148,6 +173,8 @@ func (k *book) add(batch int, rec tasks.Record) string {
 	case tasks.CancelRecord:
 		id = r.Job
 	case tasks.TroubleRecord:
+		id = r.Job
+	case tasks.EndedRecord:
 		id = r.Job
 	case tasks.ForgetRecord:
 		id = r.Job
@@ -190,10 +217,16 @@ func (k *book) add(batch int, rec tasks.Record) string {
 			return "I1: a job is cancelled twice"
 		}
 		b.cancelled, b.cancelAt = true, batch
+	case tasks.EndedRecord:
+		if !b.ended() || b.aged {
+			return "a job ends that has not ended, or did so before"
+		}
+		b.aged = true
 	case tasks.ForgetRecord:
 		if !b.ended() {
 			return "a job is forgotten that has not ended"
 		}
+		k.gone[id] = b
 		delete(k.jobs, id)
 	}
 	return ""
@@ -203,6 +236,7 @@ func (k *book) add(batch int, rec tasks.Record) string {
 func (d *disk) kept(w *world) []tasks.Record {
 	groups := map[protocol.JobID][]tasks.Record{}
 	var ids []protocol.JobID
+	var awake []tasks.Record
 	add := func(id protocol.JobID, r tasks.Record) {
 		if groups[id] == nil {
 			ids = append(ids, id)
@@ -226,9 +260,19 @@ func (d *disk) kept(w *world) []tasks.Record {
 				add(r.Job, r)
 			case tasks.TroubleRecord:
 				add(r.Job, r)
+			case tasks.EndedRecord:
+				add(r.Job, r)
 			case tasks.ForgetRecord:
+				groups[r.Job] = []tasks.Record{r}
+			case tasks.ReusableRecord:
 				delete(groups, r.Job)
 				ids = slices.DeleteFunc(ids, func(id protocol.JobID) bool { return id == r.Job })
+			case tasks.AwakeRecord:
+				awake = []tasks.Record{r}
+			case tasks.AwayRecord:
+				if since, ok := d.book.away[r.Origin]; ok && since == r.Since {
+					add(protocol.JobID{}, r)
+				}
 			case tasks.HeldRecord:
 				if d.book.held[heldKey{r.Origin, r.Outcome.AttemptOf()}] != nil {
 					add(protocol.JobID{}, r)
@@ -237,7 +281,7 @@ func (d *disk) kept(w *world) []tasks.Record {
 		}
 	}
 	w.rng.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	var out []tasks.Record
+	out := awake
 	for _, id := range ids {
 		out = append(out, groups[id]...)
 	}

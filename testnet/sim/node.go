@@ -61,8 +61,10 @@ type node struct {
 	readGap   int64 // between two frames that it reads, ns: a slow reader
 	sleeper   sleep // what it takes and never runs
 	rollbacks int
-	disturbed int64 // the last time at which it was frozen, suspended or its loop hung
-	stepped   int64 // by the node's clock
+	disturbed int64                    // the last time at which it was frozen, suspended or its loop hung
+	stepped   int64                    // by the node's clock
+	endedAt   map[protocol.JobID]int64 // by the node's clock: when the end of its jobs was written,
+	awayAt    map[awayKey]int64        // and that an origin is away
 }
 
 func (w *world) addNode(speed int64, slots int) *node {
@@ -84,6 +86,7 @@ func (w *world) addNode(speed int64, slots int) *node {
 		w.links = append(w.links, l)
 	}
 	w.nodes = append(w.nodes, n)
+	n.endedAt, n.awayAt = map[protocol.JobID]int64{}, map[awayKey]int64{}
 	w.byID[n.id] = n
 	return n
 }
@@ -101,6 +104,12 @@ func (n *node) String() string { return fmt.Sprintf("n%d", n.index) }
 
 // clock is what the node's monotonic clock shows.
 func (n *node) clock() int64 { return n.base + n.w.now - n.slept }
+
+// awayKey is one absence of an origin, by the awake time at which it began.
+type awayKey struct {
+	origin protocol.NodeID
+	since  int64
+}
 
 // process is one life of a node: its event loop.
 type process struct {
@@ -180,7 +189,7 @@ func (n *node) start() {
 		facts.Labels = []string{roomLabel(n.room)}
 	}
 	s, err := tasks.New(tasks.Config{Facts: facts, Self: n.id, Epoch: epoch, Incarnation: p.incarnation, Key: n.key,
-		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}, InputWindow: n.window})
+		Rand: rand.New(rand.NewPCG(n.lives.Uint64(), n.lives.Uint64())), Slots: n.slots, Runtimes: []string{"wasm"}, InputWindow: n.window, Retention: n.w.retention})
 	if err != nil {
 		w.fail("%v: New: %v", n, err)
 		return
@@ -479,6 +488,10 @@ func (p *process) step(now int64, ev tasks.Event) error {
 	case tasks.SetSlots:
 		w.count(n, p.hasSlots, ev.Slots)
 		p.hasSlots = ev.Slots
+	case tasks.Submit:
+		if b := n.disk.book.gone[ev.Job]; b != nil && b.free {
+			return tasks.ErrForgotten // no client repeats itself so late
+		}
 	}
 	n.stepped = now
 	return p.s.Step(now, ev)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"meshnode/tasks"
 )
 
 // scenarios build worlds. What is not fixed by the name follows from the seed.
@@ -42,6 +44,20 @@ var scenarios = map[string]func(*world){
 		w.small(2, 5)
 		w.plague(w.between(500*ms, 3*sec), faultWall)
 		w.plague(3*sec, faultCut, faultSpike)
+	},
+	// What has ended is forgotten after seconds, and origins are away for longer than that.
+	"retention": func(w *world) {
+		w.small(2, 4)
+		w.blobs()
+		w.retention = tasks.Retention{Detached: w.between(2*sec, 6*sec), Attached: w.between(1*sec, 2*sec), Outcomes: w.between(2*sec, 4*sec)}
+		w.settleAt = w.between(10*sec, 25*sec)
+		w.plague(4*sec, func(w *world) { w.anyNode().crash(w.chance(300), w.between(100*ms, 8*sec)) })
+		w.plague(6*sec, func(w *world) { w.anyLink().wall(true, true, w.between(2*sec, 9*sec)) }, faultFreeze)
+		w.plague(2*sec, func(w *world) { // a client that slept repeats what it had said
+			if j := w.order[w.rng.IntN(len(w.order))]; j.n.p != nil && j.endTold {
+				j.submit(j.n.p, 0)
+			}
+		})
 	},
 	// Only the origins stand still: nobody else may notice, so each task runs once.
 	"pause": func(w *world) {
@@ -258,7 +274,7 @@ var scenarios = map[string]func(*world){
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
 var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "rollback", "blobs", "person", "liar",
-	"poison", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "faults", "faults", "faults", "faults"}
+	"poison", "retention", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"meshnode/protocol"
+	"meshnode/tasks"
 )
 
 const (
@@ -141,6 +142,7 @@ type world struct {
 	jobs  map[protocol.JobID]*job
 	order []*job // jobs, as they were made
 
+	retention     tasks.Retention
 	settleAt      int64    // faults stop
 	bound         int64    // all is over within this time after settleAt
 	deathsPer     int      // of 1000 attempts, whose worker process dies
@@ -304,7 +306,7 @@ func (w *world) report() Report {
 		r.Noticed, r.Latest = time.Duration(w.detected[len(w.detected)/2]), time.Duration(w.detected[len(w.detected)-1])
 	}
 	for _, j := range w.order {
-		b := j.n.disk.book.jobs[j.id]
+		b := j.n.disk.book.job(j.id)
 		if b == nil {
 			continue
 		}
