@@ -101,6 +101,9 @@ func (s *Scheduler) checkJob(j *job) error {
 			return fmt.Errorf("task %d is pending and nobody can take it", i)
 		}
 		for _, l := range j.leases[i] {
+			if l.spare && !j.mayCopy() {
+				return fmt.Errorf("task %d has a spare copy, and the job asks for none", i)
+			}
 			if j.spec.Placement != nil && l.to.fit(j) != None {
 				return fmt.Errorf("task %d is granted to %s, which does not fit: %v", i, l.to.id.Short(), l.to.fit(j))
 			}

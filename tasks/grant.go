@@ -54,6 +54,7 @@ type lessee struct {
 	upAt        int64                     // when it was last connected
 
 	heldOfUs int // queued and running attempts that it listed last
+	spares   int // of the leases, second copies
 	others   int // attempts that it holds of other origins, as it said last
 
 	told       uint64 // pending tasks that it knows of, by our last Load or Grant
@@ -291,6 +292,9 @@ func (s *Scheduler) addLease(l *lease) {
 		j.leased++
 	}
 	l.to.leases[l.attempt] = l
+	if l.spare {
+		l.to.spares++
+	}
 	if l.alone {
 		l.to.alone++
 	}
@@ -309,6 +313,9 @@ func (s *Scheduler) addLease(l *lease) {
 func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
 	delete(l.to.leases, l.attempt)
+	if l.spare {
+		l.to.spares--
+	}
 	if l.alone {
 		l.to.alone--
 	}
@@ -395,7 +402,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
 	p.wait = max(p.roundTrip, int64(min(m.WaitUs, uint64(1)<<40))*microsecond)
 	if m.Free > 0 { // newer than its last beat
-		p.others = max(0, p.slots-int(min(m.Free, 1<<16))-len(p.leases))
+		p.others = max(0, p.slots-int(min(m.Free, 1<<16))-len(p.leases)+p.spares)
 	}
 	if m.Epoch == s.epoch && s.available(p) && s.grant(p, int(m.Want), m.Id) > 0 {
 		return
@@ -429,12 +436,12 @@ func (s *Scheduler) advanceRow(p *peer) {
 	}
 }
 
-// free is how many slots p has that nothing here says are taken.
+// free is how many slots p has that nothing here says are taken by more than a spare copy.
 func (s *Scheduler) free(p *peer) int {
 	if p.self { // what guests have of its slots keeps own tasks from none; leases may be on their way between its two sides
-		return s.wanted - max(p.runningHere+p.queuedHere, len(p.leases))
+		return s.wanted - max(p.runningHere+p.queuedHere, len(p.leases)) + p.spares
 	}
-	return p.slots - p.others - len(p.leases)
+	return p.slots - p.others - len(p.leases) + p.spares
 }
 
 // atWork is how many attempts run or are queued on this node.

@@ -54,7 +54,7 @@ func (s *Scheduler) askForTasks() {
 	slices.SortStableFunc(sources, func(a, b *peer) int {
 		return cmp.Or(s.guests.compare(a.claim, b.claim), -cmp.Compare(a.pending, b.pending))
 	})
-	free := s.wanted - s.atWork()
+	free := s.wanted - s.atWork() + s.sparesHere()
 	for _, p := range s.peers { // what was just asked for is on its way
 		if p.asking != 0 && s.now < p.answerDue() {
 			free -= p.wanted

@@ -49,7 +49,7 @@ func (s *Scheduler) finishTail() {
 
 // hasIdleSlot says whether p has a slot that nobody wants.
 func (s *Scheduler) hasIdleSlot(p *peer) bool {
-	return s.free(p) > 0 && (!p.self || s.atWork() < s.wanted)
+	return s.free(p) > p.spares && (!p.self || s.atWork() < s.wanted)
 }
 
 // fastest is the idle peer that would run a task of j soonest.
@@ -141,9 +141,9 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 	var worst *lease
 	var most int64
 	ends := s.runOn(thief, j) + s.way(thief, j) // of the copy
-	for _, i := range sortedKeys(j.leases) {
-		l := j.leases[i][0]
-		if len(j.leases[i]) > 1 || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
+	for i, ls := range j.leases {               // whatever order: what is chosen does not depend on it
+		l := ls[0]
+		if len(ls) > 1 || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
 			continue
 		}
 		usual, elapsed := s.runOn(l.to, j), s.now-l.started
@@ -159,7 +159,7 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 			left = usual - elapsed
 		}
 		switch {
-		case left > most && ends*spareDen < left*spareNum:
+		case (left > most || left == most && worst != nil && i < worst.attempt.Index) && ends*spareDen < left*spareNum:
 			worst, most = l, left
 		case due > s.now && (s.tailWake == 0 || due < s.tailWake):
 			s.tailWake = due

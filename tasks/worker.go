@@ -387,7 +387,8 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 	s.noteAnswer(p, m)
 	var cannot, noSlot []*held
 	why := ""
-	room := s.wanted - s.atWork()
+	idle := s.wanted - s.atWork()
+	room := idle + s.sparesHere()
 	unwanted := m.Request == 0 && room <= 0 && !p.self
 	for _, jg := range m.Jobs {
 		j := p.jobs[protocol.JobID(jg.Job)]
@@ -413,11 +414,11 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				cannot, why = append(cannot, h), j.why
 			case len(p.held) >= 2*maxHeld, p.full(), p.inputBytes > maxInputs && !p.self:
 				noSlot = append(noSlot, h)
-			case unwanted, t.Spare && room <= 0:
+			case unwanted, t.Spare && idle <= 0:
 				noSlot = append(noSlot, h)
 			default:
 				p.keep(h)
-				room--
+				idle--
 				if j.state == invalid {
 					s.failed(p, h)
 				} else {
@@ -521,6 +522,20 @@ func (s *Scheduler) topUp(busy int) {
 			s.start(i, p, j)
 		}
 	}
+}
+
+// sparesHere is how many slots run a spare copy, which gives way.
+func (s *Scheduler) sparesHere() int {
+	n := 0
+	for i := range s.slots {
+		for _, h := range s.slots[i].items {
+			if h.spare {
+				n++
+				break
+			}
+		}
+	}
+	return n
 }
 
 // dropSpare stops a spare copy if a first attempt waits for its slot: they run on idle capacity only. One at a time:
