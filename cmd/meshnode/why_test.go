@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -69,43 +71,65 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	drain, _, errs := start(t, dir, "drain")
+	// A line at a time, as it is written: read says what comes up to one that has the text, or up to the end.
+	drain := func() (*exec.Cmd, func(text string) string) {
+		bin, err := exec.LookPath("meshnode")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), bin, "drain", "--data-dir", dir)
+		pipe, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(pipe)
+		return cmd, func(text string) (all string) {
+			for lines.Scan() {
+				all += lines.Text() + "\n"
+				if text != "" && strings.Contains(all, text) {
+					break
+				}
+			}
+			return all
+		}
+	}
+	cmd, read := drain()
+	if got := read("draining: 3 running"); !strings.Contains(got, "draining: 3 running, 0 to go back") && !strings.Contains(got, "draining: 3 running, 1 to go back") {
+		t.Errorf("no progress: %q", got)
+	}
 	until("drained", func(s node.Status) bool {
 		return s.Paused != nil && *s.Paused == "drained by its owner" && s.Running == 3 && s.Slots == 1
 	})
-	for end := time.Now().Add(30 * time.Second); !strings.Contains(errs.String(), "draining: 3 running"); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("no progress: %q", errs)
-		}
-	}
-	drain.Process.Signal(os.Interrupt)
-	if code := wait(t, drain, 10*time.Second); code != exitInterrupted || !strings.Contains(errs.String(), "interrupted; the node goes on draining, until meshnode resume") {
-		t.Errorf("interrupted: exit code %d, %q", code, errs)
+	cmd.Process.Signal(os.Interrupt)
+	got := read("")
+	if code := wait(t, cmd, 10*time.Second); code != exitInterrupted || !strings.HasSuffix(got, "interrupted; the node goes on draining, until meshnode resume\n") {
+		t.Errorf("interrupted: exit code %d, %q", code, got)
 	}
 	if s, err := c.Status(t.Context()); err != nil || s.Paused == nil || s.Running != 3 {
 		t.Errorf("after the interrupt: %+v, %v", s, err)
 	}
 
-	drain, _, errs = start(t, dir, "drain")
-	for end := time.Now().Add(30 * time.Second); !strings.Contains(errs.String(), "draining: 3 running"); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("no progress: %q", errs)
-		}
-	}
+	cmd, read = drain()
+	read("draining: 3 running")
 	if err := c.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if code := wait(t, drain, 10*time.Second); code != exitFailure || !strings.Contains(errs.String(), "somebody resumed the node") {
-		t.Errorf("resumed: exit code %d, %q", code, errs)
+	got = read("")
+	if code := wait(t, cmd, 10*time.Second); code != exitFailure || !strings.Contains(got, "somebody resumed the node") {
+		t.Errorf("resumed: exit code %d, %q", code, got)
 	}
 
-	drain, _, errs = start(t, dir, "drain")
-	until("drained again", func(s node.Status) bool { return s.Paused != nil })
+	cmd, read = drain()
+	read("draining: 3 running")
 	if _, err := c.Cancel(t.Context(), "@last", nil); err != nil {
 		t.Fatal(err)
 	}
-	if code := wait(t, drain, 20*time.Second); code != 0 || !strings.HasSuffix(errs.String(), "meshnode: drained: nothing runs here any more\n") {
-		t.Errorf("ended: exit code %d, %q", code, errs)
+	got = read("")
+	if code := wait(t, cmd, 20*time.Second); code != 0 || !strings.HasSuffix(got, "meshnode: drained: nothing runs here any more\n") {
+		t.Errorf("ended: exit code %d, %q", code, got)
 	}
 	wait(t, submit, 10*time.Second)
 }
