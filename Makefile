@@ -6,7 +6,7 @@ export CGO_ENABLED = 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BIN = bin/meshnode$(shell go env GOEXE)
 
-.PHONY: help build demo test check bench proto clean
+.PHONY: help build demo test check bench mutants proto clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,9 @@ check: ## the quick part of them, before each commit
 
 bench: build ## what users feel, measured beside the goals: docs/benchmarks.md; make bench ROW=reactor ROUNDS=3
 	MESHNODE_BIN=$(BIN) go run ./testnet/bench -row '$(ROW)' -rounds $(or $(ROUNDS),5)
+
+mutants: ## each planted defect of the scheduler, and the simulated seed that finds it; some minutes
+	MESHNODE_MUTANTS=all go test -count=1 -v -timeout 30m -run '^TestMutants$$' ./testnet/sim | grep -v '^=== \|--- PASS'
 
 proto: ## protocol/*.pb.go from protocol/*.proto, with the generator pinned in tools/go.mod
 	go run -C tools ./protogen '$(CURDIR)/protocol'

@@ -11,7 +11,7 @@ import (
 // then; and worlds in which nobody is, and nodes die all the same.
 
 // maxRuined tasks of a job may fail for one node that fails everything.
-const maxRuined = 5
+const maxRuined = 10
 
 // flaky says whether an attempt fails though another one of the same task may not.
 func (j *job) flaky(a protocol.Attempt) bool {

@@ -156,6 +156,9 @@ func (p *process) checkEpoch(m protocol.Message) {
 	p.n.w.fail("I4: %v sends %T in epoch %d, which is not synced", p.n, m, e)
 }
 
+// mostUnasked tasks may be granted for each slot of a peer that has not asked: a few, if nobody knows how long they take.
+const mostUnasked = 4
+
 // checkOutgoing looks at a message as it leaves the scheduler.
 func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 	n, w := p.n, p.n.w
@@ -166,6 +169,15 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 	}
 	switch m := x.Message.(type) {
 	case *protocol.Grant:
+		if m.Request == 0 {
+			unasked := 0
+			for _, g := range m.Jobs {
+				unasked += len(g.Tasks)
+			}
+			if unasked > mostUnasked*to.mostSlots && !to.liar {
+				w.fail("%v grants %d tasks unasked to %v, which has %d slots", n, unasked, to, to.mostSlots)
+			}
+		}
 		for _, g := range m.Jobs {
 			id, _ := protocol.JobIDFrom(g.Job)
 			if !w.own(n.id, id) {
@@ -173,6 +185,9 @@ func (p *process) checkOutgoing(x tasks.Outgoing, stops []tasks.Stop) {
 				return
 			}
 			b := n.disk.book.jobs[id]
+			if b != nil && g.RunUs > 0 && n.rollbacks == 0 && (g.RunUs+1 < b.runs[0] || g.RunUs > b.runs[1]+1) {
+				w.fail("%v says that tasks of %s take %d µs; those that ended well took %d to %d", n, id.Short(), g.RunUs, b.runs[0], b.runs[1])
+			}
 			for _, t := range g.Tasks {
 				a := protocol.Attempt{Job: id, Index: t.Index, N: t.N, Epoch: m.Epoch}
 				w.granted++
@@ -265,13 +280,17 @@ func (p *process) checkRevoke(x tasks.Outgoing, to *node, a protocol.Attempt) {
 			return // it may be a spare copy
 		}
 	}
-	l := n.link(to)
-	e := p.ends[x.Session]
-	healthy := e != nil && !e.conn.dead && g.by == p && g.session == x.Session && to.p != nil && !to.stands() && to.disturbed < g.at &&
-		l.blocked == [2]bool{} && l.wallEnd < g.at && l.spikeTo < g.at && !to.p.gave[heldKey{n.id, a}] && !to.liar && !n.liar
-	if healthy {
+	if e := p.ends[x.Session]; e != nil && !e.conn.dead && g.session == x.Session && p.healthy(g) && !to.p.gave[heldKey{n.id, a}] {
 		w.fail("%v takes %v back from %v, to which nothing happened since it was granted", n, a, to)
 	}
+}
+
+// healthy says that nothing happened to a worker, nor between it and us, since we granted it something.
+func (p *process) healthy(g grantInfo) bool {
+	n, to := p.n, g.n
+	l := n.link(to)
+	return g.by == p && l != nil && to.p != nil && !to.stands() && to.disturbed < g.at &&
+		l.blocked == [2]bool{} && l.wallEnd < g.at && l.spikeTo < g.at && !to.liar && !n.liar
 }
 
 // checkStart looks at what is to run.
@@ -355,6 +374,9 @@ func (n *node) checkRecord(rec tasks.Record) {
 			w.fail("%v opens a job that its clients did not submit", n)
 		}
 	case tasks.CancelRecord:
+		if j := w.jobs[r.Job]; j != nil && !r.Halted && !j.cancelAsked {
+			w.fail("%v cancels %s (%s), and nobody asked for it", n, r.Job.Short(), r.Reason)
+		}
 		if b := n.disk.book.jobs[r.Job]; r.Halted && b != nil && (w.jobs[r.Job].halt == nil || b.bad(len(n.disk.batches)) < w.jobs[r.Job].halt.Failed) {
 			w.fail("%v halts %s, of which %d tasks failed", n, r.Job.Short(), b.bad(len(n.disk.batches)))
 		}
@@ -437,6 +459,14 @@ func (n *node) checkDone(r tasks.DoneRecord) {
 		wrong = !j.cancelAsked
 	default:
 		wrong = true
+	}
+	if o.Status == protocol.Status_FAILED && n.p != nil {
+		for c, g := range w.history(a.Task()).to {
+			if c != a && g.n != nil && g.n.id != r.Done.Worker && g.session > 0 && g.session == n.p.current[g.n.id] && n.p.healthy(g) && g.n.p.runs(n.id, c) {
+				w.fail("%v ends %s/%d with a failure of %v, and %v still runs another attempt of it", n, r.Job.Short(), o.Index, a, g.n)
+				return
+			}
+		}
 	}
 	if wrong {
 		w.fail("%v ends %s/%d with %v (%s), which is not how it ended", n, r.Job.Short(), o.Index, o.Status, o.Error)

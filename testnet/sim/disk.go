@@ -89,6 +89,7 @@ type jobBook struct {
 	aged      bool              // its end has its time
 	free      bool              // it is forgotten, and its id may be used again
 	blobs     []protocol.BlobID // of results
+	runs      [2]uint64         // least and greatest run time of those that ended well, µs
 }
 
 type taskAt struct {
@@ -210,6 +211,12 @@ func (k *book) add(batch int, rec tasks.Record) string {
 			return "a result whose number in its job is not the next"
 		}
 		b.seq++
+		if o.Status == protocol.Status_OK {
+			if run := max(1, o.RunUs); b.runs[0] == 0 || run < b.runs[0] {
+				b.runs[0] = run
+			}
+			b.runs[1] = max(b.runs[1], o.RunUs)
+		}
 		b.done[o.Index] = doneAt{o.Status, o.AttemptOf(), batch}
 		b.blobs = append(b.blobs, blobsOf(o)...)
 	case tasks.CancelRecord:

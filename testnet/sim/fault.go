@@ -156,6 +156,23 @@ func faultSlow(w *world) {
 	w.after(w.between(500*ms, 5*sec), func() { n.cpu = 100 })
 }
 
+// boast offers endless work, ten times a second, to everybody. Its scheduler answers each request: nothing.
+func (p *process) boast() {
+	p.after(100*ms, func() {
+		if p.n.w.now >= p.n.w.settleAt {
+			return
+		}
+		for _, e := range p.sortedEnds() {
+			if e.up && e.greeted && !e.down {
+				e.forging = true
+				e.send(&protocol.Load{Epoch: p.s.Hello(e.peer).Epoch, Pending: 1<<64 - 1})
+				e.forging = false
+			}
+		}
+		p.boast()
+	})
+}
+
 // lie makes the node say, besides what its scheduler says, what is not true.
 func (p *process) lie() {
 	w := p.n.w

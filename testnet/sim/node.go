@@ -25,16 +25,17 @@ const (
 
 // node is a machine of the mesh: what survives its process.
 type node struct {
-	w      *world
-	index  int
-	id     protocol.NodeID
-	key    [32]byte
-	speed  int64 // percent: a task of 1 s takes 100/speed s
-	slots  int   // wanted by its person
-	window int   // bytes of inputs in memory; 0: as usual
-	room   int   // that its label says; 0: none
-	moves  bool  // it may be in another room each time it starts
-	cpu    int64 // percent: how much longer its event loop takes, 100 being normal
+	w         *world
+	index     int
+	id        protocol.NodeID
+	key       [32]byte
+	speed     int64 // percent: a task of 1 s takes 100/speed s
+	slots     int   // wanted by its person,
+	mostSlots int   // and the most of that so far
+	window    int   // bytes of inputs in memory; 0: as usual
+	room      int   // that its label says; 0: none
+	moves     bool  // it may be in another room each time it starts
+	cpu       int64 // percent: how much longer its event loop takes, 100 being normal
 
 	disk  *disk
 	blobs *blobs
@@ -57,6 +58,7 @@ type node struct {
 	crashIn   int   // the process dies after so many outputs were carried out; 0: no plan
 	failWrite bool  // its next write fails, before anything of it is on the disk
 	failSync  bool  // its next sync fails
+	boaster   bool  // it says again and again that it has endless work, and grants nothing
 	mute      bool  // it answers no result
 	readGap   int64 // between two frames that it reads, ns: a slow reader
 	sleeper   sleep // what it takes and never runs
@@ -204,6 +206,7 @@ func (n *node) start() {
 	}
 	s.Restored(n.clock())
 	n.p = p
+	n.mostSlots = max(n.mostSlots, p.hasSlots)
 	w.count(n, 0, p.hasSlots)
 	n.stepped = n.clock()
 	if err := s.Check(); err != nil {
@@ -224,6 +227,9 @@ func (n *node) start() {
 	}
 	if n.liar {
 		p.lie()
+	}
+	if n.boaster {
+		p.boast()
 	}
 }
 
@@ -486,6 +492,7 @@ func (p *process) step(now int64, ev tasks.Event) error {
 			p.current[ev.Peer] = 0
 		}
 	case tasks.SetSlots:
+		n.mostSlots = max(n.mostSlots, ev.Slots)
 		w.count(n, p.hasSlots, ev.Slots)
 		p.hasSlots = ev.Slots
 	case tasks.Submit:

@@ -111,6 +111,24 @@ var scenarios = map[string]func(*world){
 		k := w.jobAt(w.nodes[1], 200, 20*ms, 1500*ms)
 		k.deadline = 6 * sec
 	},
+	// The loop of a worker hangs, and its beats go on: they say how long ago its last step was.
+	"hung": func(w *world) {
+		j := w.one(3, 100, 50*ms)
+		j.noSpares = true
+		w.patient = true
+		w.settleAt = 44 * sec
+		j.deadline = 43 * sec
+		w.at(w.between(550*ms, 1500*ms), func() { w.nodes[1].p.hang(70 * sec) })
+	},
+	// A peer says without end that it has work, and grants none: others must not lose their time with it.
+	"boaster": func(w *world) {
+		j := w.one(4, 400, 20*ms)
+		w.settleAt = 10 * sec
+		w.nodes[3].boaster = true
+		j.deadline = 500*ms + 2300*ms // 2 s with four nodes
+		w.maxPerTask = 5
+		w.checkEach = 20
+	},
 	"slow reader": func(w *world) {
 		j := w.one(4, 400, 20*ms)
 		w.settleAt = 10 * sec
@@ -154,6 +172,7 @@ var scenarios = map[string]func(*world){
 		w.deathsPer = 80
 		for _, j := range w.order {
 			j.poisonPer, j.failPer = 60, 60
+			j.retries = uint32(w.rng.IntN(3))
 		}
 		w.plague(2*sec, faultKill, faultCut)
 	},
@@ -224,7 +243,7 @@ var scenarios = map[string]func(*world){
 				w.after(1*sec, func() { w.nodes[0].link(w.nodes[1]).conn.cut(cutHalf0) })
 			}
 		})
-		w.maxRegrants, w.extra = 1, 10
+		w.maxRegrants, w.extra = 1, 16
 	},
 	// A worker's machine is reset and is back before its broken stream is noticed.
 	"reboot": func(w *world) {
@@ -273,7 +292,7 @@ var scenarios = map[string]func(*world){
 }
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
-var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "rollback", "blobs", "person", "liar",
+var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "hung", "boaster", "rollback", "blobs", "person", "liar",
 	"poison", "retention", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.

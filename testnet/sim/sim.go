@@ -230,12 +230,16 @@ const maxSteps = 20_000_000
 
 func (w *world) run() {
 	w.at(w.settleAt, w.settle)
+	storm := 10_000 // messages: ten times what is allowed at the end
+	for _, j := range w.order {
+		storm += int(10 * w.maxPerTask * float64(j.tasks))
+	}
 	for len(w.queue) > 0 && w.violation == "" && !w.over {
 		e := w.next()
 		w.now = e.at
 		e.do()
-		if w.steps > maxSteps {
-			w.fail("more than %d steps: a storm of messages", maxSteps)
+		if w.steps > maxSteps || w.maxPerTask > 0 && w.messages > storm {
+			w.fail("%d steps, %d messages: a storm", w.steps, w.messages)
 		}
 	}
 }

@@ -134,12 +134,14 @@ func TestFaultsHappen(t *testing.T) {
 		"mute":         {"fetches"},
 		"sleeper":      {"JobEnded"},
 		"slow reader":  {"JobEnded"},
+		"hung":         {"its loop hangs"},
+		"boaster":      {"18446744073709551615"},
 	}
 	for scenario, words := range want {
 		var trace strings.Builder
 		tasks := 0
 		seeds := uint64(15)
-		if slices.Contains([]string{"thaw", "reboot", "mute", "slow reader", "sleeper", "life of 60 s"}, scenario) { // long ones, and all alike
+		if slices.Contains([]string{"thaw", "reboot", "mute", "slow reader", "hung", "boaster", "life of 60 s"}, scenario) { // long ones, and all alike
 			seeds = 2
 		}
 		for seed := uint64(1); seed <= seeds; seed++ {
