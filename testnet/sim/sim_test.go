@@ -136,6 +136,7 @@ func TestFaultsHappen(t *testing.T) {
 		"slow reader":  {"JobEnded"},
 		"hung":         {"its loop hangs"},
 		"boaster":      {"18446744073709551615"},
+		"retention":    {"ForgetRecord"},
 	}
 	for scenario, words := range want {
 		var trace strings.Builder
