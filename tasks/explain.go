@@ -135,7 +135,13 @@ func (s *Scheduler) cannotHave(p *peer, j *job) Code {
 	if c := s.whyNot(p, j); c != None && p.up { // what stays comes before what passes
 		return c
 	}
-	return s.idle(p)
+	if c := s.idle(p); c != None {
+		return c
+	}
+	if s.tooFar(p, j) {
+		return TooFar
+	}
+	return None
 }
 
 // grouped makes one Reason of the nodes that refuse a job for the same reason.
@@ -386,7 +392,11 @@ func (s *Scheduler) WhyPeer(now int64, id protocol.NodeID) (Why, bool) {
 			continue
 		}
 		waiting++
-		if c := s.whyNot(p, j); c == None {
+		c := s.whyNot(p, j)
+		if c == None && p.up && s.tooFar(p, j) {
+			c = TooFar
+		}
+		if c == None {
 			n += s.remaining(j)
 		} else if waiting <= maxGrouped {
 			r := s.explain(c, p, j)

@@ -130,3 +130,30 @@ func BenchmarkWhyNot(b *testing.B) {
 		})
 	}
 }
+
+// TestWhyTooFar: a node that is idle because bytes take too long to get there says so.
+func TestWhyTooFar(t *testing.T) {
+	t.Parallel()
+	s := newOrigin(t)
+	s.connectTest(second, "b", 1, 4, Facts{Name: "kitchen"})
+	s.Step(second, Transferred{Peer: "b", Bytes: 8 << 20, Took: 8 * 60 * second})
+	id := protocol.JobID{1}
+	spec := wasmJob(id, nil, 0)
+	spec.Program.Code.Size = 64 << 20
+	s.Step(second, Submit{Job: id, Spec: spec, Inputs: make([]Input, 20), Close: true, Count: 20})
+	s.Ready()
+	want := "kitchen is too far away: the bytes of a task need 1 h "
+	for name, w := range map[string]func() (Why, bool){
+		"job":  func() (Why, bool) { return s.WhyJob(second, id) },
+		"peer": func() (Why, bool) { return s.WhyPeer(second, "b") },
+	} {
+		w, _ := w()
+		found := false
+		for _, r := range w.Reasons {
+			found = found || r.Code == "too_far" && strings.Contains(r.Text, want)
+		}
+		if !found {
+			t.Errorf("%s: no %q in %+v", name, want, w)
+		}
+	}
+}

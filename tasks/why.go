@@ -48,6 +48,7 @@ const (
 	Halting    // {what} is why
 
 	Elsewhere // {what} is how long yet
+	TooFar    // {what} is how long the bytes take
 	Alone     // {what} is how often
 
 	// Where a task or a job's tasks are. {what} is how many, or "it", or for how long.
@@ -139,6 +140,7 @@ var table = [codes]Reason{
 	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
 	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 
+	TooFar:    {"too_far", "{node} is too far away: the bytes of a task need {what} to get there, and by then the others have done it", "nothing, or a faster network between the two: tasks whose bytes are there already go there"},
 	Alone:     {"alone", "its node was lost {what} while it ran there: it may be what kills nodes, and runs alone on one", "nothing, if the nodes went for reasons of their own; else meshnode cancel JOB/TASK ends it"},
 	Elsewhere: {"elsewhere", "it failed on {node}, and waits up to {what} for another node", "nothing: then {node} may try it again"},
 
@@ -215,6 +217,8 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 		what = p.cannot[j.id].reason
 	case NoMatch:
 		_, what = j.on.Match(p.id, &p.Facts, p.runtimes)
+	case TooFar:
+		what = span(s.missing(p, j))
 	case NoMemory:
 		what = sizeText(s.memoryOf(p)) + " of memory for a task, and the job wants " + sizeText(j.spec.Limits.GetMemoryBytes())
 	case Paused:

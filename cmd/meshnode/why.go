@@ -49,7 +49,7 @@ an arrow goes before what can be done about it. Each line has a code that script
 			}
 			for _, r := range why.Reasons {
 				fmt.Fprintf(w, "  %-*s  %s\n", width, r.Code, oneLine(r.Text))
-				if !strings.HasPrefix(r.Fix, "nothing") || c.format == "wide" {
+				if !strings.HasPrefix(r.Fix, "nothing:") || c.format == "wide" {
 					fmt.Fprintf(w, "  %-*s  → %s\n", width, "", oneLine(r.Fix))
 				}
 			}
