@@ -575,6 +575,17 @@ func (w *world) settle() {
 		}
 	}
 	end := w.now + w.bound
+	slowest := int64(100)
+	for _, n := range w.nodes {
+		slowest = min(slowest, n.speed)
+	}
+	for _, j := range w.order {
+		if j.parallel > 0 { // it may be that one slow node runs all of it
+			for i := range j.tasks {
+				end += j.work(i) * 100 / slowest / int64(j.parallel)
+			}
+		}
+	}
 	var poll func()
 	poll = func() {
 		what := w.unfinished()
