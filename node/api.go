@@ -47,7 +47,8 @@ type Status struct {
 	Queued  int       `json:"queued"`
 	Peers   int       `json:"peers"` // connected, this node not counted
 	Paused  *string   `json:"paused"`
-	Results int       `json:"results"` // of other nodes' tasks, kept until their origins have answered them
+	Results int       `json:"results"`        // of other nodes' tasks, kept until their origins have answered them
+	Disk    string    `json:"disk,omitempty"` // what is wrong with the room on the disk, if something is
 	Started time.Time `json:"started"`
 	UI      string    `json:"ui"` // always "off" in this version
 	DataDir string    `json:"data_dir"`

@@ -300,6 +300,9 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		job.RerunOf = spec.RerunOf[:]
 	}
 	var stepped error
+	if err := n.room(); err != nil {
+		return err
+	}
 	err = n.ask(func(s *tasks.Scheduler) {
 		if st, ok := s.Job(spec.ID); ok {
 			if !proto.Equal(st.Spec.Program, job.Program) {
@@ -372,8 +375,39 @@ func (p *Placement) message() *protocol.Placement {
 	return m
 }
 
+// minFree is the room on the disk below which nothing new is submitted: what is under way has to end. The ballast is the last of it.
+const (
+	minFree = 256 << 20
+	ballast = 64 << 20
+)
+
+// room refuses submissions when the disk is nearly full.
+func (n *Node) room() error {
+	why := n.diskState()
+	if why == "" {
+		return nil
+	}
+	return &Error{Code: CodeUnavailable, Message: "no new tasks: " + why,
+		Fix: "make room on the disk of " + n.cfg.DataDir + "; jobs under way go on, and results can be read"}
+}
+
+// diskState is what is wrong with the room on the disk, "" if nothing is.
+func (n *Node) diskState() string {
+	free, known := n.journal.Free()
+	switch {
+	case n.journal.Stalled():
+		return "stalled: the disk is full"
+	case known && uint64(free) < n.cfg.MinFree:
+		return fmt.Sprintf("the disk has %d MiB left, of which the last %d are for work under way", free>>20, n.cfg.MinFree>>20)
+	}
+	return ""
+}
+
 // AddTasks implements clientAPI.
 func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error {
+	if err := n.room(); err != nil {
+		return err
+	}
 	ins := make([]tasks.Input, len(inputs))
 	var pins []protocol.BlobID
 	for i, b := range inputs {
@@ -471,6 +505,19 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 				return Job{}, fmt.Errorf("read results of job %s: %w", job.Short(), err)
 			}
 			w.delivered(len(ds))
+			if len(ds) == 0 { // not written yet, for the disk is full; or forgotten
+				if _, err := n.Job(ctx, job); err != nil {
+					return Job{}, err
+				}
+				select {
+				case <-time.After(100 * time.Millisecond):
+					continue
+				case <-ctx.Done():
+					return Job{}, ctx.Err()
+				case <-n.ctx.Done():
+					return Job{}, ErrWatchLost
+				}
+			}
 		}
 		if len(ds) > 0 {
 			if err := n.deliver(ds, deliver); err != nil {
@@ -687,6 +734,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		ID: string(n.self), Name: n.cfg.Name, Version: n.cfg.Version, Mesh: n.members.Mesh().String(), Addrs: n.Addrs(),
 		Started: n.started, UI: "off", DataDir: n.cfg.DataDir, PID: os.Getpid(),
 	}
+	st.Disk = n.diskState()
 	err := n.ask(func(s *tasks.Scheduler) {
 		for _, p := range s.Peers() {
 			switch {

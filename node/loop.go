@@ -2,12 +2,14 @@ package node
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
+	"meshnode/tasks/journal"
 )
 
 const (
@@ -207,6 +209,14 @@ func (l *loop) carryOut(r tasks.Ready) error {
 func (n *Node) load(x tasks.Load) {
 	n.tasks.Go(func() {
 		ins, err := n.journal.Inputs(x.Job, x.First, int(x.Count), x.Bytes)
+		for errors.Is(err, journal.ErrNotFound) && n.journal.Stalled() { // not written yet
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-n.ctx.Done():
+				return
+			}
+			ins, err = n.journal.Inputs(x.Job, x.First, int(x.Count), x.Bytes)
+		}
 		if err == nil {
 			n.post(input{event: tasks.Loaded{Job: x.Job, First: x.First, Inputs: ins}})
 			return

@@ -53,6 +53,7 @@ type Config struct {
 	// Retain is how long ended detached jobs and their results are kept, in time that the computer is awake; attached ones
 	// at most a day of it. 0: 7 days.
 	Retain   time.Duration
+	MinFree  uint64 // bytes on the disk below which nothing new is submitted; 0: 256 MiB
 	Version  string
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger // default: none
@@ -101,6 +102,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Name == "" {
 		cfg.Name, _ = os.Hostname()
 	}
+	if cfg.MinFree == 0 {
+		cfg.MinFree = minFree
+	}
 	cfg.Name = strings.ToValidUTF8(cfg.Name[:min(len(cfg.Name), protocol.MaxName)], "")
 	if err := tasks.CheckLabels(cfg.Labels); err != nil {
 		return nil, &Error{Code: CodeBadRequest, Message: err.Error()}
@@ -132,7 +136,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.blobs, err = blob.Open(filepath.Join(cfg.DataDir, "blobs"), blob.Config{Logger: n.log}); err != nil {
 		return nil, err
 	}
-	if n.journal, err = journal.Open(filepath.Join(cfg.DataDir, "journal"), journal.Config{Logger: n.log}); err != nil {
+	if n.journal, err = journal.Open(filepath.Join(cfg.DataDir, "journal"), journal.Config{Logger: n.log, Ballast: min(ballast, int64(cfg.MinFree)/4), MinFree: int64(cfg.MinFree)}); err != nil {
 		return nil, err
 	}
 	for _, r := range cfg.Runtimes {

@@ -48,6 +48,9 @@ func (c *cli) statusCommand() *cobra.Command {
 				{"slots", strconv.Itoa(s.Slots)}, {"running", strconv.Itoa(s.Running)}, {"queued", strconv.Itoa(s.Queued)}, {"paused", paused},
 				{"addresses", strings.Join(s.Addrs, " ")}, {"started", s.Started.Local().Format(time.DateTime)},
 			}
+			if s.Disk != "" {
+				rows = append(rows, []string{"disk", s.Disk})
+			}
 			if c.format == "wide" {
 				rows = append(rows, [][]string{{"version", s.Version}, {"ui", s.UI}, {"process", strconv.Itoa(s.PID)}, {"data", s.DataDir}}...)
 			}

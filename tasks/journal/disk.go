@@ -7,8 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -64,10 +68,78 @@ func (f *failure) do(fn func() error) error {
 
 // disk is the file system that Pebble works on. An error of anything that writes is a failure, and
 // Pebble never sees it: see the package comment. Errors of reading pass, and so do those of removing files, without which
-// Pebble can live.
+// Pebble can live. Where there is no room, the writer is held until there is.
 type disk struct {
 	vfs.FS
 	failure *failure
+	ballast string // a file that is removed when the room is needed
+	opened  atomic.Bool
+	held    atomic.Int32 // writers
+	onHold  func()       // called with the first of them
+}
+
+// fullEvery is how often a held writer looks for room.
+const fullEvery = 100 * time.Millisecond
+
+// isFull says that err is the want of room, which may come. (112 is Windows' ERROR_DISK_FULL.)
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(112))
+}
+
+// whenRoom does f, again and again as long as there is no room for it. Any other error stops the caller for ever. While the
+// journal is opened nobody is held: then a full disk is an error like others.
+func (d *disk) whenRoom(op, name string, f func() error) {
+	held := false
+	for {
+		d.fence()
+		err := f()
+		if isFull(err) && d.ballast != "" && d.FS.Remove(d.ballast) == nil {
+			continue
+		}
+		if !isFull(err) || !d.opened.Load() {
+			if held {
+				d.held.Add(-1)
+			}
+			d.must(op, name, err)
+			return
+		}
+		if !held {
+			held = true
+			if d.held.Add(1) == 1 {
+				d.onHold()
+			}
+		}
+		select {
+		case <-time.After(fullEvery):
+		case <-d.failure.c:
+			select {}
+		}
+	}
+}
+
+// fill makes the ballast of that size, if it is not there and leaves as much room again above least.
+func (d *disk) fill(size, least int64) {
+	dir := d.FS.PathDir(d.ballast)
+	if u, err := d.FS.GetDiskUsage(dir); err != nil || int64(u.AvailBytes) < least+2*size {
+		return
+	}
+	if _, err := d.FS.Stat(d.ballast); err == nil {
+		return
+	}
+	f, err := d.FS.Create(d.ballast, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return
+	}
+	// Linux gives a file its room at once; elsewhere it has to be written.
+	if err = f.Preallocate(0, size); runtime.GOOS != "linux" {
+		zeros := make([]byte, 1<<20)
+		for n := int64(0); n < size && err == nil; n += int64(len(zeros)) {
+			_, err = f.Write(zeros)
+		}
+	}
+	if cerr := f.Close(); err != nil || cerr != nil {
+		d.FS.Remove(d.ballast)
+	}
 }
 
 // fence stops the caller for ever once the journal has failed: nothing is written after that.
@@ -93,9 +165,12 @@ func (d *disk) must(op, name string, err error) {
 	select {}
 }
 
-func (d *disk) file(op, name string, f vfs.File, err error) (vfs.File, error) {
-	d.must(op, name, err)
-	return &diskFile{File: f, disk: d, name: name}, nil
+func (d *disk) file(op, name string, open func() (vfs.File, error)) (file vfs.File, _ error) {
+	d.whenRoom(op, name, func() (err error) {
+		file, err = open()
+		return err
+	})
+	return &diskFile{File: file, disk: d, name: name}, nil
 }
 
 // Create first syncs the folder if name is one of Pebble's markers, which name another new file: Pebble syncs the
@@ -109,20 +184,15 @@ func (d *disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 		d.must("sync", dir, f.Sync())
 		d.must("close", dir, f.Close())
 	}
-	f, err := d.FS.Create(name, c)
-	return d.file("create", name, f, err)
+	return d.file("create", name, func() (vfs.File, error) { return d.FS.Create(name, c) })
 }
 
 func (d *disk) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
-	d.fence()
-	f, err := d.FS.OpenReadWrite(name, c, opts...)
-	return d.file("open", name, f, err)
+	return d.file("open", name, func() (vfs.File, error) { return d.FS.OpenReadWrite(name, c, opts...) })
 }
 
 func (d *disk) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	d.fence()
-	f, err := d.FS.ReuseForWrite(from, to, c)
-	return d.file("reuse", to, f, err)
+	return d.file("reuse", to, func() (vfs.File, error) { return d.FS.ReuseForWrite(from, to, c) })
 }
 
 func (d *disk) OpenDir(name string) (vfs.File, error) {
@@ -134,20 +204,17 @@ func (d *disk) OpenDir(name string) (vfs.File, error) {
 }
 
 func (d *disk) Link(from, to string) error {
-	d.fence()
-	d.must("link", to, d.FS.Link(from, to))
+	d.whenRoom("link", to, func() error { return d.FS.Link(from, to) })
 	return nil
 }
 
 func (d *disk) Rename(from, to string) error {
-	d.fence()
-	d.must("rename", to, d.FS.Rename(from, to))
+	d.whenRoom("rename", to, func() error { return d.FS.Rename(from, to) })
 	return nil
 }
 
 func (d *disk) MkdirAll(dir string, perm os.FileMode) error {
-	d.fence()
-	d.must("mkdir", dir, d.FS.MkdirAll(dir, perm))
+	d.whenRoom("mkdir", dir, func() error { return d.FS.MkdirAll(dir, perm) })
 	return nil
 }
 
@@ -170,16 +237,22 @@ type diskFile struct {
 }
 
 func (f *diskFile) Write(p []byte) (int, error) {
-	f.disk.fence()
-	n, err := f.File.Write(p)
-	f.disk.must("write", f.name, err)
+	n := 0
+	f.disk.whenRoom("write", f.name, func() error {
+		k, err := f.File.Write(p[n:]) // a part may fit
+		n += k
+		return err
+	})
 	return n, nil
 }
 
 func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
-	f.disk.fence()
-	n, err := f.File.WriteAt(p, off)
-	f.disk.must("write", f.name, err)
+	n := 0
+	f.disk.whenRoom("write", f.name, func() error {
+		k, err := f.File.WriteAt(p[n:], off+int64(n))
+		n += k
+		return err
+	})
 	return n, nil
 }
 

@@ -166,9 +166,9 @@ func TestDiskFails(t *testing.T) {
 		err   error
 		line  string
 	}{
-		{"write, full", []errorfs.OpKind{errorfs.OpFileWrite}, 6, syscall.ENOSPC, "no space left on device"},
+		{"write", []errorfs.OpKind{errorfs.OpFileWrite}, 6, syscall.EIO, "input/output error"},
 		{"sync", []errorfs.OpKind{errorfs.OpFileSync, errorfs.OpFileSyncData}, 6, syscall.EIO, "sync"},
-		{"create, full", []errorfs.OpKind{errorfs.OpCreate, errorfs.OpReuseForWrite}, 3, syscall.ENOSPC, "no space left on device"},
+		{"create", []errorfs.OpKind{errorfs.OpCreate, errorfs.OpReuseForWrite}, 3, syscall.EIO, "input/output error"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

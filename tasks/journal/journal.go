@@ -29,6 +29,8 @@ const (
 	maxQueued = 8 << 20
 	// memTable is Pebble's unit of writing. Two may exist; both are read again at the next start.
 	memTable = 16 << 20
+	// ballastEvery is how often the ballast is looked for, once it was used.
+	ballastEvery = 10 * time.Second
 	// cache is for reading results again; the operating system caches the files as well.
 	cache = 16 << 20
 )
@@ -37,6 +39,11 @@ const (
 type Config struct {
 	// Logger gets the store's own chatter at debug level, and what an operator should see at warn. Default: discards.
 	Logger *slog.Logger
+
+	// Ballast is the size, in bytes, of a file that keeps room for what must still be written when the disk is full: cancels
+	// and results. It is made when there is room for it twice above MinFree, and removed when a write needs it. 0: none.
+	Ballast int64
+	MinFree int64
 
 	fs vfs.FS // for tests
 }
@@ -54,6 +61,8 @@ type Journal struct {
 	log     *slog.Logger
 	db      *pebble.DB
 	lock    *pebble.Lock
+	disk    *disk
+	config  Config
 	key     [32]byte
 	failure *failure
 	syncedC chan uint64   // holds one
@@ -82,7 +91,7 @@ func Open(dir string, c Config) (*Journal, error) {
 	if c.fs == nil {
 		c.fs = vfs.Default
 	}
-	j := &Journal{dir: dir, log: c.Logger, failure: newFailure(dir), syncedC: make(chan uint64, 1), wake: make(chan struct{}, 1)}
+	j := &Journal{dir: dir, log: c.Logger, config: c, failure: newFailure(dir), syncedC: make(chan uint64, 1), wake: make(chan struct{}, 1)}
 	if err := c.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal %s: %w", dir, err)
 	}
@@ -104,8 +113,16 @@ func Open(dir string, c Config) (*Journal, error) {
 }
 
 func (j *Journal) open(c Config) error {
+	j.disk = &disk{FS: c.fs, failure: j.failure, onHold: func() {
+		j.mu.Lock()
+		j.tell()
+		j.mu.Unlock()
+	}}
+	if c.Ballast > 0 {
+		j.disk.ballast = c.fs.PathJoin(j.dir, "ballast")
+	}
 	opts := &pebble.Options{
-		FS:                    &disk{FS: c.fs, failure: j.failure},
+		FS:                    j.disk,
 		Lock:                  j.lock,
 		Cache:                 pebble.NewCache(cache),
 		MemTableSize:          memTable,
@@ -124,7 +141,25 @@ func (j *Journal) open(c Config) error {
 		return fmt.Errorf("journal %s: %w", j.dir, err)
 	}
 	j.db = db
+	j.disk.opened.Store(true)
+	j.refill()
 	return nil
+}
+
+// refill makes the ballast, once there is room for it.
+func (j *Journal) refill() {
+	if j.config.Ballast > 0 {
+		j.disk.fill(j.config.Ballast, j.config.MinFree)
+	}
+}
+
+// Stalled says that writes wait because the disk is full. Reads go on, and so do writes once there is room.
+func (j *Journal) Stalled() bool { return j.disk.held.Load() > 0 }
+
+// Free is how many bytes this user may still write where the journal is; false: the system does not say.
+func (j *Journal) Free() (int64, bool) {
+	u, err := j.disk.FS.GetDiskUsage(j.dir)
+	return int64(u.AvailBytes), err == nil
 }
 
 // readMeta reads the journal's format, epoch and key, or makes them.
@@ -309,11 +344,16 @@ type commit struct {
 func (j *Journal) commits(ctx context.Context, toSync chan<- commit) {
 	late := time.NewTimer(0)
 	late.Stop()
+	ballast := time.NewTicker(ballastEvery)
+	defer ballast.Stop()
 	unsynced := false // something was written since the last sync was asked for
 	for last := false; !last; {
 		due := false
 		select {
 		case <-j.wake:
+		case <-ballast.C:
+			j.refill()
+			continue
 		case <-late.C:
 			due = true
 		case <-ctx.Done():

@@ -99,7 +99,7 @@ func (j *Journal) scan(from, to []byte, f func(k, v []byte) error) error {
 	return err
 }
 
-// beginRead is begin for what must see all that was appended before.
+// beginRead is begin for what must see all that was appended before; when the disk is full, what was written of that.
 func (j *Journal) beginRead() error {
 	if err := j.begin(); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (j *Journal) beginRead() error {
 	j.mu.Lock()
 	n := j.appended
 	j.mu.Unlock()
-	if err := j.await(context.Background(), func() bool { return j.applied >= n || j.closed }); err != nil {
+	if err := j.await(context.Background(), func() bool { return j.applied >= n || j.closed || j.Stalled() }); err != nil {
 		j.end()
 		return err
 	}

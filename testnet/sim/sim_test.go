@@ -121,6 +121,7 @@ func TestFaultsHappen(t *testing.T) {
 		"reset":        {"cut n"},
 		"origin":       {"n0 dies"},
 		"disk":         {"fetches", "dies"},
+		"retention":    {"ForgetRecord", "AwayRecord", "ReusableRecord"},
 		"pause":        {" is frozen", " is paused", " is suspended"},
 		"black hole":   {"FAILED", "Recall"},
 		"bad program":  {"FAILED"},
@@ -136,7 +137,6 @@ func TestFaultsHappen(t *testing.T) {
 		"slow reader":  {"JobEnded"},
 		"hung":         {"its loop hangs"},
 		"boaster":      {"18446744073709551615"},
-		"retention":    {"ForgetRecord"},
 	}
 	for scenario, words := range want {
 		var trace strings.Builder
