@@ -27,9 +27,9 @@ type line struct {
 	ExitCode                         int     `json:"exit_code"`
 	RunMS                            float64 `json:"run_ms"`
 	// of the last line
-	Done, Failed, Stolen, Reissued int
-	ElapsedMS                      float64 `json:"elapsed_ms"`
-	Peers                          []struct {
+	Done, Failed, Stolen, Reissued, Spares int
+	ElapsedMS                              float64 `json:"elapsed_ms"`
+	Peers                                  []struct {
 		Peer  string
 		Tasks int
 	}
@@ -233,6 +233,45 @@ func TestNodeFrozenInAJob(t *testing.T) {
 	after := n.Node(1).CLI("results", jobs[1].ID, "--json", "-k")
 	if before.Stdout != after.Stdout || before.Code != 0 || strings.Count(after.Stdout, "\n") != faultTasks {
 		t.Errorf("results changed when the frozen node went on: %d and %d lines", strings.Count(before.Stdout, "\n"), strings.Count(after.Stdout, "\n"))
+	}
+}
+
+// A worker process stands still while its node lives and beats: no lease ends, and no worker process dies. The task in it gets a
+// second copy at the end of the job, without which the job would never end.
+func TestSpareCopyOfATaskThatStandsStill(t *testing.T) {
+	n := Start(t, 2, Options{})
+	two := id(t, n.Node(2))
+	r := submitFaultTasks(t, n)
+	for k := 20; r.onNode(two) == 0; k++ {
+		if k > faultTasks/2 {
+			t.Fatal("node 2 brings nothing")
+		}
+		r.read(k)
+	}
+	p, err := process.NewProcess(int32(n.Node(2).PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	workers, err := p.Children()
+	if err != nil || len(workers) == 0 {
+		t.Fatalf("no worker processes: %v", err)
+	}
+	for _, w := range workers {
+		if err := w.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.finish()
+	t.Logf("the job took %v, with %d spare copies", time.Since(r.began), r.stats.Spares)
+	if r.stats.Spares == 0 {
+		t.Errorf("the job ended without a spare copy: %+v", r.stats)
+	}
+	for _, nd := range []*Node{n.Node(1), n.Node(2)} {
+		nd.AwaitPeers(1) // nobody was lost
+	}
+	// The slot is free again: what stood in it was ended with its job.
+	if out := n.Node(1).CLI("submit", "--remote-only", sumPrimes, ":::", "100"); strings.TrimSpace(out.Stdout) != "1060" {
+		t.Errorf("after it: %+v", out)
 	}
 }
 
