@@ -36,4 +36,8 @@
 // it. The file system handed to it (disk.go) notes the first one, which Run, Append and all others
 // return from then on, and stops the goroutine that met it, and every one that tries to write after it, for ever. What was reported as
 // synced stays as it is on disk; the process has to end.
+//
+// Want of room is another matter: it passes. A write, create or rename that finds none removes the ballast, a file that keeps room for
+// this, and is then held and tried again until there is room. Nothing behind it is reported as written meanwhile; what is in the
+// store can be read. A sync that fails ends the journal, whatever the reason.
 package journal

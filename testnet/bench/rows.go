@@ -90,6 +90,10 @@ var groups = []group{
 	{"waiting", []row{
 		{"waiting.memory", "bytes", goal{"≤", 300}, "resident memory for each of 1 M waiting tasks of 200 bytes, over that with 100 k, of a node whose collector is told to keep little (GOGC=10)"},
 	}, 4 * time.Minute, waiting},
+	{"stream", []row{
+		{"stream.memory", "MB", goal{"≤", 1000}, "the most that a node has in memory while 10 M tasks of 200 bytes go through it, from an attached client to its last result; 2 slots of a reactor"},
+		{"stream.rate", "tasks/s", goal{}, "those tasks, over the elapsed time"},
+	}, 10 * time.Minute, stream},
 	{"beat", []row{
 		{"beat.late", "ms", goal{"≤", 50}, "the latest beat of 5 s in which a task computes, as another node sees it; from the test of package node"},
 	}, 4 * time.Minute, beat},
@@ -572,6 +576,29 @@ func waiting(b *bench) {
 }
 
 var lateBeat = regexp.MustCompile(`latest beat came (\S+) late`)
+
+func stream(b *bench) {
+	const tasks = 10 * million
+	o := b.mesh(1, 2).Node(1)
+	ended, most := make(chan struct{}), make(chan float64)
+	go func() {
+		m := 0.0
+		for {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				m = max(m, b.resident(o))
+			case <-ended:
+				most <- m
+				return
+			}
+		}
+	}()
+	d := b.submit(o, b.program(o, echoReactor), numbered(tasks, 200), nil)
+	close(ended)
+	b.add("stream.memory", <-most/1e6)
+	b.add("stream.rate", tasks/d.took.Seconds())
+	o.Down()
+}
 
 func beat(b *bench) {
 	dir, err := os.MkdirTemp("", "mn-beat-")
