@@ -56,7 +56,7 @@ func samples() []sample {
 			Program: &Program{Runtime: "wasm", Code: blob, Args: []string{"-n", "{}", "{#}"}, ClockReal: true},
 			Limits:  &Limits{TimeoutUs: 1_000_000, MemoryBytes: 64 << 20, OutputBytes: 16 << 20, LogBytes: 1 << 20},
 		}},
-		{"steal-request", &StealRequest{Epoch: 7, Id: 99, Want: 4, Free: 2, WaitUs: 800}},
+		{"steal-request", &StealRequest{Epoch: 7, Id: 99, Want: 4, Free: 2, WaitUs: 800, TimeUs: 6000}},
 		{"grant", &Grant{Epoch: 7, Number: 13, Request: 99, Left: 992, Jobs: []*JobGrant{{
 			Job: job, RunUs: 1500,
 			Tasks: []*Assignment{

@@ -581,6 +581,7 @@ type StealRequest struct {
 	Want          uint32                 `protobuf:"varint,3,opt,name=want,proto3" json:"want,omitempty"`                   // tasks
 	Free          uint32                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`                   // of the sender's slots now
 	WaitUs        uint64                 `protobuf:"varint,5,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"` // smoothed time from its StealRequests to their Grants, 0: not known
+	TimeUs        uint64                 `protobuf:"varint,6,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"` // slot time that want tasks would fill, by what the sender's last ones took; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +647,13 @@ func (x *StealRequest) GetFree() uint32 {
 func (x *StealRequest) GetWaitUs() uint64 {
 	if x != nil {
 		return x.WaitUs
+	}
+	return 0
+}
+
+func (x *StealRequest) GetTimeUs() uint64 {
+	if x != nil {
+		return x.TimeUs
 	}
 	return 0
 }
@@ -1360,13 +1368,14 @@ const file_peer_proto_rawDesc = "" +
 	"\x06limits\x18\x05 \x01(\v2\x10.meshnode.LimitsR\x06limits\x12\x15\n" +
 	"\x06run_us\x18\x06 \x01(\x04R\x05runUs\x12\x14\n" +
 	"\x05tasks\x18\a \x01(\x04R\x05tasks\x12\x1a\n" +
-	"\bpriority\x18\b \x01(\x11R\bpriority\"u\n" +
+	"\bpriority\x18\b \x01(\x11R\bpriority\"\x8e\x01\n" +
 	"\fStealRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04want\x18\x03 \x01(\rR\x04want\x12\x12\n" +
 	"\x04free\x18\x04 \x01(\rR\x04free\x12\x17\n" +
-	"\await_us\x18\x05 \x01(\x04R\x06waitUs\"\x8b\x01\n" +
+	"\await_us\x18\x05 \x01(\x04R\x06waitUs\x12\x17\n" +
+	"\atime_us\x18\x06 \x01(\x04R\x06timeUs\"\x8b\x01\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x18\n" +

@@ -174,10 +174,13 @@ func (s *Scheduler) fairShare(p *peer, j *job, n int) int {
 	return int((int64(n)*mine + all - 1) / all)
 }
 
-// grant leases up to want tasks to p, of all jobs as they share (share.go), and sends them. It returns how many.
-func (s *Scheduler) grant(p *peer, want int, request uint64) int {
+// grant leases up to want tasks to p, of all jobs as they share (share.go), and sends them; request is what it answers, nil: nobody
+// asked. It returns how many.
+func (s *Scheduler) grant(p *peer, want int, request *protocol.StealRequest) int {
 	want = min(want, maxGrant)
-	g := &protocol.Grant{Epoch: s.epoch, Number: p.grants + 1, Request: request}
+	g := &protocol.Grant{Epoch: s.epoch, Number: p.grants + 1, Request: request.GetId()}
+	// The next tasks may be longer than the last ones at p: it gets as much time as it asked for, but what starts at once.
+	time, spent, least := int64(min(request.GetTimeUs(), 1<<40))*microsecond, int64(0), int(min(request.GetFree(), maxGrant))
 	size, given := 0, 0
 	of := map[*job]*protocol.JobGrant{}
 	left := map[*job]int{}
@@ -191,7 +194,10 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 		}
 		return n
 	}
-	for given < want && size < maxGrantBytes {
+	enough := func() bool {
+		return given >= want || size >= maxGrantBytes || time > 0 && spent >= time && given >= max(1, least)
+	}
+	for !enough() {
 		j := s.nextJob(more)
 		if j == nil {
 			break
@@ -203,7 +209,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 			of[j], g.Jobs = jg, append(g.Jobs, jg)
 		}
 		s.turns.serve(&j.claim)
-		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && given < want && size < maxGrantBytes; {
+		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && !enough(); {
 			i, in, ok := s.take(p, j)
 			if !ok {
 				left[j] = 0
@@ -211,6 +217,7 @@ func (s *Scheduler) grant(p *peer, want int, request uint64) int {
 			}
 			t := s.lease(p, j, i, in)
 			size += len(t.Input)
+			spent += cmp.Or(s.runOn(p, j), time/int64(firstFew*max(1, p.slotsHere(s))))
 			jg.Tasks = append(jg.Tasks, t)
 			left[j]--
 			given++
@@ -404,12 +411,31 @@ func (s *Scheduler) stealRequest(p *peer, m *protocol.StealRequest) {
 	if m.Free > 0 { // newer than its last beat
 		p.others = max(0, p.slots-int(min(m.Free, 1<<16))-len(p.leases)+p.spares)
 	}
-	if m.Epoch == s.epoch && s.available(p) && s.grant(p, int(m.Want), m.Id) > 0 {
-		return
+	if m.Epoch == s.epoch && s.available(p) {
+		want := int(min(m.Want, maxGrant))
+		if m.Free == 0 { // it has work: whoever has none comes first, or what is recalled from p would go back to it
+			want = min(want, s.pendingFor(p)-s.idleBesides(p))
+		}
+		if want > 0 && s.grant(p, want, m) > 0 {
+			return
+		}
 	}
 	p.grants++
 	p.told = 0
 	s.send(p, &protocol.Grant{Epoch: s.epoch, Number: p.grants, Request: m.Id})
+}
+
+// idleBesides is how many tasks that are pending now others than p could start at once.
+func (s *Scheduler) idleBesides(p *peer) int {
+	n := 0
+	for _, q := range s.line {
+		if q != p && s.available(q) && (q.self || s.now >= q.eagerFrom) {
+			if f := s.free(q); f > 0 {
+				n += min(f, s.pendingFor(q))
+			}
+		}
+	}
+	return n
 }
 
 // advanceRow notes which leases of p have come to the front: as many as it has slots count as started. Its beats tell us
@@ -516,7 +542,7 @@ func (s *Scheduler) durationUnknown() bool {
 // grantUnasked grants n tasks, or fewer if fewer are p's fair share.
 func (s *Scheduler) grantUnasked(p *peer, n int) {
 	for n > 0 {
-		g := s.grant(p, n, 0)
+		g := s.grant(p, n, nil)
 		if g == 0 {
 			return
 		}

@@ -91,6 +91,7 @@ func (s *Scheduler) askForTasks() {
 		p.asking, p.askedAt, p.wanted = p.asks, s.now, want
 		p.ask = &protocol.StealRequest{
 			Epoch: p.epoch, Id: p.asks, Want: uint32(want), Free: uint32(max(0, free)), WaitUs: p.waited.us(),
+			TimeUs: uint64(want) * p.run.us(),
 		}
 		free -= want
 	}
