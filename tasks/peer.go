@@ -132,6 +132,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 			s.recallAll(p, j)
 		}
 	}
+	s.sendBeat(p) // a ping; what we hold of it now, too
 }
 
 func (s *Scheduler) peerDown(ev PeerDown) {
@@ -199,6 +200,8 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 	if m.Challenge != p.challengeSeen {
 		p.challengeSeen = m.Challenge
 		s.sendBeat(p)
+	} else if p.beats == 1 {
+		s.sendBeat(p) // it brings back the ping: the first measure of the round trip
 	}
 	// A beat renews only if its sender lives and hears us: else a one-way partition would renew for ever
 	// the lease of an attempt whose grant never arrived.
@@ -268,8 +271,8 @@ func (s *Scheduler) sendBeat(p *peer) {
 	}
 	b := s.makeBeat(p)
 	p.nextBeat = s.now + beatEvery
-	// The second follows the first soon: it brings the first measure of the round trip.
-	if p.beats++; p.beats > 1 && len(p.leases) == 0 && len(p.held) == 0 && p.lostAt == 0 {
+	p.beats++
+	if len(p.leases) == 0 && len(p.held) == 0 && p.lostAt == 0 {
 		tenth := idleBeatEvery / 10
 		p.nextBeat = s.now + idleBeatEvery - tenth + s.cfg.Rand.Int64N(2*tenth)
 	}

@@ -61,7 +61,7 @@ type end struct {
 	pings     uint64
 	pinged    uint64
 	pingAt    int64
-	sentPing  int64 // when the last ping was sent
+	sentPing  [8]int64 // when the last pings were sent
 	roundTrip int64
 }
 
@@ -198,8 +198,8 @@ func (e *end) read(b []byte) {
 		if m.Ping > e.pinged {
 			e.pinged, e.pingAt = m.Ping, p.n.clock()
 		}
-		if m.Pong > 0 && m.Pong == e.pings {
-			e.roundTrip = max(1, p.n.clock()-e.sentPing-int64(m.PongDelayUs)*us)
+		if m.Pong > 0 && e.pings-m.Pong < uint64(len(e.sentPing)) {
+			e.roundTrip = max(1, p.n.clock()-e.sentPing[m.Pong%uint64(len(e.sentPing))]-int64(m.PongDelayUs)*us)
 		}
 	}
 	if !e.up {
@@ -221,7 +221,7 @@ func (e *end) sendBeat() {
 	b.HeardAgeMs = uint32((now - e.heard) / ms)
 	b.StepAgeMs = uint32((now - p.n.stepped) / ms)
 	e.pings++
-	e.sentPing = now
+	e.sentPing[e.pings%uint64(len(e.sentPing))] = now
 	b.Ping = e.pings
 	b.Pong = e.pinged
 	if e.pinged > 0 {
