@@ -88,7 +88,7 @@ var tables = []table{
 	}},
 }
 
-// efficiencyRows are meshes without faults and tasks of one length. The ideal time is 100 round trips or 1 s, whichever is more;
+// efficiencyRows are meshes without faults and tasks of one length. The ideal time is 100 round trips, 100 tasks or 1 s, whichever is more;
 // in the rows "short" it is 100 round trips of a local network.
 func efficiencyRows() []row {
 	var rows []row
@@ -159,7 +159,7 @@ func (m mesh) build(w *world) {
 		l.latency, l.jitter = m.rtt/2, m.rtt/20
 	}
 	if m.ideal == 0 {
-		m.ideal = max(100*m.rtt, sec)
+		m.ideal = max(100*m.rtt, 100*m.mean, sec)
 	}
 	work := m.mean
 	if m.slowPer > 0 {
