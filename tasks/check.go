@@ -153,11 +153,11 @@ func (s *Scheduler) checkHeld(p *peer) error {
 		if s.slots[i].busy && s.slots[i].from == p {
 			busy++
 		}
-		for a, h := range s.slots[i].items {
+		for _, h := range s.slots[i].items {
 			if h.from == p {
 				running++
-				if p.held[a] != h || !h.running || h.outcome != nil {
-					return fmt.Errorf("%v runs in slot %d and is not held so", a, i)
+				if p.held[h.attempt] != h || !h.running || h.outcome != nil {
+					return fmt.Errorf("%v runs in slot %d and is not held so", h.attempt, i)
 				}
 			}
 		}

@@ -179,9 +179,9 @@ func (s *Scheduler) makeBeat(p *peer) *protocol.Beat {
 	}
 	var running []protocol.Attempt
 	for i := range s.slots {
-		for a, h := range s.slots[i].items {
+		for _, h := range s.slots[i].items {
 			if h.from == p {
-				running = append(running, a)
+				running = append(running, h.attempt)
 			}
 		}
 	}

@@ -226,10 +226,6 @@ func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 
 // answer collects what p is told of its results; it is sent once the records that it rests on are synced.
 func (s *Scheduler) answer(p *peer, a protocol.Attempt, v answer) {
-	if p.self {
-		s.send(p, answerMessage(map[answer][]protocol.Attempt{v: {a}}))
-		return
-	}
 	if v != accepted && slices.Contains(p.answers[accepted], a) {
 		return // that it was accepted is about to be said
 	}
@@ -247,6 +243,14 @@ func answerMessage(m map[answer][]protocol.Attempt) *protocol.ResultAnswer {
 	}
 }
 
+// sendAnswers sends p what it is to be told.
+func (s *Scheduler) sendAnswers(p *peer) {
+	if len(p.answers) > 0 {
+		s.sendDurable(p, answerMessage(p.answers))
+		p.answers, p.answerBytes = nil, 0
+	}
+}
+
 func (s *Scheduler) flushAnswers() {
 	for _, p := range s.line {
 		if len(p.answers) == 0 {
@@ -256,7 +260,6 @@ func (s *Scheduler) flushAnswers() {
 			len(p.answers) == 1 && 0 < n && n < maxAnswers && p.answerBytes < maxAnswerBytes {
 			continue
 		}
-		s.sendDurable(p, answerMessage(p.answers))
-		p.answers, p.answerBytes = nil, 0
+		s.sendAnswers(p)
 	}
 }

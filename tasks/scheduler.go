@@ -251,6 +251,9 @@ func (s *Scheduler) receive(p *peer, m protocol.Message) {
 		for _, o := range m.Outcomes {
 			s.result(p, o)
 		}
+		if p.self { // its worker side waits for no disk
+			s.sendAnswers(p)
+		}
 		if m.Ask != nil {
 			s.stealRequest(p, m.Ask)
 		}

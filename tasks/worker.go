@@ -94,7 +94,7 @@ type held struct {
 // slot runs items of one job at a time, one after the other. It is busy until it has said Idle and has nothing more.
 type slot struct {
 	busy  bool
-	items map[protocol.Attempt]*held
+	items []*held  // in the order in which it runs them
 	from  *peer    // of its items
 	job   *heldJob // of its items
 	since int64    // its time is charged up to here
@@ -558,7 +558,7 @@ func (s *Scheduler) dropSpare(busy int) {
 	if spare == nil {
 		return
 	}
-	clear(s.slots[slot].items)
+	s.slots[slot].items = nil
 	s.stop(slot, []protocol.Attempt{spare.attempt})
 	s.giveBack(spare.from, []*held{spare}, protocol.Refusal_NO_SLOT, "a first attempt needs its slot")
 }
@@ -631,16 +631,17 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 	st := Start{Slot: i, Origin: p.id, Job: j.id}
 	sl := &s.slots[i]
 	if !sl.busy {
-		sl.busy, sl.from, sl.job, sl.since, sl.items = true, p, j, s.now, make(map[protocol.Attempt]*held, n)
+		sl.busy, sl.from, sl.job, sl.since = true, p, j, s.now
 		p.claim.busy++
 		j.claim.busy++
 	}
 	sl.some = false
 	s.guests.serve(&p.claim)
 	p.turns.serve(&j.claim)
+	st.Items = make([]Item, 0, n)
+	sl.items = append(sl.items, j.queue[:n]...)
 	for _, h := range j.queue[:n] {
 		h.running, h.started = true, s.now
-		sl.items[h.attempt] = h
 		st.Items = append(st.Items, Item{Attempt: h.attempt, Input: h.input, Number: h.number})
 	}
 	j.queue = j.queue[n:]
@@ -699,12 +700,11 @@ func (s *Scheduler) finished(ev Finished) {
 		sl.since = s.now
 	}
 	for _, o := range ev.Outcomes {
-		h := sl.items[o.AttemptOf()]
+		h := sl.take(o.AttemptOf())
 		if h == nil { // revoked meanwhile
 			s.unpinOutcome(o)
 			continue
 		}
-		delete(sl.items, h.attempt)
 		p := h.from
 		ran := int64(o.RunUs) * microsecond
 		if o.Status == protocol.Status_OK {
@@ -715,8 +715,7 @@ func (s *Scheduler) finished(ev Finished) {
 		s.ended(p, h, o)
 	}
 	for _, a := range ev.Returned {
-		if h := sl.items[a]; h != nil {
-			delete(sl.items, a)
+		if h := sl.take(a); h != nil {
 			s.putBack(h, !sl.some)
 		}
 	}
@@ -726,6 +725,22 @@ func (s *Scheduler) finished(ev Finished) {
 			s.slots = s.slots[:len(s.slots)-1]
 		}
 	}
+}
+
+// take takes an item out of a slot, nil: it is not there. They end in their order, but for those that are stopped.
+func (sl *slot) take(a protocol.Attempt) *held {
+	i := slices.IndexFunc(sl.items, func(h *held) bool { return h.attempt == a })
+	if i < 0 {
+		return nil
+	}
+	h := sl.items[i]
+	if i == 0 {
+		sl.items[0] = nil
+		sl.items = sl.items[1:]
+	} else {
+		sl.items = slices.Delete(sl.items, i, i+1)
+	}
+	return h
 }
 
 // putBack queues an attempt again that its slot did not run. Useless: nor anything else that came with it.
@@ -851,8 +866,7 @@ func (s *Scheduler) revokeHeld(p *peer, as []protocol.Attempt) {
 			continue
 		case h.running:
 			for i := range s.slots {
-				if s.slots[i].items[a] == h {
-					delete(s.slots[i].items, a)
+				if s.slots[i].take(a) != nil {
 					stop[i] = append(stop[i], a)
 				}
 			}
@@ -939,14 +953,15 @@ func (s *Scheduler) shutdown(reason string) {
 	for i := range s.slots {
 		sl := &s.slots[i]
 		var as []protocol.Attempt
-		var hs []*held
-		for _, a := range sortedAttempts(sl.items) {
-			as, hs = append(as, a), append(hs, sl.items[a])
+		hs := sl.items
+		slices.SortFunc(hs, func(a, b *held) int { return a.attempt.Compare(b.attempt) })
+		for _, h := range hs {
+			as = append(as, h.attempt)
 		}
 		if len(as) > 0 {
 			s.stop(i, as)
 			from := hs[0].from
-			clear(sl.items)
+			sl.items = nil
 			s.giveBack(from, hs, protocol.Refusal_NONE, s.stopping)
 		}
 	}

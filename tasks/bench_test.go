@@ -1,0 +1,129 @@
+package tasks
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"meshnode/protocol"
+)
+
+// What a task costs in the scheduler alone: submitted, granted, started, ended, answered. Short ones, of which batches are as
+// large as they can be; messages between two nodes are passed on as they are.
+func BenchmarkTasks(b *testing.B) {
+	const tasks = 100_000
+	for _, where := range []string{"local", "other"} {
+		b.Run(where, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				nodes := map[protocol.NodeID]*benchNode{"a": newBenchNode(b, "a", 2)}
+				if where == "other" {
+					nodes["a"], nodes["b"] = newBenchNode(b, "a", 0), newBenchNode(b, "b", 2)
+					for id, peer := range map[protocol.NodeID]protocol.NodeID{"a": "b", "b": "a"} {
+						nodes[id].inbox = append(nodes[id].inbox, PeerUp{
+							Peer: peer, Session: 1, Hello: nodes[peer].s.Hello(id), MayUseHere: []string{"wasm"}, MayUseThere: []string{"wasm"},
+						})
+					}
+				}
+				runBench(b, nodes, tasks)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*tasks), "ns/task")
+		})
+	}
+}
+
+// benchNode is a scheduler whose slots do everything at once.
+type benchNode struct {
+	s     *Scheduler
+	inbox []Event
+	ended int
+}
+
+func newBenchNode(b *testing.B, id protocol.NodeID, slots int) *benchNode {
+	s, err := New(Config{Self: id, Epoch: 1, Incarnation: 1, Rand: rand.New(rand.NewPCG(1, 1)), Slots: slots, Runtimes: []string{"wasm"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return &benchNode{s: s}
+}
+
+// runBench runs a job of a on nodes.
+func runBench(b *testing.B, nodes map[protocol.NodeID]*benchNode, n uint32) {
+	const piece = 4096
+	id := protocol.JobID{1}
+	origin := nodes["a"]
+	origin.inbox = append(origin.inbox, Submit{Job: id, Spec: spec(id)})
+	input := []byte("0123456789abcdef")
+	for i := uint32(0); i < n; i += piece {
+		ins := make([]Input, min(piece, n-i))
+		for k := range ins {
+			ins[k].Data = input
+		}
+		origin.inbox = append(origin.inbox, Submit{Job: id, First: i, Inputs: ins})
+	}
+	origin.inbox = append(origin.inbox, Submit{Job: id, First: n, Close: true, Count: n})
+	now := int64(0)
+	for turn := 0; origin.ended < int(n); turn++ {
+		busy := false
+		for _, name := range []protocol.NodeID{"a", "b"} {
+			nd := nodes[name]
+			if nd == nil || len(nd.inbox) == 0 {
+				continue
+			}
+			busy = true
+			events := nd.inbox[:min(len(nd.inbox), 4)]
+			nd.inbox = nd.inbox[len(events):]
+			for _, ev := range events {
+				now += microsecond
+				if err := nd.s.Step(now, ev); err != nil {
+					b.Fatal(err)
+				}
+			}
+			nd.carryOut(nodes, name, nd.s.Ready(), &now)
+		}
+		if !busy { // something is due
+			now += millisecond
+			for _, nd := range nodes {
+				nd.inbox = append(nd.inbox, Tick{})
+			}
+		}
+		if turn > 1_000_000 {
+			b.Fatal(fmt.Sprintf("%d of %d tasks have ended", origin.ended, n))
+		}
+	}
+}
+
+func (nd *benchNode) carryOut(nodes map[protocol.NodeID]*benchNode, name protocol.NodeID, r Ready, now *int64) {
+	for _, m := range r.Messages {
+		to := nodes[m.Peer]
+		to.inbox = append(to.inbox, Receive{Peer: name, Session: m.Session, Message: m.Message, RoundTrip: 100 * microsecond})
+	}
+	for _, p := range r.Prepare {
+		if !p.Drop {
+			nd.inbox = append(nd.inbox, Prepared{Origin: p.Origin, Job: protocol.JobID(p.Info.Job)})
+		}
+	}
+	for _, st := range r.Start {
+		f := Finished{Slot: st.Slot, Idle: true}
+		for i := range st.Items {
+			a := st.Items[i].Attempt
+			f.Outcomes = append(f.Outcomes, &protocol.Outcome{
+				Job: st.Job[:], Index: a.Index, Epoch: a.Epoch, N: a.N, Status: protocol.Status_OK, Output: st.Items[i].Input.Data, RunUs: 1,
+			})
+			*now += microsecond / 2
+		}
+		nd.inbox = append(nd.inbox, f)
+	}
+	for _, x := range r.Load {
+		ins := make([]Input, x.Count)
+		for k := range ins {
+			ins[k].Data = []byte("0123456789abcdef")
+		}
+		nd.inbox = append(nd.inbox, Loaded{Job: x.Job, First: x.First, Inputs: ins})
+	}
+	for _, n := range r.Notices {
+		if n.Kind == TaskDone {
+			nd.ended++
+		}
+	}
+}
