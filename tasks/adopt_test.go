@@ -36,7 +36,7 @@ func TestAdoptsOnlyWhatWasGranted(t *testing.T) {
 	step(Submit{Job: id, Spec: spec(id), Inputs: make([]Input, 2), Close: true, Count: 2})
 	j := s.jobs[id]
 	if len(s.peers["p"].leases) != 1 || len(s.peers["q"].leases) != 1 {
-		t.Fatalf("one task each is the start of this test: %v", j.leases)
+		t.Fatalf("one task each is the start of this test: %v", j.live)
 	}
 	all := append(sortedAttempts(s.peers["p"].leases), sortedAttempts(s.peers["q"].leases)...)
 	step(PeerDown{Peer: "p", Session: 1})

@@ -42,8 +42,8 @@ func (s *Scheduler) Check() error {
 		return fmt.Errorf("%+v at work here in the books, %+v by the peers", s.here, here)
 	}
 	for _, j := range s.jobs {
-		for _, ls := range j.leases {
-			leases -= len(ls)
+		for range j.leases() {
+			leases--
 		}
 	}
 	if leases != 0 {
@@ -54,14 +54,14 @@ func (s *Scheduler) Check() error {
 
 func (s *Scheduler) checkJob(j *job) error {
 	if j.cancelled != "" {
-		if len(j.leases) > 0 {
-			return fmt.Errorf("cancelled, with %d live tasks", len(j.leases))
+		if len(j.live) > 0 {
+			return fmt.Errorf("cancelled, with %d live tasks", len(j.live))
 		}
 		return nil
 	}
 	if j.state >= JobDone {
-		if j.ended != j.tasks.n || len(j.leases) > 0 || slices.Contains(j.seqs, unended) {
-			return fmt.Errorf("it is %v with %d of %d tasks ended and %d live", j.state, j.ended, j.tasks.n, len(j.leases))
+		if j.ended != j.tasks.n || len(j.live) > 0 || slices.Contains(j.seqs, unended) {
+			return fmt.Errorf("it is %v with %d of %d tasks ended and %d live", j.state, j.ended, j.tasks.n, len(j.live))
 		}
 		return nil
 	}
@@ -93,14 +93,17 @@ func (s *Scheduler) checkJob(j *job) error {
 		if t.state == pending && j.has(i) {
 			ready++
 		}
-		live := len(j.leases[i])
+		live := 0
+		for l := j.leaseOf(i); l != nil; l = l.also {
+			live++
+		}
 		switch {
 		case t.state == leased && live == 0, t.state != leased && live > 0, live > 2:
 			return fmt.Errorf("task %d in state %d with %d live attempts", i, t.state, live)
 		case t.state == pending && i < j.next && !takeable[i]:
 			return fmt.Errorf("task %d is pending and nobody can take it", i)
 		}
-		for _, l := range j.leases[i] {
+		for l := j.leaseOf(i); l != nil; l = l.also {
 			if l.spare && !j.mayCopy() {
 				return fmt.Errorf("task %d has a spare copy, and the job asks for none", i)
 			}
@@ -110,7 +113,7 @@ func (s *Scheduler) checkJob(j *job) error {
 			if l.kept {
 				leasedBytes += l.input.size()
 			}
-			if l.to.leases[l.attempt] != l || l.attempt.Epoch == s.epoch && l.attempt.N > t.n {
+			if l.to.leases[l.attempt] != l || l.attempt.Index != i || l.attempt.Epoch == s.epoch && l.attempt.N > t.n {
 				return fmt.Errorf("task %d: lease %v is not its worker's, or has a number of the future", i, l)
 			}
 		}

@@ -293,18 +293,19 @@ func (s *Scheduler) WhyTask(now int64, id protocol.JobID, i uint32) (Why, bool) 
 		return w, true
 	}
 	t := j.tasks.at(i)
-	ls := j.leases[i]
 	if t.state == pending {
 		w.Summary = "waiting"
 		w.Reasons = append(w.Reasons, s.whyPending(j)...)
 	}
-	for _, l := range ls {
+	copies := 0
+	for l := j.leaseOf(i); l != nil; l = l.also {
+		copies++
 		name := l.to.called()
 		started := s.startedAt(l)
 		usual := s.runOn(l.to, j)
 		w.Summary = "with " + name
-		if len(ls) > 1 {
-			w.Summary = fmt.Sprintf("with %d nodes", len(ls))
+		if copies > 1 {
+			w.Summary = fmt.Sprintf("with %d nodes", copies)
 		}
 		switch {
 		case s.fetchingFrom(j, l.attempt):

@@ -3,6 +3,7 @@ package tasks
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -94,8 +95,10 @@ type lease struct {
 	kept    bool
 	started int64 // when it came to the front of what p holds of us, as far as we can tell; 0: it waits
 	place   int   // in p.row
-	spare   bool  // a second copy of a straggler
-	alone   bool  // nothing else is to run there meanwhile
+	share   *share
+	also    *lease // the next live one of the same task
+	spare   bool   // a second copy of a straggler
+	alone   bool   // nothing else is to run there meanwhile
 }
 
 func (p *peer) openLessee() {
@@ -297,6 +300,18 @@ func (s *Scheduler) addLease(l *lease) {
 		t.state = leased
 		j.pending--
 		j.leased++
+		if n := len(j.places); n > 0 {
+			t.seq, j.places = j.places[n-1], j.places[:n-1]
+			j.live[t.seq] = l
+		} else {
+			t.seq, j.live = uint32(len(j.live)), append(j.live, l)
+		}
+	} else {
+		last := j.live[t.seq]
+		for last.also != nil {
+			last = last.also
+		}
+		last.also = l
 	}
 	l.to.leases[l.attempt] = l
 	if l.spare {
@@ -305,12 +320,14 @@ func (s *Scheduler) addLease(l *lease) {
 	if l.alone {
 		l.to.alone++
 	}
-	j.share(l.to.id).live++
+	if l.share == nil {
+		l.share = j.share(l.to.id)
+	}
+	l.share.live++
 	j.claim.used += l.cost
 	l.place = l.to.rowBase + len(l.to.row)
 	l.to.row = append(l.to.row, l)
 	s.advanceRow(l.to)
-	j.leases[i] = append(j.leases[i], l)
 	if j.state == JobWaiting {
 		j.state = JobRunning
 	}
@@ -319,6 +336,56 @@ func (s *Scheduler) addLease(l *lease) {
 // dropLease takes an attempt off the books. Its task is pending again if that was the last live one.
 func (s *Scheduler) dropLease(l *lease) {
 	j, i := l.job, l.attempt.Index
+	s.unbook(l)
+	t := j.tasks.at(i)
+	at := &j.live[t.seq]
+	for *at != l {
+		at = &(*at).also
+	}
+	if *at, l.also = l.also, nil; j.live[t.seq] != nil {
+		return
+	}
+	j.places = append(j.places, t.seq)
+	t.state = pending
+	j.leased--
+	j.pending++
+	j.cameBack(i, l.input, l.kept)
+}
+
+// leaseOf is the first live lease of a task; the others follow it.
+func (j *job) leaseOf(i uint32) *lease {
+	if t := j.tasks.at(i); t.state == leased {
+		return j.live[t.seq]
+	}
+	return nil
+}
+
+// leases are all live ones of a job, in no order.
+func (j *job) leases() iter.Seq[*lease] {
+	return func(yield func(*lease) bool) {
+		for _, l := range j.live {
+			for ; l != nil; l = l.also {
+				if !yield(l) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// takeLeases is leaseOf for a task that becomes terminal: the job has none of it any more.
+func (j *job) takeLeases(i uint32) *lease {
+	l := j.leaseOf(i)
+	if l != nil {
+		k := j.tasks.at(i).seq
+		j.live[k], j.places = nil, append(j.places, k)
+	}
+	return l
+}
+
+// unbook takes a lease off the books of its worker, and what its job counts of it.
+func (s *Scheduler) unbook(l *lease) {
+	j := l.job
 	delete(l.to.leases, l.attempt)
 	if l.spare {
 		l.to.spares--
@@ -326,25 +393,13 @@ func (s *Scheduler) dropLease(l *lease) {
 	if l.alone {
 		l.to.alone--
 	}
-	j.share(l.to.id).live--
+	l.share.live--
 	j.claim.used -= l.cost
 	if l.kept {
 		j.inputs.leased -= l.input.size()
 	}
 	l.to.row[l.place-l.to.rowBase] = nil
 	s.advanceRow(l.to)
-	ls := slices.DeleteFunc(j.leases[i], func(k *lease) bool { return k == l })
-	if len(ls) > 0 {
-		j.leases[i] = ls
-		return
-	}
-	delete(j.leases, i)
-	if t := j.tasks.at(i); t.state == leased {
-		t.state = pending
-		j.leased--
-		j.pending++
-		j.cameBack(i, l.input, l.kept)
-	}
 }
 
 // takeBack drops leases that are lost or were given back, for the reason c.

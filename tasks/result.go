@@ -117,7 +117,12 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 
 // othersLive says whether the task of a has live attempts besides p's a.
 func (s *Scheduler) othersLive(j *job, a protocol.Attempt, p *peer) bool {
-	return slices.ContainsFunc(j.leases[a.Index], func(l *lease) bool { return l.attempt != a || l.to != p })
+	for l := j.leaseOf(a.Index); l != nil; l = l.also {
+		if l.attempt != a || l.to != p {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Scheduler) fetchingFrom(j *job, a protocol.Attempt) bool {
@@ -162,6 +167,7 @@ func (s *Scheduler) fetched(ev Fetched) {
 
 // finish makes a task terminal: recorded, told, and every live attempt of it ended.
 func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.NodeID) {
+	first := j.takeLeases(i)
 	d := s.book(j, o, w)
 	s.record(DoneRecord{Job: j.id, Done: d})
 	s.notice(Notice{Kind: TaskDone, Job: j.id, Done: d})
@@ -174,9 +180,8 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 	default:
 		s.tell(EndedBadly, a, s.peer(w), o.Error)
 	}
-	ls := slices.Clone(j.leases[i])
-	for _, l := range ls {
-		s.dropLease(l)
+	for l := first; l != nil; l = l.also {
+		s.unbook(l)
 		if l.attempt != a || l.to.id != w {
 			s.revoke(l.to, []protocol.Attempt{l.attempt})
 		}

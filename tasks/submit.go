@@ -29,7 +29,10 @@ type job struct {
 	ready    int // of these, those whose inputs are in memory
 	leased   int // tasks with a live lease
 
-	leases map[uint32][]*lease // live ones of a task; more than one while a late copy still counts
+	// live has the first live lease of each leased task, at the task's place; nil: the place is free, and in places. There is
+	// more than one lease while a late copy still counts: lease.also.
+	live   []*lease
+	places []uint32
 
 	ended     uint32 // terminal tasks: the next Done.Seq
 	failed    uint32 // of these, not OK
@@ -94,7 +97,7 @@ type share struct {
 // terminal: for ever. A crash of the origin leaves what is recorded: terminal tasks, and the others pending.
 type task struct {
 	n      uint32 // last attempt number used in this epoch
-	seq    uint32 // of its Done, if terminal
+	seq    uint32 // of its Done, if terminal; its place in job.live, if leased
 	grants uint16 // attempts granted so far, in this life; stops at its maximum
 	moves  uint8  // times it was recalled
 	state  taskState
@@ -172,8 +175,8 @@ func (s *Scheduler) submit(ev Submit) error {
 func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 	j := &job{
 		id: id, spec: spec, state: JobWaiting, openedAt: s.now,
-		leases: map[uint32][]*lease{}, grantedTo: map[protocol.NodeID]bool{},
-		fetching: map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{},
+		grantedTo: map[protocol.NodeID]bool{},
+		fetching:  map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{},
 		trouble: map[uint32]*trouble{}, elsewhere: map[protocol.NodeID][]uint32{}, byWorker: map[protocol.NodeID]*share{},
 	}
 	j.numbers, _ = protocol.NewNumbers(spec.Runs) // what is no list was refused, or is none
@@ -218,10 +221,8 @@ func (s *Scheduler) cancel(ev Cancel) error {
 // cancelJob ends a job whose cancellation is recorded. Its workers hear of it by endJob.
 func (s *Scheduler) cancelJob(j *job, state JobState, reason string) {
 	j.cancelled = cmp.Or(reason, "cancelled")
-	for _, i := range sortedKeys(j.leases) {
-		for _, l := range slices.Clone(j.leases[i]) {
-			s.dropLease(l)
-		}
+	for _, l := range slices.SortedFunc(j.leases(), func(a, b *lease) int { return a.attempt.Compare(b.attempt) }) {
+		s.dropLease(l)
 	}
 	j.pending, j.leased = 0, 0
 	clear(j.fetching)
@@ -246,6 +247,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.limboUntil, j.awaited, j.charged = 0, nil, nil
 	j.seqs, j.tasks.pieces = j.tasks.seqs(), nil
 	j.freeInputs()
+	j.live, j.places = nil, nil
 	j.trouble, j.elsewhere, j.suspects, j.failing = nil, nil, nil, 0
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)

@@ -141,9 +141,12 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 	var worst *lease
 	var most int64
 	ends := s.runOn(thief, j) + s.way(thief, j) // of the copy
-	for i, ls := range j.leases {               // whatever order: what is chosen does not depend on it
-		l := ls[0]
-		if len(ls) > 1 || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
+	for _, l := range j.live {                  // whatever order: what is chosen does not depend on it
+		if l == nil {
+			continue
+		}
+		i := l.attempt.Index
+		if l.also != nil || j.trouble[i] != nil || !l.kept || l.to == thief || l.started == 0 || s.fetchingFrom(j, l.attempt) {
 			continue
 		}
 		usual, elapsed := s.runOn(l.to, j), s.now-l.started
