@@ -174,7 +174,7 @@ func computeInside() {
 			runtime.GC()
 		}
 	}()
-	for { // more than a second each: then a beat falls due in the first half of each stop, wherever it begins
-		r.InstantiateModule(ctx, m, wazero.NewModuleConfig().WithName("").WithStdin(strings.NewReader("3000000")).WithStdout(io.Discard))
+	for { // some seconds each: then a beat falls due in the first half of each stop, wherever it begins
+		r.InstantiateModule(ctx, m, wazero.NewModuleConfig().WithName("").WithStdin(strings.NewReader("6000000")).WithStdout(io.Discard))
 	}
 }
