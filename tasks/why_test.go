@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -13,15 +14,19 @@ import (
 func TestEveryReasonHasItsWords(t *testing.T) {
 	t.Parallel()
 	fset := token.NewFileSet()
-	pkgs, err := parser.ParseDir(fset, ".", nil, 0)
+	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
 	uses := map[string]int{}
-	for file, f := range pkgs["tasks"].Files {
+	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
+		}
+		f, err := parser.ParseFile(fset, file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
 		var visit func(ast.Node) bool
 		visit = func(n ast.Node) bool {
