@@ -77,12 +77,12 @@ func (s *Scheduler) checkJob(j *job) error {
 			takeable[i] = true
 		}
 	}
-	for _, i := range j.suspects {
-		takeable[i] = j.has(i)
+	for _, i := range j.suspects { // it may have been adopted and lost meanwhile, and wait for its input
+		takeable[i] = takeable[i] || j.has(i)
 	}
 	for _, q := range j.elsewhere {
 		for _, i := range q {
-			takeable[i] = j.has(i)
+			takeable[i] = takeable[i] || j.has(i)
 		}
 	}
 	var n [3]int
