@@ -47,6 +47,8 @@ type lessee struct {
 
 	row         []*lease                  // its leases in the order of their grants, nil where one has ended
 	rowBase     int                       // place of row[0]
+	front       int                       // place of the first one that has not started
+	begun       int                       // of the leases, started
 	taken       map[protocol.Attempt]bool // what was taken from it when it was lost, until it is back
 	alone       int                       // leases of tasks that are to run alone
 	blamed      []blamed                  // what its loss was charged to, until it is known whether the process is gone
@@ -212,7 +214,7 @@ func (s *Scheduler) grant(p *peer, want int, request *protocol.StealRequest) int
 			of[j], g.Jobs = jg, append(g.Jobs, jg)
 		}
 		s.turns.serve(&j.claim)
-		for turn := j.claim.used + quantum; left[j] > 0 && j.claim.used < turn && !enough(); {
+		for turn, one := j.claim.used+quantum, true; left[j] > 0 && (one || j.claim.used < turn) && !enough(); one = false {
 			i, in, ok := s.take(p, j)
 			if !ok {
 				left[j] = 0
@@ -399,6 +401,9 @@ func (s *Scheduler) unbook(l *lease) {
 		j.inputs.leased -= l.input.size()
 	}
 	l.to.row[l.place-l.to.rowBase] = nil
+	if l.started != 0 {
+		l.to.begun--
+	}
 	s.advanceRow(l.to)
 }
 
@@ -454,7 +459,7 @@ func (s *Scheduler) adopt(p *peer, queued, unanswered []protocol.Attempt) {
 					p.renewed = s.now
 				}
 				s.tell(Adopted, a, p, "")
-				s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, at: s.now})
+				s.addLease(&lease{attempt: a, job: j, to: p, session: p.session, at: s.now, alone: j.suspected(a.Index)})
 			}
 		}
 	}
@@ -504,21 +509,22 @@ func (s *Scheduler) advanceRow(p *peer) {
 		p.row = nil
 	}
 	slots := max(1, p.slotsHere(s))
-	for _, l := range p.row {
-		if l == nil {
-			continue
-		}
-		if l.started == 0 {
+	if p.alone > 0 {
+		slots = 1
+	}
+	for p.front = max(p.front, p.rowBase); p.begun < slots && p.front < p.rowBase+len(p.row); p.front++ {
+		if l := p.row[p.front-p.rowBase]; l != nil {
 			l.started = max(s.now, l.at+p.wait/2, 1)
-		}
-		if slots--; slots == 0 {
-			return
+			p.begun++
 		}
 	}
 }
 
 // free is how many slots p has that nothing here says are taken by more than a spare copy.
 func (s *Scheduler) free(p *peer) int {
+	if p.alone > 0 { // nothing runs beside that one
+		return 0
+	}
 	if p.self { // what guests have of its slots keeps own tasks from none; leases may be on their way between its two sides
 		return s.wanted - max(p.runningHere+p.queuedHere, len(p.leases)) + p.spares
 	}

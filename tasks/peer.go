@@ -64,7 +64,7 @@ type peer struct {
 func (s *Scheduler) peer(id protocol.NodeID) *peer {
 	p := s.peers[id]
 	if p == nil {
-		p = &peer{id: id}
+		p = &peer{id: id, lessee: lessee{gone: true}} // nothing of it was ever lost
 		p.here = &s.here
 		p.leases = map[protocol.Attempt]*lease{}
 		p.held = map[protocol.Attempt]*held{}
@@ -87,6 +87,9 @@ func (p *peer) shift(gap int64) {
 	}
 }
 
+// slotsOf is how many slots count of those that a peer says it has: more attempts of one origin it could not hold.
+func slotsOf(n uint32) int { return int(min(n, maxHeld)) }
+
 func (s *Scheduler) peerUp(ev PeerUp) {
 	p, h := s.peer(ev.Peer), ev.Hello
 	if p.self || ev.Session <= p.session {
@@ -108,7 +111,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
 	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
 	p.runtimes, p.mayUseHere, p.mayUseThere = h.Runtimes, ev.MayUseHere, ev.MayUseThere
-	p.slots, p.running, p.queued, p.paused = int(h.Slots), 0, 0, ""
+	p.slots, p.running, p.queued, p.paused = slotsOf(h.Slots), 0, 0, ""
 	s.tellPeer(Connected, p, "")
 	p.answer, p.challengeSeen = s.challenge, 0 // a Hello made after our pause; see advance
 	p.beats = 0
@@ -145,6 +148,7 @@ func (s *Scheduler) peerDown(ev PeerDown) {
 	s.tellPeer(Disconnected, p, ev.Reason)
 	s.wentAway(p, s.awake())
 	if ev.Clean {
+		p.gone = true // and said so: no loss
 		s.lose(p, NodeLeft)
 		s.dropQueued(p)
 	}
@@ -195,7 +199,7 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 		return
 	}
 	p.seenEpoch(m.Epoch)
-	p.slots, p.running, p.queued, p.paused = int(m.Slots), int(m.Running), int(m.Queued), m.Paused
+	p.slots, p.running, p.queued, p.paused = slotsOf(m.Slots), int(m.Running), int(m.Queued), m.Paused
 	p.answer = max(p.answer, m.Answer)
 	if m.Challenge != p.challengeSeen {
 		p.challengeSeen = m.Challenge

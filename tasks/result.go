@@ -190,6 +190,18 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 	s.halt(j)
 }
 
+// maxRunUs is the most that counts of the time that a peer says its task took: sums and products stay in range.
+const maxRunUs = 1 << 40
+
+// ran is how long an outcome's attempt ran, ns, as its worker says, but no longer than there was time.
+func (s *Scheduler) ran(j *job, o *protocol.Outcome) int64 {
+	ran := int64(min(o.RunUs, maxRunUs)) * microsecond
+	if s.stepped && o.Epoch == s.epoch { // else it ran in an earlier life, too
+		ran = min(ran, s.now-j.openedAt)
+	}
+	return ran
+}
+
 // book enters a terminal task into the books.
 func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	t := j.tasks.at(o.Index)
@@ -217,12 +229,13 @@ func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	}
 	if w != "" {
 		sh := j.share(w)
+		ran := s.ran(j, o)
 		sh.tasks++
-		sh.busyUS += o.RunUs
+		sh.busyUS += uint64(ran / microsecond)
 		if o.Status == protocol.Status_OK { // a node that fails at once is not a fast one
 			s.succeeded(j, sh, o.Index, w)
-			sh.run.add(int64(o.RunUs) * microsecond)
-			j.run.add(int64(o.RunUs) * microsecond)
+			sh.run.add(ran)
+			j.run.add(ran)
 		}
 	}
 	delete(j.trouble, o.Index)

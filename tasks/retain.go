@@ -127,8 +127,8 @@ func (s *Scheduler) retain() {
 			i++
 		}
 	}
-	for _, id := range s.order {
-		if p := s.peers[id]; p.away && now >= p.awaySince+r.Outcomes {
+	for _, p := range s.line {
+		if p.away && now >= p.awaySince+r.Outcomes {
 			s.abandon(p)
 		}
 	}
@@ -139,7 +139,7 @@ func (s *Scheduler) retain() {
 }
 
 func (s *Scheduler) anyAway() bool {
-	return slices.ContainsFunc(s.order, func(id protocol.NodeID) bool { return s.peers[id].away })
+	return slices.ContainsFunc(s.line, func(p *peer) bool { return p.away })
 }
 
 // retainWake is when retain has something to do.
@@ -150,8 +150,8 @@ func (s *Scheduler) retainWake(at func(int64)) {
 		then(k.due)
 	}
 	away := false
-	for _, id := range s.order {
-		if p := s.peers[id]; p.away {
+	for _, p := range s.line {
+		if p.away {
 			then(p.awaySince + s.cfg.Retention.Outcomes)
 			away = true
 		}

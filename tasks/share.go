@@ -44,16 +44,18 @@ const (
 	quantum = 10 * millisecond
 	// unknownRun is what a granted task is charged before any of its job has ended.
 	unknownRun = 10 * millisecond
+	// mostRun is the most that a granted task is charged before it has ended: sums stay in range.
+	mostRun = 3600 * second
 )
 
 // cost is the slot time that a task of j is charged when p gets it, ns; what it really took replaces it.
 func (s *Scheduler) cost(p *peer, j *job) int64 {
-	return max(cmp.Or(s.runOn(p, j), unknownRun), microsecond)
+	return max(min(cmp.Or(s.runOn(p, j), unknownRun), mostRun), microsecond)
 }
 
 // settle replaces what the job of a lease was charged for it by what it took.
 func (l *lease) settle(o *protocol.Outcome, now int64) {
-	l.job.claim.used += min(int64(min(o.RunUs, 1<<40))*microsecond, now-l.at) - l.cost // never more than there was time
+	l.job.claim.used += min(int64(min(o.RunUs, maxRunUs))*microsecond, now-l.at) - l.cost // never more than there was time
 	l.cost = 0
 }
 

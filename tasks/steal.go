@@ -40,7 +40,7 @@ func (s *Scheduler) low(p *peer) (low, high int) {
 
 // askForTasks sends a StealRequest to each origin that has tasks while there is room for them here.
 func (s *Scheduler) askForTasks() {
-	if s.unavailable() != "" || s.wanted == 0 {
+	if s.refuses() != "" || s.lone != nil { // what came would stand behind the lone one
 		return
 	}
 	var sources []*peer

@@ -174,8 +174,9 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 	s.inform(thief, j)
 	a := s.lease(thief, j, worst.attempt.Index, worst.input)
 	thief.grants++
+	thief.told = uint64(s.pendingFor(thief))
 	s.send(thief, &protocol.Grant{
-		Epoch: s.epoch, Number: thief.grants, Left: uint64(s.pendingFor(thief)),
+		Epoch: s.epoch, Number: thief.grants, Left: thief.told,
 		Jobs: []*protocol.JobGrant{{Job: j.id[:], RunUs: j.run.us(), Tasks: []*protocol.Assignment{a}}},
 	})
 	thief.beatSoon(s.now)

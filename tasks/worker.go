@@ -406,7 +406,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				continue
 			}
 			switch {
-			case s.unavailable() != "":
+			case s.refuses() != "":
 				noSlot = append(noSlot, h)
 			case j == nil:
 				cannot, why = append(cannot, h), "the job was not announced"
@@ -428,7 +428,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 		}
 	}
 	s.giveBack(p, cannot, protocol.Refusal_CANNOT_RUN, why)
-	s.giveBack(p, noSlot, protocol.Refusal_NO_SLOT, cmp.Or(s.unavailable(), "no free slot"))
+	s.giveBack(p, noSlot, protocol.Refusal_NO_SLOT, cmp.Or(s.refuses(), "no free slot"))
 	p.beatSoon(s.now)
 }
 
@@ -450,6 +450,14 @@ func cut(t string, n int) string { return strings.ToValidUTF8(t[:min(n, len(t))]
 
 // unavailable is why this node takes no work, or "".
 func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }
+
+// refuses is why nothing may be queued here, not even what was asked for, or "".
+func (s *Scheduler) refuses() string {
+	if s.wanted == 0 {
+		return cmp.Or(s.unavailable(), "it has no slots any more")
+	}
+	return s.unavailable()
+}
 
 // startTasks fills the free slots, as those with something to start share them (share.go). This node's own tasks wait for
 // no guest: they have all slots, and where guests have taken some, others besides until enough have ended.
@@ -493,7 +501,10 @@ func (s *Scheduler) startTasks() {
 		s.start(i, p, j)
 	}
 	s.topUp(busy)
-	s.dropSpare(busy)
+	if s.dropSpare(busy) {
+		s.startTasks()
+		return
+	}
 	s.sendGuestsAway()
 }
 
@@ -539,15 +550,15 @@ func (s *Scheduler) sparesHere() int {
 }
 
 // dropSpare stops a spare copy if a first attempt waits for its slot: they run on idle capacity only. One at a time:
-// the slot is free when the copy has stopped.
-func (s *Scheduler) dropSpare(busy int) {
+// the slot is free when the copy has stopped. It says that it is free now, for the copy was to start with this Ready.
+func (s *Scheduler) dropSpare(busy int) bool {
 	if p, j := s.next(busy - 1); p == nil || j.queue[0].spare {
-		return
+		return false
 	}
 	slot, spare := -1, (*held)(nil)
 	for i := range s.slots {
 		if s.slots[i].busy && len(s.slots[i].items) == 0 {
-			return // one is stopping already
+			return false // one is stopping already
 		}
 		for _, h := range s.slots[i].items {
 			if h.spare && len(s.slots[i].items) == 1 {
@@ -556,11 +567,12 @@ func (s *Scheduler) dropSpare(busy int) {
 		}
 	}
 	if spare == nil {
-		return
+		return false
 	}
 	s.slots[slot].items = nil
 	s.stop(slot, []protocol.Attempt{spare.attempt})
 	s.giveBack(spare.from, []*held{spare}, protocol.Refusal_NO_SLOT, "a first attempt needs its slot")
+	return !s.slots[slot].busy
 }
 
 // next is whose tasks start next, with busy slots taken; nil: nobody's.
@@ -598,7 +610,8 @@ func (s *Scheduler) batch(j *heldJob) int {
 	n := 1
 	if d := j.run.ns; d > 0 && d <= singleFrom {
 		// Not more than this slot's share of the queue: the others are idle too, or soon.
-		n = max(1, min(int(batchTime/d), maxBatch, (len(j.queue)+s.wanted-1)/s.wanted))
+		slots := max(1, s.wanted) // none: what runs may still end
+		n = max(1, min(int(batchTime/d), maxBatch, (len(j.queue)+slots-1)/slots))
 	}
 	n = min(n, len(j.queue))
 	if k := slices.IndexFunc(j.queue[:n], func(h *held) bool { return h.alone }); k > 0 {
@@ -748,7 +761,7 @@ func (s *Scheduler) putBack(h *held, useless bool) {
 	p := h.from
 	h.running = false
 	p.count(-1, 0)
-	if reason := s.unavailable(); reason != "" {
+	if reason := s.refuses(); reason != "" {
 		s.giveBack(p, []*held{h}, protocol.Refusal_NONE, reason)
 		return
 	}
@@ -912,7 +925,7 @@ func (s *Scheduler) setSlots(n int) {
 		s.slots = s.slots[:len(s.slots)-1]
 	}
 	if s.wanted == 0 {
-		s.returnQueued("it has no slots any more")
+		s.returnQueued(s.refuses())
 	}
 	s.beatAll()
 }
