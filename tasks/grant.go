@@ -411,8 +411,10 @@ func (s *Scheduler) unbook(l *lease) {
 func (s *Scheduler) takeBack(ls []*lease, c Code, what string) {
 	slices.SortFunc(ls, func(a, b *lease) int { return a.attempt.Compare(b.attempt) })
 	for _, l := range ls {
-		s.tell(c, l.attempt, l.to, what)
-		s.dropLease(l)
+		if l.to.leases[l.attempt] == l { // else it was named twice
+			s.tell(c, l.attempt, l.to, what)
+			s.dropLease(l)
+		}
 	}
 }
 

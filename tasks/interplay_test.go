@@ -180,3 +180,41 @@ func TestOnlyNodesThatAreLostCountAsLost(t *testing.T) {
 		t.Errorf("%d nodes are lost, and one was", s.lost)
 	}
 }
+
+// A member that names an attempt twice gives it back once.
+func TestAnAttemptIsGivenBackOnce(t *testing.T) {
+	t.Parallel()
+	s, id := one(t, 0), protocol.JobID{1}
+	member(s, 0, "b", 1, 2)
+	s.Step(0, Submit{Job: id, Spec: spec(id), Inputs: make([]Input, 5), Close: true, Count: 5})
+	for _, m := range s.Ready().Messages {
+		if g, ok := m.Message.(*protocol.Grant); ok {
+			as := grantsOf(g)
+			s.Step(0, Receive{Peer: "b", Session: 1, Message: &protocol.GiveBack{Epoch: 1, Attempts: protocol.GroupAttempts(append(as, as...))}})
+			check(t, s)
+		}
+	}
+	if j := s.jobs[id]; j.pending != 5 || j.share("b").live != 0 || j.claim.used != 0 {
+		t.Errorf("%d pending, %d live, %d ns charged; all is given back", j.pending, j.share("b").live, j.claim.used)
+	}
+}
+
+// An origin that gives its job the id of another's, and its attempts the same names, ends none of the other's tasks.
+func TestAnOriginRevokesItsOwnAttemptsOnly(t *testing.T) {
+	t.Parallel()
+	s, id := worker(t, 2)
+	member(s, 0, "c", 2, 1)
+	announce(s, 0, "c", 2, id)
+	s.Step(0, Prepared{Origin: "c", Job: id})
+	for i, from := range []protocol.NodeID{"b", "c"} {
+		s.Step(0, Receive{Peer: from, Session: uint64(i + 1), Message: grantWith(id, 1, 0, 0, 1, 0, nil)})
+	}
+	if as := started(s.Ready()); len(as) != 2 {
+		t.Fatalf("started %v", as)
+	}
+	s.Step(0, Receive{Peer: "c", Session: 2, Message: &protocol.Revoke{Epoch: 1, Attempts: protocol.GroupAttempts([]protocol.Attempt{{Job: id, Index: 0, N: 1, Epoch: 1}})}})
+	if r := s.Ready(); len(r.Stop) != 1 {
+		t.Errorf("stops %v", r.Stop)
+	}
+	check(t, s)
+}

@@ -879,7 +879,8 @@ func (s *Scheduler) revokeHeld(p *peer, as []protocol.Attempt) {
 			continue
 		case h.running:
 			for i := range s.slots {
-				if s.slots[i].take(a) != nil {
+				if slices.Contains(s.slots[i].items, h) { // another origin may call its own the same
+					s.slots[i].take(a)
 					stop[i] = append(stop[i], a)
 				}
 			}
