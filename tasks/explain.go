@@ -36,7 +36,7 @@ func (s *Scheduler) WhyJob(now int64, id protocol.JobID) (Why, bool) {
 		return Why{}, false
 	}
 	st := s.status(j)
-	w := Why{Summary: fmt.Sprintf("%v: %d of %d tasks ended", st.State, j.ended, j.tasks.n)}
+	w := Why{Summary: fmt.Sprintf("%v: %d of %d tasks ended", st.State, st.Done+st.Failed, j.tasks.n)}
 	if st.Failed > 0 {
 		w.Summary += fmt.Sprintf(", %d of them badly", st.Failed)
 	}

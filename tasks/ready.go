@@ -73,7 +73,7 @@ type Stop struct {
 	Attempts []protocol.Attempt
 }
 
-// Prepare fetches and compiles a program, as soon as its job is announced and before its tasks start.
+// Prepare fetches and compiles a program, as soon as its job is announced, if there are slots, and before its tasks start.
 // Drop instead ends the node's use of it.
 type Prepare struct {
 	Origin protocol.NodeID

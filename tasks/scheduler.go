@@ -37,6 +37,7 @@ import (
 // Errors of Step that a client can act on.
 var (
 	ErrNoJob   = errors.New("no such job")
+	ErrNoTask  = errors.New("no such task")
 	ErrGap     = errors.New("tasks before this index are missing")
 	ErrTooMany = errors.New("too many tasks")
 	ErrClosed  = errors.New("the job is closed")

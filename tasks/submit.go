@@ -203,7 +203,7 @@ func (s *Scheduler) cancel(ev Cancel) error {
 	}
 	if ev.Task != nil {
 		if *ev.Task >= j.tasks.n {
-			return fmt.Errorf("task %d of job %s: %w", *ev.Task, ev.Job.Short(), ErrNoJob)
+			return fmt.Errorf("task %d of job %s: %w: it has %d", *ev.Task, ev.Job.Short(), ErrNoTask, j.tasks.n)
 		}
 		if j.tasks.at(*ev.Task).state != terminal {
 			s.finish(j, *ev.Task, &protocol.Outcome{

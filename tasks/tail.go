@@ -1,8 +1,6 @@
 package tasks
 
 import (
-	"strconv"
-
 	"meshnode/protocol"
 )
 
@@ -97,7 +95,7 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 	k := max(1, int(int64(movable)*wt/(wt+wv)))
 	victim.recalls++
 	victim.recalling = victim.recalls
-	s.tellPeer(Recalled, victim, strconv.Itoa(k))
+	s.tellPeer(Recalled, victim, some(k))
 	s.send(victim, &protocol.Recall{Epoch: s.epoch, Id: victim.recalls, Count: uint32(k)})
 	return true
 }

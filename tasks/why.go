@@ -91,7 +91,7 @@ const (
 	Ended
 	EndedBadly    // {what} is the failure
 	CancelledTask // {what} is why
-	Recalled      // {what} is how many
+	Recalled      // {what} is how many tasks
 	Connected
 	Disconnected // {what} is why
 
@@ -164,7 +164,7 @@ var table = [codes]Reason{
 	Ended:         {"ended", "done by {node}", "nothing: meshnode results has its output"},
 	EndedBadly:    {"ended_badly", "failed on {node}: {what}", "see meshnode logs JOB/TASK; meshnode rerun JOB --failed tries again"},
 	CancelledTask: {"cancelled", "cancelled: {what}", "submit it again if it is wanted after all"},
-	Recalled:      {"recalled", "{node} was asked to give back {what} tasks, for a node that was idle", "nothing: so the last tasks of a job end sooner"},
+	Recalled:      {"recalled", "{node} was asked to give back {what}, for a node that was idle", "nothing: so the last tasks of a job end sooner"},
 	Connected:     {"connected", "{node} connected", "nothing: it gets work from now on"},
 	Disconnected:  {"disconnected", "the connection to {node} ended: {what}", "nothing: it is tried again; meshnode peers says when"},
 }

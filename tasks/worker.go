@@ -316,7 +316,14 @@ func (s *Scheduler) jobInfo(p *peer, m *protocol.JobInfo) {
 	}
 	j.announcedOn = p.session
 	j.run.prior(int64(min(m.RunUs, uint64(1)<<40)) * microsecond)
-	if j.state == preparing || j.state == prepared || j.state == invalid {
+	s.prepare(p, j)
+}
+
+// prepare has a job's program fetched and compiled, unless that was done, or it cannot run here. A node without slots
+// does it when it gets some: most have none because their owner wants the machine for something else.
+func (s *Scheduler) prepare(p *peer, j *heldJob) {
+	m := j.info
+	if j.state == preparing || j.state == prepared || j.state == invalid || s.wanted == 0 {
 		return
 	}
 	if r := m.Program.Runtime; !slices.Contains(s.cfg.Runtimes, r) || !slices.Contains(p.mayUseHere, r) {
@@ -927,6 +934,13 @@ func (s *Scheduler) setSlots(n int) {
 	}
 	if s.wanted == 0 {
 		s.returnQueued(s.refuses())
+	}
+	for _, p := range s.line {
+		for _, id := range slices.SortedFunc(maps.Keys(p.jobs), protocol.JobID.Compare) {
+			if j := p.jobs[id]; j.state == 0 {
+				s.prepare(p, j)
+			}
+		}
 	}
 	s.beatAll()
 }

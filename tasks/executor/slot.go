@@ -23,9 +23,10 @@ const (
 	maxAheadBytes = 1 << 20
 	// grace is how long an answer may be under way: a worker holds it back for 1 ms at most.
 	grace = 10 * time.Millisecond
-	// certain is how long an item must have been the first without an answer for its worker's death to be
-	// put down to it, if there are others behind it: far longer than answers are held back, also on a busy machine.
-	certain = 100 * time.Millisecond
+	// Certain is how long an item must have been the first without an answer for its worker's death to be
+	// put down to it, if there are others behind it: far longer than answers are held back, also by a process that waits
+	// for a processor (at a load of ten to a core, 100 ms were too few). A task that ran for less runs once more.
+	Certain = 2 * time.Second
 	// maxLoad is how long loading or compiling a program may take. The largest modules take seconds.
 	maxLoad = 2 * time.Minute
 	// maxLoaded is how many programs a worker process keeps.
@@ -409,7 +410,7 @@ func (s *slot) died() {
 			again = append(again, f)
 		case why.timeout:
 			s.ended(f, protocol.Status_TIMED_OUT, exitTimedOut, fmt.Sprintf("timed out after %v", s.prog.timeout), now)
-		case len(flight) > 1 && p.ended.Sub(s.since) < certain:
+		case len(flight) > 1 && p.ended.Sub(s.since) < Certain:
 			// An answer may have been lost with the process, and then a later item is to blame. Run them again one
 			// by one: if it happens again, it is certain.
 			log.Debug("worker process died among several items")
