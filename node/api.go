@@ -24,6 +24,7 @@ func (e *Error) Error() string { return e.Message }
 // Codes of Error.
 const (
 	CodeNoJob       = "no_job"      // no such job
+	CodeNoTask      = "no_task"     // the job has no task with that index
 	CodeNoPeer      = "no_peer"     // no such member
 	CodeBadRequest  = "bad_request" // the request cannot be understood or breaks a limit
 	CodeBadProgram  = "bad_program" // no node could run the program

@@ -227,6 +227,8 @@ func jobError(err error) error {
 		return nil
 	case errors.Is(err, tasks.ErrNoJob):
 		return &Error{Code: CodeNoJob, Message: err.Error(), Fix: "meshnode jobs -a lists the jobs of this node"}
+	case errors.Is(err, tasks.ErrNoTask):
+		return &Error{Code: CodeNoTask, Message: err.Error(), Fix: "tasks count from 0"}
 	case errors.Is(err, tasks.ErrForgotten):
 		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "submit it as a new job; ended jobs are kept as long as meshnode up --retain says"}
 	case errors.Is(err, tasks.ErrStopped):

@@ -87,6 +87,18 @@ type env struct {
 	hurry          *hurry
 }
 
+// shared is a writer for several goroutines: results, the loss of the node and what a job waits for are told as they come.
+type shared struct {
+	mu sync.Mutex // guards w
+	w  io.Writer
+}
+
+func (s *shared) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(b)
+}
+
 func system() env {
 	return env{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
@@ -118,6 +130,7 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 
 // run is main without the process: it returns the exit code.
 func run(ctx context.Context, e env, args []string) int {
+	e.stderr = &shared{w: e.stderr}
 	c := &cli{env: e}
 	root := c.root()
 	if bare(root, args) {

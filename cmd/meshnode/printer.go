@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"meshnode/node"
@@ -27,6 +29,7 @@ type printer struct {
 	failures                    int // told so far
 	last                        control.Result
 	seen                        int
+	came                        atomic.Int64 // results, for tellWaits
 
 	// For keepOrder: what came before its turn. Beyond heldMost bytes only the fact is kept, and the result is
 	// asked for again when its turn has come.
@@ -53,6 +56,7 @@ func (c *cli) newPrinter(client *control.Client, f *submitFlags, job protocol.Jo
 // print takes a batch of results. It keeps what they point to, not the slice.
 func (p *printer) print(rs []control.Result) error {
 	p.bar.add(rs)
+	p.came.Add(int64(len(rs)))
 	for i := range rs {
 		r := &rs[i]
 		p.seen++
@@ -83,6 +87,41 @@ func (p *printer) print(rs []control.Result) error {
 		}
 	}
 	return p.flush()
+}
+
+// waitsAfter is how long no result comes before the job is asked why: then somebody looks up and wonders.
+const waitsAfter = 2 * time.Second
+
+// tellWaits says on standard error why the job waits, if no task of it runs, once for each reason, until the function that it
+// returns is called.
+func (p *printer) tellWaits(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticks := time.NewTicker(waitsAfter)
+		defer ticks.Stop()
+		seen, told := p.came.Load(), ""
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticks.C:
+			}
+			if n := p.came.Load(); n != seen {
+				seen = n
+				continue
+			}
+			j, err := p.client.Job(ctx, p.job.String())
+			if err != nil || j.State != "waiting" || j.Reason == "" || j.Tasks == 0 || j.Reason == told {
+				continue // a lost node is told of elsewhere
+			}
+			told = j.Reason
+			p.bar.clear()
+			fmt.Fprintf(p.c.stderr, "meshnode: job %s waits: %s; meshnode why %[1]s\n", p.job.Short(), oneLine(told))
+		}
+	}()
+	return func() { cancel(); <-ended }
 }
 
 // turns writes what is next in order, as far as it has come.

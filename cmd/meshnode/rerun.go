@@ -60,7 +60,9 @@ func (c *cli) rerun(cmd *cobra.Command, f *submitFlags, name string, failed bool
 		total.n.Store(int64(job.Tasks))
 		total.known.Store(true)
 		p.bar = c.newBar(f, &total)
+		stop := p.tellWaits(ctx)
 		job, err = client.Follow(ctx, id, control.Watching{Inputs: true}, p.print)
+		stop()
 	}
 	return c.ended(ctx, client, f, p, job, err)
 }

@@ -480,7 +480,9 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 		p.numbers = log.numbers
 	}
 	p.bar = c.newBar(f, &total)
+	stop := p.tellWaits(ctx)
 	job, err := client.Submit(ctx, spec, inputs, p.print)
+	stop()
 	return c.ended(ctx, client, f, p, job, err)
 }
 

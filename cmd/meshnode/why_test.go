@@ -71,31 +71,7 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A line at a time, as it is written: read says what comes up to one that has the text, or up to the end.
-	drain := func() (*exec.Cmd, func(text string) string) {
-		bin, err := exec.LookPath("meshnode")
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.CommandContext(t.Context(), bin, "drain", "--data-dir", dir)
-		pipe, err := cmd.StderrPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(pipe)
-		return cmd, func(text string) (all string) {
-			for lines.Scan() {
-				all += lines.Text() + "\n"
-				if text != "" && strings.Contains(all, text) {
-					break
-				}
-			}
-			return all
-		}
-	}
+	drain := func() (*exec.Cmd, func(string) string) { return follow(t, dir, "drain") }
 	cmd, read := drain()
 	if got := read("draining: 3 running"); !strings.Contains(got, "draining: 3 running, 0 to go back") && !strings.Contains(got, "draining: 3 running, 1 to go back") {
 		t.Errorf("no progress: %q", got)
@@ -132,4 +108,49 @@ func TestDrain(t *testing.T) {
 		t.Errorf("ended: exit code %d, %q", code, got)
 	}
 	wait(t, submit, 10*time.Second)
+}
+
+// TestWaitsAreTold: who watches a job that no node can run is told so.
+func TestWaitsAreTold(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	startNode(t, dir, "--slots", "1")
+	cmd, read := follow(t, dir, "submit", "--on", "gpu", loop, ":::", "loop")
+	got := read("waits")
+	if !regexp.MustCompile(`^meshnode: job [0-9a-f]{8} waits: no node can run it now: .*gpu.*; meshnode why [0-9a-f]{8}\n$`).MatchString(got) {
+		t.Errorf("told %q", got)
+	}
+	cmd.Process.Signal(os.Interrupt)
+	got = read("")
+	if code := wait(t, cmd, 10*time.Second); code != exitInterrupted || strings.Contains(got, "waits") {
+		t.Errorf("interrupted: exit code %d, %q", code, got)
+	}
+}
+
+// follow starts a command. A line of its standard error at a time, as it is written, read returns what comes up to one that
+// has the text, or up to the end.
+func follow(t *testing.T, dir string, args ...string) (cmd *exec.Cmd, read func(text string) string) {
+	t.Helper()
+	bin, err := exec.LookPath("meshnode")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.CommandContext(t.Context(), bin, append([]string{args[0], "--data-dir", dir}, args[1:]...)...)
+	pipe, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(pipe)
+	return cmd, func(text string) (all string) {
+		for lines.Scan() {
+			all += lines.Text() + "\n"
+			if text != "" && strings.Contains(all, text) {
+				break
+			}
+		}
+		return all
+	}
 }

@@ -328,7 +328,7 @@ func (c *Client) Input(ctx context.Context, name string, index uint32) ([]byte, 
 		return nil, err
 	}
 	if len(in) == 0 {
-		return nil, &node.Error{Code: "no_task", Message: fmt.Sprintf("job %s has no task %d", name, index)}
+		return nil, &node.Error{Code: node.CodeNoTask, Message: fmt.Sprintf("job %s has no task %d", name, index)}
 	}
 	return in[0], nil
 }

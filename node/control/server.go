@@ -331,7 +331,7 @@ func (s *Server) getTask(r *http.Request) (any, error) {
 }
 
 func noTask(id protocol.JobID, index uint32, j node.Job) error {
-	return &node.Error{Code: "no_task", Message: "job " + id.Short() + " has no task " + strconv.Itoa(int(index)) + ": it has " + strconv.Itoa(int(j.Tasks)), Fix: "tasks count from 0"}
+	return &node.Error{Code: node.CodeNoTask, Message: "job " + id.Short() + " has no task " + strconv.Itoa(int(index)) + ": it has " + strconv.Itoa(int(j.Tasks)), Fix: "tasks count from 0"}
 }
 
 func parseIndex(s string) (uint32, error) {
@@ -545,7 +545,7 @@ func asError(err error) *node.Error {
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := asError(err)
 	status := map[string]int{
-		node.CodeNoJob: http.StatusNotFound, node.CodeNoPeer: http.StatusNotFound, "no_task": http.StatusNotFound, "no_such_request": http.StatusNotFound,
+		node.CodeNoJob: http.StatusNotFound, node.CodeNoPeer: http.StatusNotFound, node.CodeNoTask: http.StatusNotFound, "no_such_request": http.StatusNotFound,
 		node.CodeBadRequest: http.StatusBadRequest, node.CodeBadProgram: http.StatusUnprocessableEntity,
 		node.CodeRefused: http.StatusConflict, "not_ended": http.StatusConflict, "cancelled": http.StatusConflict,
 		node.CodeStopping: http.StatusServiceUnavailable, node.CodeUnavailable: http.StatusServiceUnavailable,
