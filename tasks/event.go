@@ -25,7 +25,7 @@ type Input struct {
 	Blob *protocol.Blob
 }
 
-// Cancel ends a job, or one task of it if Task is not nil. Unknown jobs: ErrNoJob. What has ended stays.
+// Cancel ends a job, or one task of it if Task is not nil. Unknown ones: ErrNoJob, ErrNoTask. What has ended stays.
 type Cancel struct {
 	Job    protocol.JobID
 	Task   *uint32

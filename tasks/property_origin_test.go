@@ -564,8 +564,12 @@ func (m *originModel) Cancel(t *rapid.T) {
 	}
 	err := m.step(t, ev)
 	switch {
-	case j == nil, !j.over() && ev.Task != nil && *ev.Task >= j.tasks:
+	case j == nil:
 		if !errors.Is(err, ErrNoJob) {
+			t.Fatal(err)
+		}
+	case !j.over() && ev.Task != nil && *ev.Task >= j.tasks:
+		if !errors.Is(err, ErrNoTask) {
 			t.Fatal(err)
 		}
 	case err != nil:

@@ -157,7 +157,7 @@ func (j *job) connect(p *process) {
 func (j *job) cancel(p *process, reason string, task *uint32) {
 	j.cancelAsked = true
 	p.put(waiting{ev: tasks.Cancel{Job: j.id, Task: task, Reason: reason}, done: func(err error) {
-		if err != nil && !errors.Is(err, tasks.ErrNoJob) && !p.stopErr(err) {
+		if err != nil && !errors.Is(err, tasks.ErrNoJob) && !errors.Is(err, tasks.ErrNoTask) && !p.stopErr(err) {
 			j.w.fail("%v refuses to cancel %s: %v", p.n, j.id.Short(), err)
 		}
 	}})
