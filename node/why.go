@@ -32,7 +32,7 @@ func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (W
 		return Why{}, err
 	}
 	if !ok {
-		return Why{}, jobError(fmt.Errorf("task %d of job %s: %w", index, job.Short(), tasks.ErrNoTask))
+		return Why{}, jobError(fmt.Errorf("task %d of job %s: %w", index, job.Short(), tasks.ErrNoJob))
 	}
 	name := fmt.Sprintf("%s/%d", job.Short(), index)
 	out := whyOf("task "+name, name, w)
