@@ -269,7 +269,8 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 		p.renewed = s.now
 	}
 	spare := t.state == leased
-	l := &lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare, alone: j.suspected(i)}
+	l := s.leaseRoom.next()
+	*l = lease{attempt: a, job: j, to: p, session: p.session, number: p.grants + 1, at: s.now, cost: s.cost(p, j), spare: spare, alone: j.suspected(i)}
 	s.addLease(l)
 	s.keep(l, in)
 	if spare {
@@ -284,7 +285,8 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 	if t.grants < 1<<16-1 {
 		t.grants++
 	}
-	as := &protocol.Assignment{Index: i, N: t.n, Input: in.Data, InputBlob: in.Blob, Spare: spare, Alone: l.alone}
+	as := s.taskRoom.next()
+	as.Index, as.N, as.Input, as.InputBlob, as.Spare, as.Alone = i, t.n, in.Data, in.Blob, spare, l.alone
 	if n := j.numbers.Of(i); n != i {
 		as.Number = n + 1
 	}

@@ -205,7 +205,8 @@ func (s *Scheduler) ran(j *job, o *protocol.Outcome) int64 {
 // book enters a terminal task into the books.
 func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	t := j.tasks.at(o.Index)
-	d := &Done{Seq: j.ended, Outcome: o, Worker: w, Attempts: uint32(t.grants)}
+	d := s.doneRoom.next()
+	*d = Done{Seq: j.ended, Outcome: o, Worker: w, Attempts: uint32(t.grants)}
 	switch t.state {
 	case pending:
 		s.unready(j, o.Index, nil)

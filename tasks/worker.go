@@ -404,7 +404,8 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 			p.run.prior(j.run.ns)
 		}
 		for _, t := range jg.Tasks {
-			h := &held{
+			h := s.heldRoom.next()
+			*h = held{
 				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
 				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now,
 				spare: t.Spare, alone: t.Alone,
@@ -815,13 +816,11 @@ func (s *Scheduler) flush(p *peer) {
 	if len(p.results) == 0 && p.ask == nil || !p.up {
 		return
 	}
-	small := slices.ContainsFunc(p.results, func(h *held) bool {
-		return h.job == nil || h.job.info.Tasks <= uint64(s.wanted)
-	})
-	if !p.self && p.queuedHere > 0 && !small && s.now < p.flushAt && p.ask == nil {
+	small := func(h *held) bool { return h.job == nil || h.job.info.Tasks <= uint64(s.wanted) }
+	if !p.self && p.queuedHere > 0 && s.now < p.flushAt && p.ask == nil && !slices.ContainsFunc(p.results, small) {
 		return
 	}
-	m, size := &protocol.Result{}, 0
+	m, size := &protocol.Result{Outcomes: make([]*protocol.Outcome, 0, min(len(p.results), maxResults))}, 0
 	for _, h := range p.results {
 		if p.held[h.attempt] != h {
 			continue
