@@ -193,14 +193,8 @@ func (s *Scheduler) finish(j *job, i uint32, o *protocol.Outcome, w protocol.Nod
 // maxRunUs is the most that counts of the time that a peer says its task took: sums and products stay in range.
 const maxRunUs = 1 << 40
 
-// ran is how long an outcome's attempt ran, ns, as its worker says, but no longer than there was time.
-func (s *Scheduler) ran(j *job, o *protocol.Outcome) int64 {
-	ran := int64(min(o.RunUs, maxRunUs)) * microsecond
-	if s.stepped && o.Epoch == s.epoch { // else it ran in an earlier life, too
-		ran = min(ran, s.now-j.openedAt)
-	}
-	return ran
-}
+// ran is how long an outcome's attempt ran, ns, as its worker says. Our own clock is no bound: it stands still while we sleep.
+func ran(o *protocol.Outcome) int64 { return int64(min(o.RunUs, maxRunUs)) * microsecond }
 
 // book enters a terminal task into the books.
 func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
@@ -230,7 +224,7 @@ func (s *Scheduler) book(j *job, o *protocol.Outcome, w protocol.NodeID) *Done {
 	}
 	if w != "" {
 		sh := j.share(w)
-		ran := s.ran(j, o)
+		ran := ran(o)
 		sh.tasks++
 		sh.busyUS += uint64(ran / microsecond)
 		if o.Status == protocol.Status_OK { // a node that fails at once is not a fast one

@@ -55,7 +55,7 @@ func (s *Scheduler) cost(p *peer, j *job) int64 {
 
 // settle replaces what the job of a lease was charged for it by what it took.
 func (l *lease) settle(o *protocol.Outcome, now int64) {
-	l.job.claim.used += min(int64(min(o.RunUs, maxRunUs))*microsecond, now-l.at) - l.cost // never more than there was time
+	l.job.claim.used += min(ran(o), now-l.at) - l.cost // never more than there was time
 	l.cost = 0
 }
 
