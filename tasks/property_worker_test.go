@@ -57,6 +57,7 @@ type lessorModel struct {
 type heldModel struct {
 	state   heldState
 	alone   bool // nothing else may run meanwhile
+	spare   bool // a second copy: it may be stopped and given back
 	outcome *protocol.Outcome
 	at      int64  // when it ended
 	sent    uint64 // session on which its outcome was sent
@@ -239,7 +240,7 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 			if x.Epoch >= from.epoch {
 				for _, a := range grantsOf(x) {
 					if from.held[a] == nil {
-						from.held[a] = &heldModel{state: isQueued, alone: aloneOf(x, a)}
+						from.held[a] = &heldModel{state: isQueued, alone: isAlone(x, a), spare: isSpare(x, a)}
 					}
 				}
 			}
@@ -304,8 +305,11 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 		case *protocol.GiveBack:
 			for _, a := range protocol.UngroupAttempts(y.Attempts) {
 				h := o.held[a]
-				if h == nil || h.state == isUnanswered || h.state == isRunning && !stop {
+				if h == nil || h.state == isUnanswered || h.state == isRunning && !stop && !h.spare {
 					t.Fatalf("%s: %v is %+v", messageText(y), a, h)
+				}
+				if h.spare && y.Why == protocol.Refusal_NO_SLOT { // a beat of this Ready came before
+					o.before = o.lists()
 				}
 				drop(o, a)
 			}
@@ -427,15 +431,18 @@ func (m *holderModel) ready(t *rapid.T, ev Event) {
 	}
 }
 
-func aloneOf(g *protocol.Grant, a protocol.Attempt) bool {
+func isAlone(g *protocol.Grant, a protocol.Attempt) bool { return assignmentOf(g, a).GetAlone() }
+func isSpare(g *protocol.Grant, a protocol.Attempt) bool { return assignmentOf(g, a).GetSpare() }
+
+func assignmentOf(g *protocol.Grant, a protocol.Attempt) *protocol.Assignment {
 	for _, jg := range g.Jobs {
 		for _, x := range jg.Tasks {
 			if x.Index == a.Index && x.N == a.N && protocol.JobID(jg.Job) == a.Job {
-				return x.Alone
+				return x
 			}
 		}
 	}
-	return false
+	return nil
 }
 
 // aloneWaits says that a task is held that has to run alone, and is next, or runs.
@@ -615,7 +622,8 @@ func (m *holderModel) Grant(t *rapid.T) {
 	jg := &protocol.JobGrant{Job: id[:], RunUs: uint64(rapid.SampledFrom([]int{0, 100, 50000}).Draw(t, "run"))}
 	for range rapid.IntRange(0, 5).Draw(t, "tasks") {
 		m.next++
-		jg.Tasks = append(jg.Tasks, &protocol.Assignment{Index: m.next, N: 1, Alone: rapid.IntRange(0, 9).Draw(t, "alone") == 0})
+		kind := rapid.IntRange(0, 9).Draw(t, "kind") // a suspected task is never copied
+		jg.Tasks = append(jg.Tasks, &protocol.Assignment{Index: m.next, N: 1, Alone: kind == 0, Spare: kind > 7})
 	}
 	for a, h := range o.held { // the same again
 		if a.Job == id && a.Epoch == g.Epoch && h.state != isUnanswered && len(jg.Tasks) == 1 {
