@@ -8,18 +8,26 @@
 //
 // The way of a task through it, from top to bottom:
 //
-//	submit.go   Submit: a job and its pending tasks                        (origin)
-//	input.go    their inputs: in memory, or on disk until it is their turn (origin)
-//	grant.go    who gets how many of them: leases                          (origin)
-//	match.go    which nodes may run a job; why.go says why one may not     (origin)
-//	worker.go   queued, running in a slot, outcome kept until answered     (worker)
-//	steal.go    asking for more, giving back                               (worker)
-//	result.go   the first valid terminal outcome wins, all are answered    (origin)
-//	blame.go    whose fault a failure is: tried again, or the end
-//	poison.go   tasks that kill their worker process, or their node (origin)
-//	halt.go     too many of them end the job                       (origin)
-//	retain.go   how long what has ended is kept                            (both)
-//	peer.go     streams, beats, expiring leases: when a worker is lost     (both)
+//	submit.go   Submit: a job and its pending tasks                          (origin)
+//	input.go    their inputs: in memory, or on disk until it is their turn   (origin)
+//	grant.go    who gets how many of them: leases                            (origin)
+//	match.go    which nodes may run a job                                    (origin)
+//	share.go    whose turn it is: jobs in grants, origins and jobs in slots  (both)
+//	bytes.go    who is too far away for a job's bytes                        (origin)
+//	mac.go      what proves that an attempt was granted                      (origin)
+//	worker.go   queued, running in a slot, outcome kept until answered       (worker)
+//	steal.go    asking for more, giving back                                 (worker)
+//	tail.go     nothing is pending: tasks move, stragglers get a spare copy  (origin)
+//	result.go   the first valid terminal outcome wins, all are answered      (origin)
+//	blame.go    whose fault a failure is: tried again, or the end            (origin)
+//	poison.go   tasks that kill their worker process, or their node          (origin)
+//	halt.go     too many of them end the job                                 (origin)
+//	retain.go   how long what has ended is kept                              (both)
+//	peer.go     streams, beats, expiring leases: when a worker is lost       (both)
+//
+// Beside it: event.go and ready.go are what goes in and comes out, status.go what is asked, why.go the reasons with their words,
+// explain.go and story.go what is said of a job, a task or a peer with them, mean.go how durations are smoothed, check.go
+// what must always hold.
 //
 // Time is int64 nanoseconds since an arbitrary start, from a monotonic clock. A Scheduler is not safe for
 // concurrent use.
