@@ -64,6 +64,7 @@ type lessee struct {
 	loadFrom   int64  // no Load before
 	eagerFrom  int64  // no unasked Grant before
 	recalling  uint64 // id of the Recall under way, 0: none
+	recalledAt int64  // when it was sent
 	recalls    uint64
 	recallFrom int64 // no Recall before
 	wait       int64 // its smoothed time from request to grant

@@ -26,7 +26,7 @@ func (s *Scheduler) halt(j *job) {
 func (s *Scheduler) recallAll(p *peer, j *job) {
 	if sh := j.byWorker[p.id]; sh != nil && sh.live > 0 {
 		p.recalls++
-		p.recalling = p.recalls
+		p.recalling, p.recalledAt = p.recalls, s.now
 		s.send(p, &protocol.Recall{Epoch: s.epoch, Id: p.recalls, Count: 2 * maxHeld, Job: j.id[:]})
 	}
 }

@@ -80,7 +80,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 
 // shift moves all deadlines of p by a pause of our own.
 func (p *peer) shift(gap int64) {
-	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.answersAt, &p.askFrom, &p.flushAt} {
+	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.recalledAt, &p.answersAt, &p.askFrom, &p.flushAt} {
 		if *t != 0 {
 			*t += gap
 		}

@@ -19,7 +19,7 @@ const (
 	growth = 16
 	// askFirst and askMost bound the pause after an origin had nothing.
 	askFirst, askMost = millisecond, 50 * millisecond
-	// askTimeout gives a request up that was never answered; leases end on their own.
+	// askTimeout gives a request or recall up that was never answered; leases end on their own.
 	askTimeout = 3 * second
 )
 

@@ -73,8 +73,8 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 		if len(p.leases) == 0 || p == thief || p.slotsHere(s) == 0 || !p.up {
 			continue
 		}
-		if p.recalling != 0 {
-			under = true
+		if p.recalling != 0 { // one that never answers keeps nobody from a copy
+			under = under || s.now < p.recalledAt+askTimeout
 			continue
 		}
 		if s.now < p.recallFrom {
@@ -94,7 +94,7 @@ func (s *Scheduler) rebalance(j *job, thief *peer) bool {
 	wt, wv := s.weight(thief, j), s.weight(victim, j)
 	k := max(1, int(int64(movable)*wt/(wt+wv)))
 	victim.recalls++
-	victim.recalling = victim.recalls
+	victim.recalling, victim.recalledAt = victim.recalls, s.now
 	s.tellPeer(Recalled, victim, some(k))
 	s.send(victim, &protocol.Recall{Epoch: s.epoch, Id: victim.recalls, Count: uint32(k)})
 	return true
