@@ -13,6 +13,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/protocol"
+	"meshnode/tasks"
 )
 
 // printer writes results as submit, run and results show them.
@@ -92,9 +93,10 @@ func (p *printer) print(rs []control.Result) error {
 // waitsAfter is how long no result comes before the job is asked why: then somebody looks up and wonders.
 const waitsAfter = 2 * time.Second
 
-// tellWaits says on standard error why the job waits, if no task of it runs, once for each reason, until the function that it
+// tellWaits says on standard error that no node can run what is left of the job, once for each reason, until the function that it
 // returns is called.
 func (p *printer) tellWaits(ctx context.Context) (stop func()) {
+	noNode := tasks.NoNode.String()
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -113,8 +115,8 @@ func (p *printer) tellWaits(ctx context.Context) (stop func()) {
 				continue
 			}
 			j, err := p.client.Job(ctx, p.job.String())
-			if err != nil || j.State != "waiting" || j.Reason == "" || j.Tasks == 0 || j.Reason == told {
-				continue // a lost node is told of elsewhere
+			if err != nil || j.State != "waiting" || j.WaitsFor != noNode || j.Reason == told {
+				continue // a lost node is told of elsewhere, and what waits for its turn needs nobody
 			}
 			told = j.Reason
 			p.bar.clear()
