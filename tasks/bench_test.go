@@ -95,7 +95,7 @@ func runBench(b *testing.B, nodes map[protocol.NodeID]*benchNode, n uint32) {
 			}
 		}
 		if turn > 1_000_000 {
-			b.Fatal(fmt.Sprintf("%d of %d tasks have ended", origin.ended, n))
+			b.Fatalf("%d of %d tasks have ended", origin.ended, n)
 		}
 	}
 }

@@ -659,6 +659,8 @@ func (s *Scheduler) tellLoad() {
 func (s *Scheduler) givenBack(p *peer, m *protocol.GiveBack) {
 	if m.Recall != 0 && m.Recall == p.recalling {
 		p.recalling = 0
+		// Not again at once: it may be this very node, and ask for what it gave back before the thief has it.
+		p.recallFrom = s.now + recallLead
 		if len(m.Attempts) == 0 { // what we take for waiting there has started
 			p.recallFrom = s.now + recallPause
 		}

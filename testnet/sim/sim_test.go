@@ -47,6 +47,7 @@ func TestFound(t *testing.T) {
 		{"one death of a worker process was charged twice", "poison", 266},
 		{"a deaf worker got the same tasks again and again", "deaf", 1},
 		{"grants under way when their lease ended were started", "thaw", 1},
+		{"a node recalled a task from itself and granted it to itself without end", "poison", 302634},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
