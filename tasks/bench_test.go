@@ -1,7 +1,6 @@
 package tasks
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"testing"
 
