@@ -180,6 +180,9 @@ var scenarios = map[string]func(*world){
 	"reset": func(w *world) {
 		w.small(2, 5)
 		w.deathsPer, w.stragglePer = 0, 0
+		for _, j := range w.order {
+			j.noSpares = true // a copy would end the job of an attempt that is lost for good
+		}
 		w.redial = [2]int64{5 * ms, 40 * ms}
 		for _, l := range w.links {
 			l.latency = min(l.latency, 3*ms)
