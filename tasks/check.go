@@ -18,6 +18,9 @@ import (
 //   - a task is granted only where its job wants to run;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
+	if s.unsettled {
+		return fmt.Errorf("after %d rounds this node still talks to itself", maxRounds)
+	}
 	for _, j := range s.sortedJobs() {
 		if err := s.checkJob(j); err != nil {
 			return fmt.Errorf("job %s: %w", j.id.Short(), err)

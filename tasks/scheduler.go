@@ -112,8 +112,9 @@ type Scheduler struct {
 	lost      uint32 // nodes that were gone without a word, and ran no task alone
 	upTime    int64  // of all streams that ended, together, ns
 
-	loop []loopback // messages between this node's two sides, in order
-	out  Ready
+	loop      []loopback // messages between this node's two sides, in order
+	unsettled bool       // the last Ready did not come to their end
+	out       Ready
 
 	story story
 
@@ -352,11 +353,17 @@ func (s *Scheduler) sortedJobs() []*job {
 	return js
 }
 
+// maxRounds of what this node's two sides say to each other are in one Ready. A few are usual; Check calls more a defect.
+const maxRounds = 1000
+
 // Ready decides what there is to decide after the events since the last Ready, and returns all that is to be
 // done. See Ready for the order in which to do it.
 func (s *Scheduler) Ready() Ready {
 	if s.stepped {
-		for {
+		for round := 0; ; round++ {
+			if s.unsettled = round == maxRounds; s.unsettled {
+				break // what is left of the loop waits for the next one: a node that goes round for ever would lose all it holds
+			}
 			s.flush(s.peers[s.cfg.Self]) // before anything starts: a result may end a job, and the tasks that would be next
 			s.drainLoop()
 			s.endHalted()
@@ -386,7 +393,9 @@ func (s *Scheduler) Ready() Ready {
 	r := s.out
 	// The next one will have about as much of what comes with each task.
 	s.out = Ready{Records: make([]Record, 0, len(r.Records)), Notices: make([]Notice, 0, len(r.Notices))}
-	r.Wake = s.wake()
+	if r.Wake = s.wake(); s.unsettled {
+		r.Wake = s.now + millisecond
+	}
 	return r
 }
 
