@@ -20,7 +20,7 @@ an arrow goes before what can be done about it. Each line has a code that script
 		Args:              c.exactly(1, "a job, a task or a peer"),
 		ValidArgsFunction: c.completeSubjects,
 	}
-	watch := cmd.Flags().BoolP("watch", "w", false, "go on showing, until interrupted")
+	watch := addWatch(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		client, err := c.dial()
 		if err != nil {
