@@ -144,7 +144,7 @@ type TaskResult struct {
 type JobSpec struct {
 	ID          protocol.JobID
 	Name        string
-	Runtime     string          // "wasm"
+	Runtime     string          // "wasm", "python", "python3.12"
 	Code        protocol.BlobID // put before with PutBlob
 	Args        []string
 	ClockReal   bool
@@ -161,6 +161,9 @@ type JobSpec struct {
 	HaltNow    bool           // then running tasks are stopped, too; else they may end
 	RerunOf    protocol.JobID // the job whose tasks these are again; zero: none
 	Runs       []uint32       // as protocol.Job has them, if the tasks are some of a longer list
+
+	Group protocol.JobID  // of the jobs that share a limit on what runs at this node; zero: none
+	Local *protocol.Local // how its tasks run at this node itself; nil: as everywhere
 }
 
 // Bounds of JobSpec.

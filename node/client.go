@@ -295,6 +295,10 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		Retries: spec.Retries, Priority: int32(spec.Priority), Placement: spec.Placement.message(), Spare: spec.Spare,
 		Runs: spec.Runs,
 	}
+	job.Local = spec.Local
+	if !spec.Group.IsZero() {
+		job.Group = spec.Group[:]
+	}
 	if spec.HaltFailed > 0 {
 		job.Halt = &protocol.Halt{Failed: spec.HaltFailed, Now: spec.HaltNow}
 	}

@@ -73,7 +73,7 @@ func specOf(j *protocol.Job) JobSpec {
 	s := JobSpec{
 		Name: j.Name, Runtime: j.Program.GetRuntime(), Args: j.Program.GetArgs(), ClockReal: j.Program.GetClockReal(),
 		Timeout: time.Duration(j.Limits.GetTimeoutUs()) * time.Microsecond, Memory: j.Limits.GetMemoryBytes(), MaxParallel: j.MaxParallel,
-		Retries: j.Retries, Priority: int(j.Priority), Spare: j.Spare, HaltFailed: j.Halt.GetFailed(), HaltNow: j.Halt.GetNow(), Runs: j.Runs,
+		Retries: j.Retries, Priority: int(j.Priority), Spare: j.Spare, HaltFailed: j.Halt.GetFailed(), HaltNow: j.Halt.GetNow(), Runs: j.Runs, Local: j.Local,
 		Placement: Placement{On: j.Placement.GetOn(), LocalOnly: j.Placement.GetLocalOnly(), RemoteOnly: j.Placement.GetRemoteOnly()},
 	}
 	for _, id := range j.Placement.GetNot() {

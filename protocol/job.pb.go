@@ -160,6 +160,8 @@ type Job struct {
 	// The tasks are some of a longer list: so many of it are left out, so many are tasks, and so on by turns; after the
 	// last run all are tasks. A program sees a task's number in that list. Empty: the tasks are the list.
 	Runs          []uint32 `protobuf:"varint,14,rep,packed,name=runs,proto3" json:"runs,omitempty"`
+	Group         []byte   `protobuf:"bytes,15,opt,name=group,proto3" json:"group,omitempty"` // 16 bytes, chosen by the client: jobs of one group share a limit on what they run at the origin itself
+	Local         *Local   `protobuf:"bytes,16,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +294,90 @@ func (x *Job) GetRuns() []uint32 {
 	return nil
 }
 
+func (x *Job) GetGroup() []byte {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *Job) GetLocal() *Local {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+// Local is how a job's tasks run at the origin itself, for the person there, whose files and interpreter these are. It
+// never travels.
+type Local struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interpreter   string                 `protobuf:"bytes,1,opt,name=interpreter,proto3" json:"interpreter,omitempty"` // path of the interpreter of the submitting program; empty: the node's own
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`         // of it: "3.12"
+	Path          []string               `protobuf:"bytes,3,rep,name=path,proto3" json:"path,omitempty"`               // where its modules are, in order
+	Dir           string                 `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`                 // the working directory of the submitting program
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Local) Reset() {
+	*x = Local{}
+	mi := &file_job_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Local) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Local) ProtoMessage() {}
+
+func (x *Local) ProtoReflect() protoreflect.Message {
+	mi := &file_job_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Local.ProtoReflect.Descriptor instead.
+func (*Local) Descriptor() ([]byte, []int) {
+	return file_job_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Local) GetInterpreter() string {
+	if x != nil {
+		return x.Interpreter
+	}
+	return ""
+}
+
+func (x *Local) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Local) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Local) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
 // Placement says which nodes may run a job; all that is set must hold.
 type Placement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -305,7 +391,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_job_proto_msgTypes[1]
+	mi := &file_job_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +403,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[1]
+	mi := &file_job_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +416,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{1}
+	return file_job_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Placement) GetOn() string {
@@ -372,7 +458,7 @@ type Halt struct {
 
 func (x *Halt) Reset() {
 	*x = Halt{}
-	mi := &file_job_proto_msgTypes[2]
+	mi := &file_job_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +470,7 @@ func (x *Halt) String() string {
 func (*Halt) ProtoMessage() {}
 
 func (x *Halt) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[2]
+	mi := &file_job_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +483,7 @@ func (x *Halt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Halt.ProtoReflect.Descriptor instead.
 func (*Halt) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{2}
+	return file_job_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Halt) GetFailed() uint32 {
@@ -427,7 +513,7 @@ type Attempts struct {
 
 func (x *Attempts) Reset() {
 	*x = Attempts{}
-	mi := &file_job_proto_msgTypes[3]
+	mi := &file_job_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +525,7 @@ func (x *Attempts) String() string {
 func (*Attempts) ProtoMessage() {}
 
 func (x *Attempts) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[3]
+	mi := &file_job_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +538,7 @@ func (x *Attempts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempts.ProtoReflect.Descriptor instead.
 func (*Attempts) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{3}
+	return file_job_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attempts) GetJob() []byte {
@@ -494,7 +580,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_job_proto_msgTypes[4]
+	mi := &file_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +592,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[4]
+	mi := &file_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +605,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{4}
+	return file_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Blob) GetId() []byte {
@@ -539,7 +625,7 @@ func (x *Blob) GetSize() uint64 {
 // Program is what runs for each task of a job.
 type Program struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Runtime       string                 `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`                       // "wasm"; later "python", "command"
+	Runtime       string                 `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`                       // "wasm", "python", or with the version that it needs: "python3.12"
 	Code          *Blob                  `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`                             // the module
 	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`                             // argument words; in each, {} is the input and {#} the index from 1. None: the input is standard input
 	ClockReal     bool                   `protobuf:"varint,4,opt,name=clock_real,json=clockReal,proto3" json:"clock_real,omitempty"` // wasm: the system's clock and randomness, not deterministic ones
@@ -549,7 +635,7 @@ type Program struct {
 
 func (x *Program) Reset() {
 	*x = Program{}
-	mi := &file_job_proto_msgTypes[5]
+	mi := &file_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +647,7 @@ func (x *Program) String() string {
 func (*Program) ProtoMessage() {}
 
 func (x *Program) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[5]
+	mi := &file_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +660,7 @@ func (x *Program) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Program.ProtoReflect.Descriptor instead.
 func (*Program) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{5}
+	return file_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Program) GetRuntime() string {
@@ -618,7 +704,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_job_proto_msgTypes[6]
+	mi := &file_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +716,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[6]
+	mi := &file_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +729,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{6}
+	return file_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Limits) GetTimeoutUs() uint64 {
@@ -697,7 +783,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_job_proto_msgTypes[7]
+	mi := &file_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +795,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_job_proto_msgTypes[7]
+	mi := &file_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +808,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_job_proto_rawDescGZIP(), []int{7}
+	return file_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Outcome) GetJob() []byte {
@@ -827,7 +913,7 @@ var File_job_proto protoreflect.FileDescriptor
 
 const file_job_proto_rawDesc = "" +
 	"\n" +
-	"\tjob.proto\x12\bmeshnode\"\xd0\x03\n" +
+	"\tjob.proto\x12\bmeshnode\"\x8d\x04\n" +
 	"\x03Job\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -843,7 +929,14 @@ const file_job_proto_rawDesc = "" +
 	"\x05spare\x18\v \x01(\x0e2\x0f.meshnode.SpareR\x05spare\x12\"\n" +
 	"\x04halt\x18\f \x01(\v2\x0e.meshnode.HaltR\x04halt\x12\x19\n" +
 	"\brerun_of\x18\r \x01(\fR\arerunOf\x12\x12\n" +
-	"\x04runs\x18\x0e \x03(\rR\x04runs\"m\n" +
+	"\x04runs\x18\x0e \x03(\rR\x04runs\x12\x14\n" +
+	"\x05group\x18\x0f \x01(\fR\x05group\x12%\n" +
+	"\x05local\x18\x10 \x01(\v2\x0f.meshnode.LocalR\x05local\"i\n" +
+	"\x05Local\x12 \n" +
+	"\vinterpreter\x18\x01 \x01(\tR\vinterpreter\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
+	"\x04path\x18\x03 \x03(\tR\x04path\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\tR\x03dir\"m\n" +
 	"\tPlacement\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\tR\x02on\x12\x10\n" +
 	"\x03not\x18\x02 \x03(\tR\x03not\x12\x1d\n" +
@@ -921,34 +1014,36 @@ func file_job_proto_rawDescGZIP() []byte {
 }
 
 var file_job_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_job_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_job_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_job_proto_goTypes = []any{
 	(Spare)(0),        // 0: meshnode.Spare
 	(Status)(0),       // 1: meshnode.Status
 	(*Job)(nil),       // 2: meshnode.Job
-	(*Placement)(nil), // 3: meshnode.Placement
-	(*Halt)(nil),      // 4: meshnode.Halt
-	(*Attempts)(nil),  // 5: meshnode.Attempts
-	(*Blob)(nil),      // 6: meshnode.Blob
-	(*Program)(nil),   // 7: meshnode.Program
-	(*Limits)(nil),    // 8: meshnode.Limits
-	(*Outcome)(nil),   // 9: meshnode.Outcome
+	(*Local)(nil),     // 3: meshnode.Local
+	(*Placement)(nil), // 4: meshnode.Placement
+	(*Halt)(nil),      // 5: meshnode.Halt
+	(*Attempts)(nil),  // 6: meshnode.Attempts
+	(*Blob)(nil),      // 7: meshnode.Blob
+	(*Program)(nil),   // 8: meshnode.Program
+	(*Limits)(nil),    // 9: meshnode.Limits
+	(*Outcome)(nil),   // 10: meshnode.Outcome
 }
 var file_job_proto_depIdxs = []int32{
-	7, // 0: meshnode.Job.program:type_name -> meshnode.Program
-	8, // 1: meshnode.Job.limits:type_name -> meshnode.Limits
-	3, // 2: meshnode.Job.placement:type_name -> meshnode.Placement
-	0, // 3: meshnode.Job.spare:type_name -> meshnode.Spare
-	4, // 4: meshnode.Job.halt:type_name -> meshnode.Halt
-	6, // 5: meshnode.Program.code:type_name -> meshnode.Blob
-	1, // 6: meshnode.Outcome.status:type_name -> meshnode.Status
-	6, // 7: meshnode.Outcome.output_blob:type_name -> meshnode.Blob
-	6, // 8: meshnode.Outcome.log_blob:type_name -> meshnode.Blob
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	8,  // 0: meshnode.Job.program:type_name -> meshnode.Program
+	9,  // 1: meshnode.Job.limits:type_name -> meshnode.Limits
+	4,  // 2: meshnode.Job.placement:type_name -> meshnode.Placement
+	0,  // 3: meshnode.Job.spare:type_name -> meshnode.Spare
+	5,  // 4: meshnode.Job.halt:type_name -> meshnode.Halt
+	3,  // 5: meshnode.Job.local:type_name -> meshnode.Local
+	7,  // 6: meshnode.Program.code:type_name -> meshnode.Blob
+	1,  // 7: meshnode.Outcome.status:type_name -> meshnode.Status
+	7,  // 8: meshnode.Outcome.output_blob:type_name -> meshnode.Blob
+	7,  // 9: meshnode.Outcome.log_blob:type_name -> meshnode.Blob
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_job_proto_init() }
@@ -962,7 +1057,7 @@ func file_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_job_proto_rawDesc), len(file_job_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -54,6 +54,13 @@ const (
 	ControlWatch LocalType = 0x23
 	// ControlCancel cancels a job or a task. Body: 16 bytes job, u32 index or 0xffffffff.
 	ControlCancel LocalType = 0x24
+	// ControlAddBlobs is ControlAdd for tasks that read blobs besides their input, which were put before. Body: 16 bytes
+	// job, u32 first index, u32 count, then for each task u16 number of blobs (at most MaxTaskBlobs), 32 bytes id of each, u32
+	// length and its input.
+	ControlAddBlobs LocalType = 0x25
+	// ControlGroup sets how many tasks of a group's jobs run at the node itself at once, from now on. Body: 16 bytes
+	// group, u32 limit (0: none run here; 0xffffffff: no limit).
+	ControlGroup LocalType = 0x26
 
 	// ControlOK answers request id. No body.
 	ControlOK LocalType = 0xa0
@@ -80,6 +87,9 @@ const (
 	WatchInputs = 1 << 0 // each result with the input of its task
 	WatchNow    = 1 << 1 // end after the results that are there now, though the job goes on
 )
+
+// MaxTaskBlobs is how many blobs a task may read besides its input.
+const MaxTaskBlobs = 64
 
 // MaxLocal is the largest local frame: a task's whole output (16 MiB) and log (1 MiB) and some room.
 const MaxLocal = 18 << 20

@@ -334,6 +334,14 @@ func check(m Message) error {
 				if err := checkBlob(t.InputBlob); err != nil {
 					return err
 				}
+				if len(t.Blobs) > MaxTaskBlobs {
+					return fmt.Errorf("%d blobs for a task", len(t.Blobs))
+				}
+				for _, b := range t.Blobs {
+					if err := checkBlob(b); err != nil {
+						return err
+					}
+				}
 			}
 		}
 	case *GiveBack:

@@ -42,7 +42,7 @@ func samples() []sample {
 		{"hello", &Hello{
 			Version: Version, Epoch: 7, Incarnation: 0x0123456789abcdef, SeenEpoch: 3, SeenIncarnation: 0xfedcba9876543210, Held: held[:1], Unanswered: held[1:], Slots: 4,
 			Runtimes: []string{"wasm", "python3.11"}, Name: "münchen", NodeVersion: "v0.1.0", Os: "linux", Arch: "arm64",
-			Labels: []string{"gpu=no", "room=4"}, Cpus: 8, MemoryBytes: 8 << 30,
+			Labels: []string{"gpu=no", "room=4"}, Cpus: 8, MemoryBytes: 8 << 30, ThrowAway: true,
 		}},
 		{"hello-empty", &Hello{}},
 		{"beat", &Beat{
@@ -61,7 +61,7 @@ func samples() []sample {
 			Job: job, RunUs: 1500,
 			Tasks: []*Assignment{
 				{Index: 0, N: 1, Input: []byte("1000000"), Mac: seq(0x40, 16)},
-				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16), Spare: true, Alone: true, Number: 9},
+				{Index: 1, N: 2, InputBlob: blob, Mac: seq(0x50, 16), Spare: true, Alone: true, Number: 9, Blobs: []*Blob{blob}},
 			},
 		}}}},
 		{"grant-refusal", &Grant{Epoch: 7, Number: 14, Request: 100}},

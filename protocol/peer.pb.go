@@ -97,6 +97,7 @@ type Hello struct {
 	Labels          []string               `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty"`                               // "k=v", as its owner set them
 	Cpus            uint32                 `protobuf:"varint,15,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // logical processors
 	MemoryBytes     uint64                 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // that tasks may have, all slots together; 0: not known
+	ThrowAway       bool                   `protobuf:"varint,17,opt,name=throw_away,json=throwAway,proto3" json:"throw_away,omitempty"`       // the sender ends with the program that started it: nobody keeps results for it for long
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -241,6 +242,13 @@ func (x *Hello) GetMemoryBytes() uint64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *Hello) GetThrowAway() bool {
+	if x != nil {
+		return x.ThrowAway
+	}
+	return false
 }
 
 // Beat says that its sender lives, what it holds of the receiver and how much of what the
@@ -806,6 +814,7 @@ type Assignment struct {
 	Spare         bool                   `protobuf:"varint,6,opt,name=spare,proto3" json:"spare,omitempty"`   // a second attempt of a task that runs elsewhere: it yields its slot to any first attempt
 	Alone         bool                   `protobuf:"varint,7,opt,name=alone,proto3" json:"alone,omitempty"`   // nothing else is to run at the worker meanwhile: the task is suspected of killing nodes
 	Number        uint32                 `protobuf:"varint,8,opt,name=number,proto3" json:"number,omitempty"` // from 1, what the program sees as its number; 0: index + 1
+	Blobs         []*Blob                `protobuf:"bytes,9,rep,name=blobs,proto3" json:"blobs,omitempty"`    // what the task reads besides its input, at most 64: fetched and pinned before it starts, and given to it as files
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -894,6 +903,13 @@ func (x *Assignment) GetNumber() uint32 {
 		return x.Number
 	}
 	return 0
+}
+
+func (x *Assignment) GetBlobs() []*Blob {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
 }
 
 // Recall asks a worker to give back tasks that it has not started, so that an idle peer can have them.
@@ -1312,7 +1328,7 @@ var File_peer_proto protoreflect.FileDescriptor
 const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xdb\x03\n" +
+	"peer.proto\x12\bmeshnode\x1a\tjob.proto\"\xfa\x03\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12 \n" +
@@ -1333,7 +1349,9 @@ const file_peer_proto_rawDesc = "" +
 	"unanswered\x12\x16\n" +
 	"\x06labels\x18\x0e \x03(\tR\x06labels\x12\x12\n" +
 	"\x04cpus\x18\x0f \x01(\rR\x04cpus\x12!\n" +
-	"\fmemory_bytes\x18\x10 \x01(\x04R\vmemoryBytes\"\x98\x04\n" +
+	"\fmemory_bytes\x18\x10 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"throw_away\x18\x11 \x01(\bR\tthrowAway\"\x98\x04\n" +
 	"\x04Beat\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1f\n" +
 	"\vgrants_read\x18\x02 \x01(\x04R\n" +
@@ -1385,7 +1403,7 @@ const file_peer_proto_rawDesc = "" +
 	"\bJobGrant\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\fR\x03job\x12\x15\n" +
 	"\x06run_us\x18\x02 \x01(\x04R\x05runUs\x12*\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\xcb\x01\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x14.meshnode.AssignmentR\x05tasks\"\xf1\x01\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\f\n" +
@@ -1396,7 +1414,8 @@ const file_peer_proto_rawDesc = "" +
 	"\x03mac\x18\x05 \x01(\fR\x03mac\x12\x14\n" +
 	"\x05spare\x18\x06 \x01(\bR\x05spare\x12\x14\n" +
 	"\x05alone\x18\a \x01(\bR\x05alone\x12\x16\n" +
-	"\x06number\x18\b \x01(\rR\x06number\"V\n" +
+	"\x06number\x18\b \x01(\rR\x06number\x12$\n" +
+	"\x05blobs\x18\t \x03(\v2\x0e.meshnode.BlobR\x05blobs\"V\n" +
 	"\x06Recall\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
@@ -1479,19 +1498,20 @@ var file_peer_proto_depIdxs = []int32{
 	7,  // 7: meshnode.Grant.jobs:type_name -> meshnode.JobGrant
 	8,  // 8: meshnode.JobGrant.tasks:type_name -> meshnode.Assignment
 	19, // 9: meshnode.Assignment.input_blob:type_name -> meshnode.Blob
-	16, // 10: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
-	0,  // 11: meshnode.GiveBack.why:type_name -> meshnode.Refusal
-	20, // 12: meshnode.Result.outcomes:type_name -> meshnode.Outcome
-	5,  // 13: meshnode.Result.ask:type_name -> meshnode.StealRequest
-	16, // 14: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
-	16, // 15: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
-	16, // 16: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
-	16, // 17: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	19, // 10: meshnode.Assignment.blobs:type_name -> meshnode.Blob
+	16, // 11: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
+	0,  // 12: meshnode.GiveBack.why:type_name -> meshnode.Refusal
+	20, // 13: meshnode.Result.outcomes:type_name -> meshnode.Outcome
+	5,  // 14: meshnode.Result.ask:type_name -> meshnode.StealRequest
+	16, // 15: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
+	16, // 16: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
+	16, // 17: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
+	16, // 18: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }

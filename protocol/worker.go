@@ -20,6 +20,10 @@ const (
 	// WorkerRest says that the items to come are of another job: program id, if it is loaded, keeps nothing of those before. No body.
 	WorkerRest LocalType = 0x06
 
+	// WorkerRunFiles is WorkerRun for a task that reads blobs. Body: u64 handle, u32 index, u8 flags (1: the last of the paths
+	// is that of the input), u16 number of paths, for each u16 length and the path (UTF-8), then the raw input.
+	WorkerRunFiles LocalType = 0x07
+
 	// WorkerSkipped answers an item that was withdrawn, in its turn. No body.
 	WorkerSkipped LocalType = 0x84
 )

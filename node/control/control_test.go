@@ -218,6 +218,7 @@ func TestSubmit(t *testing.T) {
 	serve(t, dir, "", n)
 	c := dial(t, dir)
 	spec := node.JobSpec{ID: protocol.NewJobID(), Name: "j", Runtime: "wasm", Code: protocol.BlobID{1}, Args: []string{"a", "{}"}, ClockReal: true,
+		Group: protocol.JobID{7}, Local: &protocol.Local{Interpreter: "/usr/bin/python3", Version: "3.11", Path: []string{"/a", ""}, Dir: "/b"},
 		Timeout: 1500 * time.Millisecond, Memory: 1 << 20, MaxParallel: 3, Retries: 4, Priority: -5, Spare: protocol.Spare_SPARE_OFF,
 		HaltFailed: 6, HaltNow: true, Runs: []uint32{1, 2, 3}, Placement: node.Placement{On: "os=linux", Not: []protocol.NodeID{"a", "b"}, LocalOnly: true, RemoteOnly: true}}
 	const tasks = 100_000

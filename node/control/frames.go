@@ -57,15 +57,33 @@ type openBody struct {
 	HaltFailed uint32            `json:"halt_failed,omitempty"`
 	HaltNow    bool              `json:"halt_now,omitempty"`
 	Runs       []uint32          `json:"runs,omitempty"`
+
+	Group string     `json:"group,omitempty"` // 32 hex digits
+	Local *localBody `json:"local,omitempty"`
+}
+
+// localBody is protocol.Local as JSON.
+type localBody struct {
+	Interpreter string   `json:"interpreter"`
+	Version     string   `json:"version"`
+	Path        []string `json:"path"`
+	Dir         string   `json:"dir"`
 }
 
 func encodeOpen(s node.JobSpec) ([]byte, error) {
-	return json.Marshal(openBody{
+	o := openBody{
 		Job: s.ID.String(), Name: s.Name, Runtime: s.Runtime, Code: s.Code.String(), Args: s.Args, ClockReal: s.ClockReal,
 		TimeoutUS: s.Timeout.Microseconds(), Memory: s.Memory, MaxParallel: s.MaxParallel, Detached: s.Detached,
 		Retries: s.Retries, Priority: s.Priority, On: s.Placement.On, Not: s.Placement.Not, LocalOnly: s.Placement.LocalOnly,
 		RemoteOnly: s.Placement.RemoteOnly, Spare: s.Spare, HaltFailed: s.HaltFailed, HaltNow: s.HaltNow, Runs: s.Runs,
-	})
+	}
+	if !s.Group.IsZero() {
+		o.Group = s.Group.String()
+	}
+	if l := s.Local; l != nil {
+		o.Local = &localBody{l.Interpreter, l.Version, l.Path, l.Dir}
+	}
+	return json.Marshal(o)
 }
 
 // maxTimeout keeps a timeout in microseconds within a time.Duration.
@@ -87,13 +105,22 @@ func decodeOpen(b []byte) (node.JobSpec, error) {
 	if o.TimeoutUS < 0 || o.TimeoutUS > maxTimeout || len(o.Name) > protocol.MaxName || len(o.Runtime) > protocol.MaxName {
 		return node.JobSpec{}, fmt.Errorf("%w: open: timeout, name or runtime over its limit", protocol.ErrProtocol)
 	}
-	return node.JobSpec{
+	spec := node.JobSpec{
 		ID: id, Name: o.Name, Runtime: o.Runtime, Code: code, Args: o.Args, ClockReal: o.ClockReal,
 		Timeout: time.Duration(o.TimeoutUS) * time.Microsecond, Memory: o.Memory, MaxParallel: o.MaxParallel, Detached: o.Detached,
 		Retries: o.Retries, Priority: o.Priority,
 		Placement: node.Placement{On: o.On, Not: o.Not, LocalOnly: o.LocalOnly, RemoteOnly: o.RemoteOnly},
 		Spare:     o.Spare, HaltFailed: o.HaltFailed, HaltNow: o.HaltNow, Runs: o.Runs,
-	}, nil
+	}
+	if o.Group != "" {
+		if spec.Group, err = protocol.ParseJobID(o.Group); err != nil {
+			return node.JobSpec{}, fmt.Errorf("%w: open: group: %v", protocol.ErrProtocol, err)
+		}
+	}
+	if l := o.Local; l != nil {
+		spec.Local = &protocol.Local{Interpreter: l.Interpreter, Version: l.Version, Path: l.Path, Dir: l.Dir}
+	}
+	return spec, nil
 }
 
 // decodeAdd reads the body of ControlAdd. The inputs are parts of b.
