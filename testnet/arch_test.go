@@ -61,8 +61,10 @@ var rooms = map[string]room{
 	},
 	"node/control": {ours: "protocol tasks node", others: "golang.org/x/sys golang.org/x/sync github.com/gofrs/flock"},
 
+	"python": {},
+
 	"cmd/meshnode": {
-		ours: "protocol tasks… discovery… node… examples",
+		ours: "protocol tasks… discovery… node… examples python",
 		others: "github.com/spf13/cobra github.com/spf13/pflag github.com/adrg/xdg github.com/mdp/qrterminal/v3 " +
 			"github.com/schollz/progressbar/v3 github.com/shirou/gopsutil/v4 golang.org/x/sys golang.org/x/term golang.org/x/sync",
 	},
