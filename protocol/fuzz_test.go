@@ -120,6 +120,23 @@ func FuzzGroupAttempts(f *testing.F) {
 	})
 }
 
+func FuzzWorkerRunFiles(f *testing.F) {
+	for _, s := range localSamples() {
+		if s.t == WorkerRunFiles {
+			f.Add(s.body)
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		x, err := ParseWorkerRunFiles(b)
+		if err != nil {
+			return
+		}
+		if got := AppendWorkerRunFiles(nil, 7, &x); !bytes.Equal(got, AppendLocal(nil, WorkerRunFiles, 7, b)) {
+			t.Fatalf("%x became %x", b, got)
+		}
+	})
+}
+
 const attemptBytes = 10
 
 func FuzzParseIDs(f *testing.F) {

@@ -50,7 +50,7 @@ const (
 	// and synced). Body: 16 bytes job, u32 count.
 	ControlClose LocalType = 0x22
 	// ControlWatch asks for results from a cursor on, and those to come: ControlResults with the watch's id,
-	// then one ControlEnd or ControlError. Body: 16 bytes job, u64 cursor, u8 flags (WatchInputs, WatchNow).
+	// then one ControlEnd or ControlError. Body: 16 bytes job, u64 cursor, u8 flags (WatchInputs, WatchNow, WatchBlobs).
 	ControlWatch LocalType = 0x23
 	// ControlCancel cancels a job or a task. Body: 16 bytes job, u32 index or 0xffffffff.
 	ControlCancel LocalType = 0x24
@@ -72,7 +72,7 @@ const (
 	// each result
 	//
 	//	u32 seq · u32 index · u8 status (of job.proto) · u8 flags (bit 0: the input is left out, it is over
-	//	64 KiB) · u16 worker (position in the list above, 0xffff: none) · i32 exit code · u32 attempts ·
+	//	64 KiB; bit 1: the output is left out, in its place are 32 bytes blob id and u64 size) · u16 worker (position in the list above, 0xffff: none) · i32 exit code · u32 attempts ·
 	//	u64 queued µs · u64 run µs · u32 lengths of error, output, log, input · these four
 	//
 	// Watch again from seq + 1 of the last one read. Inputs are empty without WatchInputs.
@@ -86,7 +86,11 @@ const (
 const (
 	WatchInputs = 1 << 0 // each result with the input of its task
 	WatchNow    = 1 << 1 // end after the results that are there now, though the job goes on
+	WatchBlobs  = 1 << 2 // outputs over MaxWatchOutput are left out, for the client to get them as blobs
 )
+
+// MaxWatchOutput is the largest output that comes with its result if WatchBlobs was asked for. Those over MaxOutput never do.
+const MaxWatchOutput = 1 << 20
 
 // MaxTaskBlobs is how many blobs a task may read besides its input.
 const MaxTaskBlobs = 64

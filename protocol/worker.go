@@ -3,6 +3,7 @@ package protocol
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 // A node and its worker process speak over the process's standard input (node → worker) and standard
@@ -24,6 +25,10 @@ const (
 	// is that of the input), u16 number of paths, for each u16 length and the path (UTF-8), then the raw input.
 	WorkerRunFiles LocalType = 0x07
 
+	// WorkerDoneFile is WorkerDone with the output in a file, for what is too large for a frame. Body: as WorkerDone, with the name of
+	// the file in place of the output: one in the directory WorkerProgram.Scratch, which from then on is the node's.
+	WorkerDoneFile LocalType = 0x85
+
 	// WorkerSkipped answers an item that was withdrawn, in its turn. No body.
 	WorkerSkipped LocalType = 0x84
 )
@@ -34,7 +39,10 @@ type WorkerProgram struct {
 	Name      string   `json:"name,omitempty"` // what the program may call itself: argv[0]
 	Args      []string `json:"args,omitempty"` // as Program.args
 	ClockReal bool     `json:"clock_real,omitempty"`
-	// Limits of each item, in bytes; the node has put its defaults in. At the largest MaxOutput and MaxLog.
+	// Scratch is a directory where the process may leave outputs as files, for WorkerDoneFile. Their names are its own to choose, and
+	// unlike those of other processes. Empty: there is none.
+	Scratch string `json:"scratch,omitempty"`
+	// Limits of each item, in bytes; the node has put its defaults in. At the largest MaxOutputOf and MaxLog.
 	MemoryBytes uint64 `json:"memory_bytes"`
 	OutputBytes uint64 `json:"output_bytes"`
 	LogBytes    uint64 `json:"log_bytes"`
@@ -42,9 +50,82 @@ type WorkerProgram struct {
 
 // Limits of what an item may write; an Outcome with more than MaxInline carries it as a blob.
 const (
-	MaxOutput = 16 << 20 // standard output or result; more ends the item with OUTPUT_LIMIT
-	MaxLog    = 1 << 20  // standard error; the rest is dropped and the log says so
+	MaxOutput     = 16 << 20 // standard output or result; more ends the item with OUTPUT_LIMIT
+	MaxFileOutput = 1 << 30  // the same for runtimes that leave large ones in files: a large array, and a part of the least quota of blobs
+	MaxLog        = 1 << 20  // standard error; the rest is dropped and the log says so
 )
+
+// MaxOutputOf is the largest output of a task of a runtime, which may be named with a version.
+func MaxOutputOf(runtime string) uint64 {
+	if strings.HasPrefix(runtime, "python") {
+		return MaxFileOutput
+	}
+	return MaxOutput
+}
+
+// WorkerFiles is what the body of WorkerRunFiles says.
+type WorkerFiles struct {
+	Handle    uint64
+	Index     uint32
+	Paths     []string // of the task's blobs, in their order, without that of the input
+	InputPath string   // of the input, if it is in a file; Input is empty then
+	Input     []byte
+}
+
+// inputInFile is the flag of WorkerRunFiles.
+const inputInFile = 1 << 0
+
+// AppendWorkerRunFiles appends the frame of item id to b. A path has at most 65,535 bytes.
+func AppendWorkerRunFiles(b []byte, id uint64, f *WorkerFiles) []byte {
+	start := len(b)
+	b = AppendLocal(b, WorkerRunFiles, id)
+	b = binary.LittleEndian.AppendUint64(b, f.Handle)
+	b = binary.LittleEndian.AppendUint32(b, f.Index)
+	paths := f.Paths
+	if f.InputPath == "" {
+		b = append(b, 0)
+	} else {
+		b = append(b, inputInFile)
+		paths = append(paths[:len(paths):len(paths)], f.InputPath)
+	}
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(paths)))
+	for _, p := range paths {
+		b = binary.LittleEndian.AppendUint16(b, uint16(len(p)))
+		b = append(b, p...)
+	}
+	b = append(b, f.Input...)
+	binary.LittleEndian.PutUint32(b[start:], uint32(len(b)-start-4))
+	return b
+}
+
+// ParseWorkerRunFiles reads the body of a WorkerRunFiles. Input is a part of body. Errors wrap ErrProtocol.
+func ParseWorkerRunFiles(body []byte) (f WorkerFiles, err error) {
+	const head = 8 + 4 + 1 + 2
+	if len(body) < head {
+		return f, fmt.Errorf("%w: item with files of %d bytes", ErrProtocol, len(body))
+	}
+	f.Handle, f.Index = binary.LittleEndian.Uint64(body), binary.LittleEndian.Uint32(body[8:])
+	flags, n := body[12], int(binary.LittleEndian.Uint16(body[13:]))
+	rest := body[head:]
+	if flags&^inputInFile != 0 || n > MaxTaskBlobs+1 || flags != 0 && n == 0 {
+		return f, fmt.Errorf("%w: item with flags %#x and %d files", ErrProtocol, flags, n)
+	}
+	f.Paths = make([]string, n)
+	for i := range f.Paths {
+		if len(rest) < 2 || len(rest) < 2+int(binary.LittleEndian.Uint16(rest)) {
+			return f, fmt.Errorf("%w: item ends in file %d of %d", ErrProtocol, i, n)
+		}
+		k := 2 + int(binary.LittleEndian.Uint16(rest))
+		f.Paths[i], rest = string(rest[2:k]), rest[k:]
+	}
+	if flags&inputInFile != 0 {
+		if f.InputPath, f.Paths = f.Paths[n-1], f.Paths[:n-1]; f.InputPath == "" || len(rest) > 0 {
+			return f, fmt.Errorf("%w: item with its input in file %q, and %d bytes of it besides", ErrProtocol, f.InputPath, len(rest))
+		}
+	}
+	f.Input = rest
+	return f, nil
+}
 
 // WorkerFailure is the body of WorkerLoadFailed, as JSON; one of its fields is set. (The body of
 // WorkerLoaded is an empty object.)
@@ -82,7 +163,7 @@ func AppendWorkerDone(b []byte, id uint64, o *WorkerOutcome) []byte {
 	return append(b, o.Error...)
 }
 
-// ParseWorkerDone reads the body of a WorkerDone. The outcome's slices are parts of body. Errors wrap ErrProtocol.
+// ParseWorkerDone reads the body of a WorkerDone, or of a WorkerDoneFile, whose Output is the name of the file. The outcome's slices are parts of body. Errors wrap ErrProtocol.
 func ParseWorkerDone(body []byte) (WorkerOutcome, error) {
 	if len(body) < workerDoneHeader {
 		return WorkerOutcome{}, fmt.Errorf("%w: outcome of %d bytes", ErrProtocol, len(body))
