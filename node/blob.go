@@ -212,7 +212,7 @@ func (n *Node) fetched(key programKey, pr *program, info *protocol.JobInfo, id p
 		n.blobs.Unpin(id)
 	case err == nil:
 		pr.id, pr.pinned = id, true
-		n.executor.Prepare(key.origin, info, path)
+		n.executor.Prepare(key.origin, info, nil, path)
 	}
 	return pr.dropped
 }

@@ -241,9 +241,9 @@ func jobError(err error) error {
 
 // OpenJob implements clientAPI.
 func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
-	rt := n.runtimes[spec.Runtime]
+	rt := n.runtimes[strings.TrimRight(spec.Runtime, "0123456789.")]
 	if rt == nil {
-		return &Error{Code: CodeBadProgram, Message: fmt.Sprintf("no runtime %q in this version", spec.Runtime), Fix: "this version runs wasm modules"}
+		return &Error{Code: CodeBadProgram, Message: fmt.Sprintf("no runtime %q in this version", spec.Runtime), Fix: "this version runs wasm modules and Python functions"}
 	}
 	if spec.ID.IsZero() {
 		return &Error{Code: CodeBadRequest, Message: "the job has no id"}

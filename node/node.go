@@ -334,7 +334,9 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 	n.incarnation = randomUint64()
 	var names []string
 	for _, r := range n.cfg.Runtimes {
-		names = append(names, r.Name())
+		if v, here := r.Version(); here {
+			names = append(names, r.Name()+v)
+		}
 	}
 	return tasks.New(tasks.Config{
 		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),

@@ -39,6 +39,9 @@ type WorkerProgram struct {
 	Name      string   `json:"name,omitempty"` // what the program may call itself: argv[0]
 	Args      []string `json:"args,omitempty"` // as Program.args
 	ClockReal bool     `json:"clock_real,omitempty"`
+	// PathEntries is where the program's person has its modules, and Dir the working directory that it runs in, at its origin. Else none.
+	PathEntries []string `json:"path_entries,omitempty"`
+	Dir         string   `json:"dir,omitempty"`
 	// Scratch is a directory where the process may leave outputs as files, for WorkerDoneFile. Their names are its own to choose, and
 	// unlike those of other processes. Empty: there is none.
 	Scratch string `json:"scratch,omitempty"`

@@ -235,7 +235,7 @@ func (s *Scheduler) whyNot(p *peer, j *job) Code {
 	switch c, refused := p.cannot[j.id]; {
 	case !runs(p.runtimes, r):
 		return NoRuntime
-	case !runs(p.mayUseThere, r):
+	case !permits(p.mayUseThere, r):
 		return NotAllowed
 	case refused && s.now < c.from:
 		return c.code
@@ -267,6 +267,11 @@ func runs(have []string, want string) bool {
 		}
 	}
 	return false
+}
+
+// permits says whether a list of runtimes without versions has the one that is asked for, with its version or without.
+func permits(have []string, want string) bool {
+	return runs(have, want) || slices.Contains(have, strings.TrimRight(want, "0123456789."))
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }

@@ -326,7 +326,10 @@ func (s *Scheduler) prepare(p *peer, j *heldJob) {
 	if j.state == preparing || j.state == prepared || j.state == invalid || s.wanted == 0 {
 		return
 	}
-	if r := m.Program.Runtime; !slices.Contains(s.cfg.Runtimes, r) || !slices.Contains(p.mayUseHere, r) {
+	if r := m.Program.Runtime; !runs(s.cfg.Runtimes, r) {
+		j.state, j.why = unable, "this node does not run "+r
+		return
+	} else if !permits(p.mayUseHere, r) {
 		j.state, j.why = unable, "this node does not run "+r+" for that origin"
 		return
 	}

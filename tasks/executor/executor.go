@@ -18,6 +18,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,14 +28,26 @@ import (
 
 // Runtime is a kind of program: WebAssembly, Python, commands. Its methods may be called concurrently.
 type Runtime interface {
-	// Name is what Program.runtime says: "wasm".
+	// Name is what Program.runtime says, without a version: "wasm".
 	Name() string
+	// Version is that of what runs programs here, as Program.runtime may have it behind the name: "3.11", or "" if it has none that
+	// matters. here is false if nothing here runs them by itself; a program that brings its own interpreter (protocol.Local) may run
+	// all the same.
+	Version() (version string, here bool)
 	// Check looks at a program's file when it is submitted, without running or compiling any of it. Its error
 	// is one line for the person who submits: what is wrong, and what to do about it.
 	Check(path string) error
-	// Command is the worker process: its argv (argv[0] is a path), and variables that it gets beside those
-	// few that every worker has.
-	Command() (argv, env []string)
+	// Worker is the worker process that a program of origin needs, whose Program.runtime is this. Its error is one line: why there
+	// is none. local is how it runs at its origin, which then is this node, or nil.
+	Worker(runtime string, origin protocol.NodeID, local *protocol.Local) (Worker, error)
+}
+
+// Worker is a kind of worker process.
+type Worker struct {
+	// Key tells kinds of a runtime apart: a process only ever runs programs whose Key is that of the first.
+	Key string
+	// Argv is how it is started (Argv[0] is a path), Env variables that it gets beside those few that every worker has.
+	Argv, Env []string
 }
 
 // Blobs is where payloads over protocol.MaxInline live. Its methods are called from several goroutines.
@@ -105,7 +118,7 @@ type Executor struct {
 	programs map[programKey]*program
 	handles  uint64            // the last that was given out
 	compiled map[string]uint64 // handles of programs that were compiled well here, by runtime and what is loaded
-	spares   map[string]*spare
+	spares   map[processKey]*spare
 	pids     map[int]bool // of worker processes that are not gone
 }
 
@@ -115,10 +128,15 @@ type programKey struct {
 	job    protocol.JobID
 }
 
+// processKey says which programs a worker process may run.
+type processKey struct{ runtime, key string }
+
 // program is a job's program as worker processes load it.
 type program struct {
 	handle  uint64
-	runtime Runtime
+	runtime Runtime // nil: there is none for it, and unable says so
+	unable  string
+	worker  Worker
 	load    protocol.WorkerProgram
 	timeout time.Duration // of an item; 0: none
 	drop    context.CancelFunc
@@ -135,7 +153,7 @@ func New(cfg Config) (*Executor, error) {
 		slots:     make(map[int]*slot),
 		programs:  make(map[programKey]*program),
 		compiled:  make(map[string]uint64),
-		spares:    make(map[string]*spare),
+		spares:    make(map[processKey]*spare),
 		pids:      make(map[int]bool),
 		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),
 		starter:   newStarter(),
@@ -149,22 +167,20 @@ func New(cfg Config) (*Executor, error) {
 
 // Prepare has a program compiled by a worker process, in the background, unless the same one, with the same words and limits,
 // was compiled before. codePath is its file, which stays as it is until Drop; a path never means another file. The answer is a tasks.Prepared, unless Drop comes first. A second Prepare of the same
-// job of the same origin replaces the first.
-func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codePath string) {
+// job of the same origin replaces the first. local is how the tasks of a job of this very node run here, or nil.
+func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, local *protocol.Local, codePath string) {
 	job, err := protocol.JobIDFrom(info.Job)
 	if err != nil || info.Program == nil {
 		e.cfg.Logger.Warn("job without an ID or a program", "peer", origin, "err", err)
 		return
 	}
-	rt := e.runtimes[info.Program.Runtime]
 	ctx, drop := context.WithCancel(e.ctx)
 	limits := info.Limits
 	if limits == nil {
 		limits = &protocol.Limits{}
 	}
 	p := &program{
-		runtime: rt,
-		drop:    drop,
+		drop: drop,
 		load: protocol.WorkerProgram{
 			Path:        codePath,
 			Name:        info.Name,
@@ -175,6 +191,16 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codeP
 			LogBytes:    orDefault(limits.LogBytes, protocol.MaxLog, protocol.MaxLog),
 		},
 		timeout: time.Duration(min(limits.TimeoutUs, maxTimeoutUs)) * time.Microsecond,
+	}
+	if local != nil {
+		p.load.PathEntries, p.load.Dir = local.Path, local.Dir
+	}
+	if rt := e.runtimeOf(info.Program.Runtime); rt == nil {
+		p.unable = fmt.Sprintf("this node has no runtime %q", info.Program.Runtime)
+	} else if p.worker, err = rt.Worker(info.Program.Runtime, origin, local); err != nil {
+		p.unable = err.Error()
+	} else {
+		p.runtime = rt
 	}
 	key := programKey{origin, job}
 	e.mu.Lock()
@@ -187,8 +213,8 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codeP
 		old.drop()
 	}
 	e.programs[key] = p
-	same := info.Program.Runtime + " " + string(encode(p.load))
-	if p.handle = e.compiled[same]; p.handle != 0 && rt != nil {
+	same := fmt.Sprintf("%s %q %s", info.Program.Runtime, p.worker.Key, encode(p.load))
+	if p.handle = e.compiled[same]; p.handle != 0 && p.runtime != nil {
 		e.running.Go(func() {
 			if ctx.Err() == nil {
 				e.emit(tasks.Prepared{Origin: origin, Job: job})
@@ -199,7 +225,7 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codeP
 	e.handles++
 	p.handle = e.handles
 	e.running.Go(func() {
-		if !e.prepare(ctx, key, p, info.Program.Runtime) {
+		if !e.prepare(ctx, key, p) {
 			return
 		}
 		e.mu.Lock()
@@ -210,6 +236,17 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, codeP
 		e.compiled[same] = p.handle
 	})
 }
+
+// runtimeOf finds the runtime of a name with a version or without.
+func (e *Executor) runtimeOf(name string) Runtime {
+	if rt := e.runtimes[name]; rt != nil {
+		return rt
+	}
+	return e.runtimes[strings.TrimRight(name, "0123456789.")]
+}
+
+// key says which processes may run p.
+func (p *program) key() processKey { return processKey{p.runtime.Name(), p.worker.Key} }
 
 // maxCompiled programs are remembered: each is a path and its words, which may be long.
 const maxCompiled = 64

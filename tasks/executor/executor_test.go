@@ -23,14 +23,15 @@ type odd struct{}
 
 const role = "MESHNODE_TEST_ROLE"
 
-func (odd) Name() string       { return "odd" }
-func (odd) Check(string) error { return nil }
-func (odd) Command() (argv, env []string) {
+func (odd) Name() string            { return "odd" }
+func (odd) Version() (string, bool) { return "", true }
+func (odd) Check(string) error      { return nil }
+func (odd) Worker(string, protocol.NodeID, *protocol.Local) (executor.Worker, error) {
 	self, err := os.Executable()
 	if err != nil {
 		panic(err)
 	}
-	return []string{self}, []string{role + "=odd", "GORACE=atexit_sleep_ms=0"} // else the race detector delays a death
+	return executor.Worker{Argv: []string{self}, Env: []string{role + "=odd", "GORACE=atexit_sleep_ms=0"}}, nil // else the race detector delays a death
 }
 
 func TestMain(m *testing.M) {
@@ -312,7 +313,7 @@ func spinningNode() int {
 		return 1
 	}
 	job := protocol.NewJobID()
-	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "odd"}}, "program")
+	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "odd"}}, nil, "program")
 	<-events
 	e.Start(tasks.Start{Job: job, Items: []tasks.Item{{Attempt: protocol.Attempt{Job: job}, Input: tasks.Input{Data: []byte("spin")}}}})
 	fmt.Println(e.Processes()[0])

@@ -14,10 +14,10 @@ import (
 )
 
 // prepare compiles a program in a worker process and says how that went, unless ctx ends first. It reports whether it went well.
-func (e *Executor) prepare(ctx context.Context, key programKey, p *program, runtime string) bool {
+func (e *Executor) prepare(ctx context.Context, key programKey, p *program) bool {
 	answer := tasks.Prepared{Origin: key.origin, Job: key.job}
 	if p.runtime == nil {
-		answer.Unable = fmt.Sprintf("this node has no runtime %q", runtime)
+		answer.Unable = sentence(p.unable)
 	} else {
 		select {
 		case e.preparing <- struct{}{}:
@@ -44,7 +44,7 @@ func (e *Executor) compile(ctx context.Context, p *program) protocol.WorkerFailu
 		}
 		return protocol.WorkerFailure{Invalid: err.Error()}
 	}
-	proc, err := e.obtain(p.runtime)
+	proc, err := e.obtain(p)
 	if err != nil {
 		return protocol.WorkerFailure{Unable: err.Error()}
 	}
@@ -101,14 +101,15 @@ func (p *process) load(b []byte, prog *program) []byte {
 // spare is a process that has compiled a program and waits for a slot, or for its end after Config.IdleEnd.
 type spare struct {
 	p     *process
+	since time.Time
 	timer *time.Timer
 }
 
-// obtain is a worker process of rt: the spare one or a new one.
-func (e *Executor) obtain(rt Runtime) (*process, error) {
+// obtain is a worker process for p: a spare one or a new one.
+func (e *Executor) obtain(p *program) (*process, error) {
 	e.mu.Lock()
-	sp := e.spares[rt.Name()]
-	delete(e.spares, rt.Name())
+	sp := e.spares[p.key()]
+	delete(e.spares, p.key())
 	e.mu.Unlock()
 	if sp != nil {
 		sp.timer.Stop()
@@ -119,24 +120,36 @@ func (e *Executor) obtain(rt Runtime) (*process, error) {
 			return sp.p, nil
 		}
 	}
-	return e.start(rt)
+	return e.start(p.key(), p.worker)
 }
 
-// keep makes p the spare process of its runtime, or ends it if there is one.
+// maxSpares processes wait for a slot. One more ends another: each is for the programs of one submitter, of whom there may be many.
+const maxSpares = 4
+
+// keep makes p the spare process for programs like its own, or ends it if there is one.
 func (e *Executor) keep(p *process) {
 	e.mu.Lock()
-	if e.closed || e.spares[p.runtime] != nil {
+	if e.closed || e.spares[p.key] != nil {
 		e.mu.Unlock()
 		p.end()
 		return
 	}
-	sp := &spare{p: p}
-	e.spares[p.runtime] = sp
+	var oldest *spare
+	if len(e.spares) >= maxSpares {
+		for _, sp := range e.spares {
+			if oldest == nil || sp.since.Before(oldest.since) {
+				oldest = sp
+			}
+		}
+		delete(e.spares, oldest.p.key)
+	}
+	sp := &spare{p: p, since: time.Now()}
+	e.spares[p.key] = sp
 	sp.timer = time.AfterFunc(e.cfg.IdleEnd, func() {
 		e.mu.Lock()
-		mine := !e.closed && e.spares[p.runtime] == sp
+		mine := !e.closed && e.spares[p.key] == sp
 		if mine {
-			delete(e.spares, p.runtime)
+			delete(e.spares, p.key)
 			e.running.Add(1) // under the lock, so before Close waits
 		}
 		e.mu.Unlock()
@@ -146,6 +159,9 @@ func (e *Executor) keep(p *process) {
 		}
 	})
 	e.mu.Unlock()
+	if oldest != nil {
+		oldest.end()
+	}
 }
 
 // end kills a spare process; it was taken out of the map.

@@ -31,11 +31,11 @@ const (
 
 // process is a worker process. Its methods are for the one goroutine that owns it, except kill.
 type process struct {
-	runtime string
-	cmd     *exec.Cmd
-	stdin   *os.File
-	tree    tree // for killing it as a whole
-	log     tail
+	key   processKey
+	cmd   *exec.Cmd
+	stdin *os.File
+	tree  tree // for killing it as a whole
+	log   tail
 	// replies brings what the process answers, as it comes, and is closed when the process and all that it
 	// started are gone; dead says then why.
 	replies chan []reply
@@ -55,32 +55,31 @@ type reply struct {
 	err     error                  // the process broke the protocol: the last reply
 }
 
-// start makes a worker process of rt.
-func (e *Executor) start(rt Runtime) (*process, error) {
-	argv, env := rt.Command()
+// start makes a worker process for the programs of a key.
+func (e *Executor) start(key processKey, w Worker) (*process, error) {
 	inR, inW, err := os.Pipe()
 	if err != nil {
-		return nil, fmt.Errorf("start %s worker: %w", rt.Name(), err)
+		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
 	outR, outW, err := os.Pipe()
 	if err != nil {
 		inR.Close()
 		inW.Close()
-		return nil, fmt.Errorf("start %s worker: %w", rt.Name(), err)
+		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
-	p := &process{runtime: rt.Name(), stdin: inW, replies: make(chan []reply, 4)}
-	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.Env = append(baseEnv(), env...)
+	p := &process{key: key, stdin: inW, replies: make(chan []reply, 4)}
+	p.cmd = exec.Command(w.Argv[0], w.Argv[1:]...)
+	p.cmd.Env = append(baseEnv(), w.Env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = inR, outW, &p.log
 	p.cmd.WaitDelay = time.Second // for a standard error that somebody inherited and holds open
-	p.log.logger = e.cfg.Logger.With("runtime", rt.Name())
+	p.log.logger = e.cfg.Logger.With("runtime", key.runtime)
 	err = e.starter.start(p)
 	inR.Close()
 	outW.Close()
 	if err != nil {
 		inW.Close()
 		outR.Close()
-		return nil, fmt.Errorf("start %s worker: %w", rt.Name(), err)
+		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
 	pid := p.cmd.Process.Pid
 	e.mu.Lock()

@@ -497,14 +497,14 @@ func (s *slot) feed(now time.Time) {
 		return
 	}
 	if s.proc == nil {
-		p, err := s.e.obtain(s.prog.runtime)
+		p, err := s.e.obtain(s.prog)
 		if err != nil {
 			s.e.cfg.Logger.Error("no worker process", "slot", s.n, "err", err)
 			s.returnQueue()
 			return
 		}
 		s.proc = p
-	} else if s.proc.runtime != s.prog.runtime.Name() {
+	} else if s.proc.key != s.prog.key() {
 		if len(s.flight) == 0 { // else those that were stopped end first
 			s.proc.end()
 			s.proc = nil

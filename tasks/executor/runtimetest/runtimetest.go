@@ -86,7 +86,7 @@ func (r *Rig) Announce(runtime, path string, limits *protocol.Limits, args ...st
 		Name:    "test",
 		Program: &protocol.Program{Runtime: runtime, Args: args},
 		Limits:  limits,
-	}, path)
+	}, nil, path)
 	return job
 }
 

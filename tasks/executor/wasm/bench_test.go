@@ -30,7 +30,7 @@ func flow(b *testing.B, path string, slots, batch int, input string) {
 	}
 	defer e.Close()
 	job := protocol.NewJobID()
-	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, path)
+	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, nil, path)
 	if p := (<-events).(tasks.Prepared); p.Invalid+p.Unable != "" {
 		b.Fatal(p)
 	}
@@ -125,7 +125,7 @@ func BenchmarkFirstTask(b *testing.B) {
 		defer e.Close()
 		began := time.Now()
 		job := protocol.NewJobID()
-		e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, "testdata/echo.wasm")
+		e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, nil, "testdata/echo.wasm")
 		<-events
 		ready := time.Since(began)
 		e.Start(tasks.Start{Job: job, Items: []tasks.Item{{Attempt: protocol.Attempt{Job: job}}}})

@@ -22,6 +22,9 @@ package wasm
 import (
 	"os"
 	"strings"
+
+	"meshnode/protocol"
+	"meshnode/tasks/executor"
 )
 
 // Name is the name of this runtime.
@@ -47,8 +50,13 @@ func (r *Runtime) Name() string { return Name }
 // Check is the function Check.
 func (r *Runtime) Check(path string) error { return Check(path) }
 
-// Command is what Config says.
-func (r *Runtime) Command() (argv, env []string) { return r.cfg.Command, r.cfg.Env }
+// Version is always here: there is nothing that a machine could lack.
+func (r *Runtime) Version() (version string, here bool) { return "", true }
+
+// Worker is what Config says: a process runs the programs of anybody, since each has its sandbox.
+func (r *Runtime) Worker(string, protocol.NodeID, *protocol.Local) (executor.Worker, error) {
+	return executor.Worker{Argv: r.cfg.Command, Env: r.cfg.Env}, nil
+}
 
 // Check looks at the outline of the module at path: magic, version, size, what it imports and exports. It takes
 // milliseconds and little memory, whatever the file holds. Its error is one line for the person who submits the

@@ -136,7 +136,7 @@ func TestDeterministic(t *testing.T) {
 	r := newRig(t)
 	clock := func(real bool) string {
 		job := protocol.NewJobID()
-		r.Prepare("origin", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm", ClockReal: real}}, "testdata/misbehave.wasm")
+		r.Prepare("origin", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm", ClockReal: real}}, nil, "testdata/misbehave.wasm")
 		if p := r.Next().(tasks.Prepared); p.Invalid+p.Unable != "" {
 			t.Fatalf("%+v", p)
 		}
@@ -239,7 +239,7 @@ func loopingNode() int {
 		return 1
 	}
 	job := protocol.NewJobID()
-	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, "testdata/misbehave.wasm")
+	e.Prepare("", &protocol.JobInfo{Job: job[:], Program: &protocol.Program{Runtime: "wasm"}}, nil, "testdata/misbehave.wasm")
 	if p := (<-started).(tasks.Prepared); p.Invalid+p.Unable != "" {
 		fmt.Fprintln(os.Stderr, p)
 		return 1
