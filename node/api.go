@@ -83,7 +83,8 @@ type Peer struct {
 type Job struct {
 	ID        string    `json:"id"`
 	Name      string    `json:"name"`
-	State     string    `json:"state"` // running, done, failed, cancelled, waiting
+	Runtime   string    `json:"runtime"` // of its program: wasm, python, python3.12
+	State     string    `json:"state"`   // running, done, failed, cancelled, waiting
 	Tasks     uint32    `json:"tasks"`
 	Done      uint32    `json:"done"`    // ended well
 	Failed    uint32    `json:"failed"`  // ended badly, cancelled ones included

@@ -647,7 +647,7 @@ func (n *Node) Job(ctx context.Context, job protocol.JobID) (Job, error) {
 
 func (n *Node) jobOf(st tasks.JobStatus) Job {
 	j := Job{
-		ID: st.ID.String(), Name: st.Spec.Name, State: st.State.String(), Tasks: st.Tasks, Done: st.Done, Failed: st.Failed,
+		ID: st.ID.String(), Name: st.Spec.Name, Runtime: st.Spec.Program.GetRuntime(), State: st.State.String(), Tasks: st.Tasks, Done: st.Done, Failed: st.Failed,
 		Running: st.Running, Pending: st.Pending, Submitted: time.UnixMilli(st.Spec.SubmittedUnixMs), Reason: st.Reason,
 		Detached: st.Spec.Detached, ElapsedMS: float64(st.Elapsed) / 1e6,
 		Attempts: st.Attempts, Stolen: st.Stolen, Reissued: st.Reissued, Spares: st.Spares, Peers: []JobShare{},

@@ -182,7 +182,11 @@ func (v *invocation) command(number uint32, input []byte) string {
 	for _, w := range v.words {
 		out = append(out, quote(fill.Replace(w)))
 	}
-	if len(v.words) == 0 && v.given {
+	switch {
+	case len(v.words) > 0 || !v.given:
+	case v.function != nil:
+		out = append(out, quote(string(input)))
+	default:
 		out = append(out, "<<<", quote(string(input)))
 	}
 	return strings.Join(out, " ")

@@ -265,7 +265,9 @@ work on any of them, and the idle ones come and take it.
   meshnode up -d                                 start a node in the background
   meshnode invite --mine                         print a ticket for another machine
   meshnode join TICKET                           use it there
-  meshnode submit prog.wasm ::: 1 2 3            run prog.wasm once for each input
+  meshnode submit prog.py:work ::: 1 2 3         run a Python function once for each input
+  meshnode submit prog.wasm ::: 1 2 3            the same with a WebAssembly module
+  meshnode python prog.py                        run a Python program that uses pp or concurrent.futures
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 to 100
 the number of failed tasks, 101 for more; a job of one task ends with the task's own code, 124 if
@@ -295,7 +297,7 @@ variable. Without a command, meshnode does what "up" does.`,
 		c.upCommand(), c.downCommand(), c.statusCommand(),
 		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.peersCommand(),
 		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.rerunCommand(), c.logsCommand(),
-		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
+		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {

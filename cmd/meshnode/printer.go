@@ -27,7 +27,8 @@ type printer struct {
 	numbers protocol.Numbers // of the job's tasks, as their programs see them
 
 	keepOrder, tag, passThrough bool
-	failures                    int // told so far
+	python                      bool // its inputs are texts or calls
+	failures                    int  // told so far
 	last                        control.Result
 	seen                        int
 	came                        atomic.Int64 // results, for tellWaits
@@ -260,8 +261,28 @@ func failure(r *control.Result) string {
 	return strings.ReplaceAll(strings.ToLower(r.Status.String()), "_", " ")
 }
 
+// read makes a Python task's input what was typed, and the values of calls something to look at: only Python, and a
+// program that trusts the nodes they came from, can read them.
+func (p *printer) read(r *control.Result) {
+	if len(r.Input) > 0 && r.Input[0] == textInput {
+		r.Input = r.Input[1:]
+		return
+	}
+	calls, ok := callsOf(r.Input)
+	if !ok {
+		return
+	}
+	r.Input = fmt.Appendf(nil, "%d calls", calls)
+	if !p.c.json() {
+		r.Output = fmt.Appendf(nil, "%d bytes: the values of %d calls of a Python program", len(r.Output), calls)
+	}
+}
+
 // write shows a result, and then notes in the log that it was.
 func (p *printer) write(r *control.Result) error {
+	if p.python {
+		p.read(r)
+	}
 	p.last = *r
 	if err := p.writeOutput(r); err != nil || p.log == nil {
 		return err

@@ -53,6 +53,7 @@ func (c *cli) rerun(cmd *cobra.Command, f *submitFlags, name string, failed bool
 	p := c.newPrinter(client, f, id)
 	job, err := client.Rerun(ctx, old.ID, node.Rerun{ID: id, Failed: failed, Detached: f.detach})
 	if err == nil {
+		p.python = isPython(job)
 		p.numbers, err = protocol.NewNumbers(job.Runs)
 	}
 	if err == nil && !f.detach {

@@ -53,6 +53,7 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 		if p.numbers, err = protocol.NewNumbers(job.Runs); err != nil {
 			return err
 		}
+		p.python = isPython(job)
 		deliver := p.print
 		if to != "" {
 			if err := os.MkdirAll(to, 0o777); err != nil {

@@ -47,7 +47,14 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(cache) })
+	python := interpreter()
 	testscript.Run(t, testscript.Params{
+		Condition: func(what string) (bool, error) {
+			if what != "python" {
+				return false, fmt.Errorf("unknown condition %q", what)
+			}
+			return python != "", nil
+		},
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -57,6 +64,10 @@ func TestScripts(t *testing.T) {
 				if strings.HasPrefix(v, "MESHNODE_") {
 					return fmt.Errorf("%s would change the results", v)
 				}
+			}
+			if python != "" { // not a shim, which wants a home
+				e.Setenv("PYTHON", python)
+				e.Setenv("PATH", filepath.Dir(python)+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			}
 			component := []byte("\x00asm\x0d\x00\x01\x00")
 			if err := os.WriteFile(filepath.Join(e.WorkDir, "component.wasm"), component, 0o666); err != nil {
@@ -68,6 +79,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("MESHNODE_DATA_DIR", filepath.Join(e.WorkDir, "none"))
 			e.Setenv("MESHNODE_CACHE_DIR", cache)
 			e.Setenv("SUM", filepath.Join(root, "examples/wasm/sum_primes.wasm"))
+			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			e.Setenv("ECHO", filepath.Join(root, "tasks/executor/wasm/testdata/echo.wasm"))
 			e.Setenv("ARGS", filepath.Join(root, "tasks/executor/wasm/testdata/args.wasm"))
 			e.Setenv("BAD", filepath.Join(root, "tasks/executor/wasm/testdata/misbehave.wasm"))
@@ -75,6 +87,17 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": cmdCode, "node": cmdNode, "until": cmdUntil, "named": cmdNamed, "tidy": cmdTidy, "keys": cmdKeys},
 	})
+}
+
+// interpreter is the real one behind python3 or python on PATH; "" if there is none that the packages run on.
+func interpreter() string {
+	for _, name := range []string{"python3", "python"} {
+		out, err := exec.Command(name, "-c", "import sys; print(sys.executable if sys.version_info >= (3, 8) else '')").Output()
+		if path := strings.TrimSpace(string(out)); err == nil && path != "" {
+			return path
+		}
+	}
+	return ""
 }
 
 func cmdCode(ts *testscript.TestScript, neg bool, args []string) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,8 @@ import (
 	"meshnode/tasks/executor/wasm"
 )
 
-const submitHelp = `Runs PROGRAM, a WebAssembly module, once for each input, on this node and its peers.
+const submitHelp = `Runs PROGRAM once for each input, on this node and its peers. PROGRAM is a WebAssembly module, prog.wasm, or a
+function of a Python file, file.py:function, which travels with what it uses.
 
 Inputs are the words after ":::", the lines of FILE after "::::" (- is standard input), or, with "-" as
 the last word, the lines of standard input. Without any of these it is one task with an empty input;
@@ -33,6 +35,11 @@ standard input is then not read.
 Words between PROGRAM and ":::" are the program's arguments, in each of which {} becomes the input and
 {#} its number from 1; standard input of the program is empty then. Without words, the program reads
 the input from its standard input.
+
+A Python function gets the input as its argument, or with words each of them as one: numbers, strings in quotes, lists,
+tuples, dicts, sets, True, False and None as Python writes them, anything else as a str. A parameter that is annotated with
+str gets the text as it is. Without inputs and words it is called without arguments. What it returns is printed: a str as it is,
+bytes raw, None as nothing, else its str().
 
 Flags come before PROGRAM.
 
@@ -59,6 +66,7 @@ type submitFlags struct {
 	halt                          halt
 	joblog                        string
 	resume, resumeFailed, dryRun  bool
+	python                        string
 	// passThrough: the task's output and log as they are, for run.
 	passThrough bool
 }
@@ -72,6 +80,7 @@ func (c *cli) submitCommand() *cobra.Command {
 Ctrl-C cancels the job, the second leaves at once.`,
 		Example: `  meshnode submit prog.wasm ::: 1 2 3
   seq 1000 | meshnode submit -k prog.wasm -
+  meshnode submit primes.py:sum_primes ::: 100000 100100
   meshnode submit --json --stats prog.wasm --depth {} :::: depths.txt`,
 	}
 	c.addSubmitFlags(cmd, &f)
@@ -115,6 +124,7 @@ func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
 	fs.Uint32Var(&f.retries, "retries", 0, "run a task that fails up to `N` times again before it has failed")
 	fs.StringVar(&f.memory, "memory", "", "`limit` of a task's memory: 64M, 1G (default: the node's)")
 	fs.StringVar(&f.clock, "clock", "", "`real`: the system's clock and randomness (default: deterministic ones)")
+	fs.StringVar(&f.python, "python", "", "the `interpreter` that loads file.py, a path or a name on PATH (default: python3)")
 	fs.StringVar(&f.spare, "spare", "auto", "`auto` or off: a second copy of a straggler near the end of the job")
 	fs = groups.add("Where tasks may run")
 	fs.StringVar(&f.on, "on", "", "only on nodes of which `EXPR` is true: os=linux,cpus>=8,gpu")
@@ -127,6 +137,7 @@ func (c *cli) addSubmitFlags(cmd *cobra.Command, f *submitFlags) {
 			panic(err) // no such flag
 		}
 	}
+	cmd.ValidArgsFunction = completeProgram
 	if err := cmd.RegisterFlagCompletionFunc("not", c.completePeers); err != nil {
 		panic(err) // no such flag
 	}
@@ -256,12 +267,14 @@ type invocation struct {
 	inputs  []string // after :::
 	files   []string // after ::::; "-" is standard input
 	given   bool     // there was a :::, :::: or -
+
+	function *function // nil: a module
 }
 
 func parseInvocation(cmd *cobra.Command, args []string) (invocation, error) {
 	var v invocation
 	if cmd.ArgsLenAtDash() == 0 {
-		return v, &node.Error{Code: codeUsage, Message: "a command after -- cannot be run by this version", Fix: "give a WebAssembly module: meshnode " + cmd.Name() + " prog.wasm ::: INPUT"}
+		return v, &node.Error{Code: codeUsage, Message: "a command after -- cannot be run by this version", Fix: "give a WebAssembly module or a Python function: meshnode " + cmd.Name() + " file.py:function ::: INPUT"}
 	}
 	if len(args) == 0 || strings.HasPrefix(args[0], ":::") {
 		return v, usage(cmd, "%s: no PROGRAM", cmd.Name())
@@ -384,16 +397,13 @@ func openProgram(path string) (*os.File, error) {
 	}
 	st, err := os.Stat(path) // first: to open a pipe is to wait for who writes to it
 	if err != nil {
-		if file, function, ok := strings.Cut(path, ".py:"); ok && file != "" && function != "" {
-			return bad(node.CodeBadProgram, "Python functions cannot be run by this version", "give a WebAssembly module")
-		}
 		if e := (*os.PathError)(nil); errors.As(err, &e) {
 			err = e.Err
 		}
-		return bad(codeUsage, err.Error(), "give the path of a WebAssembly module")
+		return bad(codeUsage, err.Error(), "give the path of a WebAssembly module, or file.py:function")
 	}
 	if !st.Mode().IsRegular() {
-		return bad(codeUsage, "not a file", "give the path of a WebAssembly module")
+		return bad(codeUsage, "not a file", "give the path of a WebAssembly module, or file.py:function")
 	}
 	if err := wasm.Check(path); err != nil {
 		message, fix, ok := strings.Cut(err.Error(), "; ")
@@ -436,11 +446,26 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 	if err := f.place(cmd, &spec); err != nil {
 		return err
 	}
-	program, err := openProgram(v.program)
-	if err != nil {
-		return err
+	var program io.Reader
+	if file, name, ok := cutFunction(v.program); ok {
+		if spec.ClockReal {
+			return usage(cmd, "--clock is for WebAssembly; Python has the system's clock anyway")
+		}
+		if v.function, err = readFunction(ctx, f.python, file, name, c.stderr); err != nil {
+			return err
+		}
+		spec.Runtime, spec.Local, program = v.function.Runtime, v.function.local(), bytes.NewReader(v.function.bundle)
+	} else {
+		if f.python != "" && cmd.Flags().Changed("python") {
+			return usage(cmd, "--python is for Python functions: file.py:function")
+		}
+		module, err := openProgram(v.program)
+		if err != nil {
+			return err
+		}
+		defer module.Close()
+		program = module
 	}
-	defer program.Close()
 	var total progressTotal
 	inputs, closeInputs, err := v.read(ctx, c.stdin, &total)
 	if err != nil {
@@ -476,6 +501,9 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 		fmt.Fprintf(c.stderr, "meshnode: no {} in the arguments of %s: each task gets the same\n", oneLine(v.program))
 	}
 	p := c.newPrinter(client, f, spec.ID)
+	if v.function != nil {
+		p.python, inputs = true, v.texts(inputs)
+	}
 	if p.log = log; log != nil {
 		p.numbers = log.numbers
 	}
@@ -575,6 +603,11 @@ func (c *cli) dryRun(f *submitFlags, v *invocation, inputs iter.Seq2[[]byte, err
 	if err != nil {
 		return err
 	}
+	if v.function != nil {
+		if err := v.function.tellContents(c.stderr); err != nil {
+			return err
+		}
+	}
 	out := bufio.NewWriterSize(c.stdout, 64<<10)
 	index := uint32(0)
 	for in, err := range log.left(inputs, total) {
@@ -606,6 +639,9 @@ func colon(reason string) string {
 
 func programName(path string) string {
 	path = path[strings.LastIndexAny(path, `/\`)+1:]
+	if file, name, ok := cutFunction(path); ok {
+		return cmp.Or(name, file)
+	}
 	return strings.TrimSuffix(path, ".wasm")
 }
 

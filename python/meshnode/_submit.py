@@ -4,11 +4,9 @@ Called as a script: `_submit.py FILE FUNCTION`. It loads FILE as a module (its n
 not run), takes FUNCTION from it, and writes to standard output one line of JSON and then the bundle. What FILE prints as
 it is loaded goes to standard error. The line is
 
-    {"runtime", "name", "size", "path", "dir", "version", "contents"}    the bundle's size bytes follow, or
-    {"error": {"message", "fix"}}                                        each one sentence for a person
+    {"runtime", "name", "size", "path", "dir", "interpreter", "version", "contents"}    the bundle's size bytes follow, or
+    {"error": {"message", "fix"}}                                                       each one sentence for a person
 """
-
-from __future__ import annotations
 
 import importlib.util
 import inspect
@@ -17,7 +15,7 @@ import os
 import sys
 import traceback
 from types import ModuleType
-from typing import Any, BinaryIO, Callable, Dict, List, NoReturn
+from typing import Any, BinaryIO, Callable, Dict, List, NoReturn, Tuple
 
 
 class Refusal(Exception):
@@ -112,13 +110,15 @@ def _kind(value: object) -> str:
     return "a module" if isinstance(value, ModuleType) else "of type " + type(value).__name__
 
 
-def bundle(file: str, name: str) -> "tuple[Dict[str, Any], bytes]":
+def bundle(file: str, name: str) -> Tuple[Dict[str, Any], bytes]:
     """The line for the command line, and the bundle's bytes."""
+    if sys.version_info < (3, 8):
+        version = "%d.%d at %s" % (sys.version_info[0], sys.version_info[1], sys.executable)
+        raise Refusal("Python %s is too old to submit from" % version, "name one from 3.8 on with --python")
     from meshnode._ship import ShipError, ship
 
-    root = sys.path.pop(0)
+    sys.path.append(sys.path.pop(0))  # the file may import this package, too, and has it if no other is installed
     function = find(load(file), file, name)
-    sys.path.append(root)  # a function that itself uses the mesh finds this package, if no other is installed
     try:
         b = ship(function)
     except ShipError as e:
@@ -129,6 +129,7 @@ def bundle(file: str, name: str) -> "tuple[Dict[str, Any], bytes]":
         "size": len(b.data),
         "path": [os.path.abspath(p) for p in sys.path],
         "dir": os.getcwd(),
+        "interpreter": sys.executable,
         "version": "%d.%d" % sys.version_info[:2],
         "contents": b.contents(),
     }
