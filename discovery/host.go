@@ -43,6 +43,7 @@ type HostConfig struct {
 	// Listen are the addresses to listen on. None: all interfaces, IPv4 and IPv6, on one port that is chosen on
 	// the first start and kept in Dir/port.
 	Listen []ma.Multiaddr
+	Deaf   bool   // listen on none at all
 	Dir    string // the membership folder; needed if Listen is empty
 	Agent  string // what the node tells of itself, as in "meshnode/0.1.0"
 	Logger *slog.Logger
@@ -57,7 +58,7 @@ func NewHost(c HostConfig) (host.Host, error) {
 	if c.Agent == "" {
 		c.Agent = "meshnode"
 	}
-	if len(c.Listen) == 0 {
+	if len(c.Listen) == 0 && !c.Deaf {
 		if c.Dir == "" {
 			return nil, errors.New("neither an address to listen on nor a folder to keep the port in")
 		}
@@ -103,9 +104,13 @@ func NewHost(c HostConfig) (host.Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	listen := libp2p.ListenAddrs(c.Listen...)
+	if c.Deaf {
+		listen = libp2p.NoListenAddrs
+	}
 	h, err := libp2p.New(
 		libp2p.Identity(c.Members.Key()),
-		libp2p.ListenAddrs(c.Listen...),
+		listen,
 		members.TransportOptions(c.Members),
 		libp2p.ResourceManager(resources),
 		// Every connection is a member's: a connection manager could only cut members off.
@@ -119,7 +124,7 @@ func NewHost(c HostConfig) (host.Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", joinAddrs(c.Listen), err)
 	}
-	if len(h.Network().ListenAddresses()) == 0 {
+	if len(h.Network().ListenAddresses()) == 0 && !c.Deaf {
 		h.Close()
 		return nil, fmt.Errorf("listen on %s: no address could be taken", joinAddrs(c.Listen))
 	}

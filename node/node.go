@@ -52,8 +52,11 @@ type Config struct {
 	Labels  []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
 	// Retain is how long ended detached jobs and their results are kept, in time that the computer is awake; attached ones
 	// at most a day of it. 0: 7 days.
-	Retain   time.Duration
-	MinFree  uint64 // bytes on the disk below which nothing new is submitted; 0: 256 MiB
+	Retain  time.Duration
+	MinFree uint64 // bytes on the disk below which nothing new is submitted; 0: 256 MiB
+	// Private says that the node belongs to the one program that started it, and ends with it: it is open to no peers, its
+	// data directory is of no use after it, and its tasks are that program's.
+	Private  bool
 	Version  string
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger // default: none
@@ -120,7 +123,7 @@ func New(cfg Config) (_ *Node, err error) {
 			n.close()
 		}
 	}()
-	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Logger: n.log}); err != nil {
+	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Logger: n.log}); err != nil {
 		return nil, err
 	}
 	opened := n.members.Opened()
@@ -133,10 +136,14 @@ func New(cfg Config) (_ *Node, err error) {
 			return nil, err
 		}
 	}
-	if n.blobs, err = blob.Open(filepath.Join(cfg.DataDir, "blobs"), blob.Config{Logger: n.log}); err != nil {
+	if n.blobs, err = blob.Open(filepath.Join(cfg.DataDir, "blobs"), blob.Config{Volatile: cfg.Private, Logger: n.log}); err != nil {
 		return nil, err
 	}
-	if n.journal, err = journal.Open(filepath.Join(cfg.DataDir, "journal"), journal.Config{Logger: n.log, Ballast: min(ballast, int64(cfg.MinFree)/4), MinFree: int64(cfg.MinFree)}); err != nil {
+	store := journal.Config{Logger: n.log, Ballast: min(ballast, int64(cfg.MinFree)/4), MinFree: int64(cfg.MinFree)}
+	if cfg.Private {
+		store.Ballast, store.Volatile = 0, true
+	}
+	if n.journal, err = journal.Open(filepath.Join(cfg.DataDir, "journal"), store); err != nil {
 		return nil, err
 	}
 	for _, r := range cfg.Runtimes {
@@ -144,6 +151,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.executor, err = executor.New(executor.Config{
 		Runtimes: cfg.Runtimes, Emit: n.emit, Blobs: taskBlobs{n}, Logger: n.log, Memory: cfg.Memory / uint64(max(1, cfg.Slots)),
+		Private: cfg.Private,
 	})
 	if err != nil {
 		return nil, err
@@ -183,7 +191,7 @@ func (n *Node) listen() error {
 	dir := filepath.Join(n.cfg.DataDir, "membership")
 	var err error
 	n.host, err = discovery.NewHost(discovery.HostConfig{
-		Members: n.members, Listen: listen, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
+		Members: n.members, Listen: listen, Deaf: n.cfg.Private, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
 	})
 	if err != nil {
 		return err
@@ -218,6 +226,9 @@ func (n *Node) RecoveryCode() string { return n.members.Opened().RecoveryCode }
 
 // Addrs are the addresses under which others can reach this node, with its ID.
 func (n *Node) Addrs() []string {
+	if len(n.host.Addrs()) == 0 {
+		return []string{}
+	}
 	as, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
 	if err != nil {
 		return nil

@@ -46,7 +46,7 @@ type upFlags struct {
 	retain                                      duration
 	name, slots, memory, dht, control, logLevel string
 	listen, peers, labels                       []string
-	noMDNS, noWork, detach                      bool
+	noMDNS, noWork, detach, private             bool
 	detached, withParent                        bool // hidden
 }
 
@@ -58,7 +58,12 @@ func (c *cli) upCommand() *cobra.Command {
 		Long: `Starts the node of this data directory and serves until interrupted (or, with -d, in the background until
 "meshnode down"). The first start makes an identity and a mesh of its own; "meshnode join" enters another.
 When it is ready it prints one line: ready: NAME ID ADDRESSES ui off
-On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops within 5 s.`,
+On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops within 5 s.
+
+With --private it is a throw-away node for the program that starts it: in a temporary directory of its own, open to no
+other node, and ended, with all that it runs, when its standard input ends. --data-dir, --listen, --peer, --label,
+--retain, --no-mdns and --no-work do not count then. When it is ready it prints one line of JSON: data_dir, socket, address and
+token as in control.json there, pid, id, name, version and slots; or, if it cannot start, error.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.up(cmd, &f) },
 	}
@@ -75,6 +80,7 @@ On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops wi
 	f.retain = duration(7 * 24 * time.Hour)
 	fs.Var(&f.retain, "retain", "how long ended jobs and their results are kept, in time awake: `7d`, 36h; of attached jobs at most a day")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "return when the node is ready; it goes on in the background")
+	fs.BoolVar(&f.private, "private", false, "a throw-away node for the program that starts it; it ends when its standard input does")
 	fs.StringVar(&f.control, "control", "", "network of the local interface: unix or tcp")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&f.detached, "detached", false, "this is the background process of up -d")
@@ -153,6 +159,9 @@ func parseMemory(s string) (uint64, error) {
 }
 
 func (c *cli) up(cmd *cobra.Command, f *upFlags) error {
+	if f.private {
+		return c.upPrivate(cmd, f)
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return usage(cmd, "--log-level %s: want debug, info, warn or error", f.logLevel)

@@ -57,7 +57,7 @@ func (m *Membership) bindMachine(id string) error {
 			"this data directory comes from another machine: two nodes must not have one identity, so this one has a new one and is in a mesh of its own; the old one is in %s",
 			aside))
 	}
-	return writeFile(path, []byte(here+"\n"))
+	return m.writeFile(path, []byte(here+"\n"))
 }
 
 // putAside moves the key and the membership to a fresh folder, without the machine binding: moved back, they take

@@ -32,6 +32,8 @@ type Options struct {
 	// Name is this node's label, put into the certificate of a mesh made here and asked for when joining.
 	// Default: the host name.
 	Name string
+	// Volatile says that the directory is of no use after this process: nothing is synced.
+	Volatile bool
 	// Logger gets refused strangers and the like. Default: none.
 	Logger *slog.Logger
 	// Machine replaces the machine's own id, and Now the wall clock, in tests.
@@ -54,6 +56,7 @@ type Opened struct {
 // Membership is one node's membership in one mesh at a time. It may be used concurrently.
 type Membership struct {
 	dir     string // the node's data directory
+	sync    bool   // what is written there
 	name    string
 	log     *slog.Logger
 	wall    func() time.Time
@@ -118,7 +121,7 @@ func Open(dir string, o Options) (*Membership, error) {
 		o.Now = time.Now
 	}
 	m := &Membership{
-		dir: dir, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
+		dir: dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
 		tries: newTries(), refused: newOnceIn(time.Minute), met: map[peer.ID]*Cert{}, subs: map[chan struct{}]bool{},
 	}
 	m.gate = newGate(m)
@@ -514,7 +517,7 @@ func (m *Membership) loadKey() error {
 			return err
 		}
 		b = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-		if err := writeFile(path, b); err != nil {
+		if err := m.writeFile(path, b); err != nil {
 			return fmt.Errorf("write the node's key: %w", err)
 		}
 	} else if err != nil {
@@ -613,7 +616,7 @@ func (m *Membership) saveState() error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(m.path(stateFile), b); err != nil {
+	if err := m.writeFile(m.path(stateFile), b); err != nil {
 		return fmt.Errorf("write the membership: %w", err)
 	}
 	return nil
@@ -632,26 +635,31 @@ func (m *Membership) saveMet() error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(m.path(metFile), b); err != nil {
+	if err := m.writeFile(m.path(metFile), b); err != nil {
 		return fmt.Errorf("write the certificates of members: %w", err)
 	}
 	return nil
 }
 
 // writeFile replaces a file as a whole, so that a crash leaves the old one or the new one; it is on the disk when
-// writeFile returns. Mode 0600.
-func writeFile(path string, b []byte) error {
+// writeFile returns, unless it is volatile. Mode 0600.
+func (m *Membership) writeFile(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
+	if m.sync {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if !m.sync {
+		return nil
 	}
 	return syncDir(filepath.Dir(path))
 }

@@ -156,6 +156,9 @@ func (l *Listener) listenTCP() error {
 	return nil
 }
 
+// Info is what control.json says once the server runs.
+func (l *Listener) Info() Info { return l.info }
+
 // publish writes control.json: from now on clients find the node.
 func (l *Listener) publish() error {
 	b, err := json.Marshal(l.info)

@@ -56,6 +56,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Pace, if set, is called by Serve before each chunk of n ≤ 64 KiB bytes: it may wait, to leave the connection to others.
 	Pace func(n int)
+	// Volatile says that the folder is of no use after this process: nothing is synced.
+	Volatile bool
 }
 
 // Info describes a stored blob.
@@ -68,11 +70,12 @@ type Info struct {
 
 // Store is a folder of blobs. Its methods may be called concurrently.
 type Store struct {
-	dir   string
-	quota int64
-	log   *slog.Logger
-	pace  func(n int)
-	trees trees
+	dir      string
+	quota    int64
+	log      *slog.Logger
+	pace     func(n int)
+	trees    trees
+	volatile bool
 
 	mu       sync.Mutex // guards what follows, and that a file has its name exactly while it has an entry
 	entries  map[protocol.BlobID]*entry
@@ -108,7 +111,7 @@ func Open(dir string, c Config) (*Store, error) {
 	if c.Quota < 0 {
 		return nil, fmt.Errorf("blobs %s: quota of %d bytes: must not be negative", dir, c.Quota)
 	}
-	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, idle: list.New()}
+	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, volatile: c.Volatile, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, idle: list.New()}
 	s.trees.max = maxTrees
 	if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
 		return nil, fmt.Errorf("blobs %s: %w", dir, err)
@@ -467,7 +470,10 @@ func (s *Store) temp() (*os.File, error) { return os.CreateTemp(filepath.Join(s.
 // install gives f, whose size bytes are verified and reserved, its name, synced, and pins it. It closes f. On an error
 // nothing of it is left.
 func (s *Store) install(f *os.File, id protocol.BlobID, size int64) error {
-	err := f.Sync()
+	var err error
+	if !s.volatile {
+		err = f.Sync()
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -483,11 +489,18 @@ func (s *Store) install(f *os.File, id protocol.BlobID, size int64) error {
 		return err
 	}
 	// Also when it was there already: another Put may have renamed it, and not synced the folder yet.
-	if err := syncDir(filepath.Dir(s.path(id))); err != nil {
+	if err := s.syncDir(filepath.Dir(s.path(id))); err != nil {
 		s.Unpin(id)
 		return err
 	}
 	return nil
+}
+
+func (s *Store) syncDir(dir string) error {
+	if s.volatile {
+		return nil
+	}
+	return syncDir(dir)
 }
 
 // rename moves a file to its name and pins it, or drops it if the blob is there.
@@ -502,7 +515,7 @@ func (s *Store) rename(name string, id protocol.BlobID, size int64) error {
 	}
 	dir := filepath.Dir(s.path(id))
 	if err := os.Mkdir(dir, 0o700); err == nil {
-		if err := syncDir(s.dir); err != nil {
+		if err := s.syncDir(s.dir); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrExist) {

@@ -73,6 +73,9 @@ type Config struct {
 	// IdleEnd is how long a worker process without work lives. Default: 60 s (a process costs 10 ms to start and
 	// 23 MB to keep).
 	IdleEnd time.Duration
+	// Private says that the tasks are those of the one program that started this process: worker processes get all of its
+	// environment, and its priority.
+	Private bool
 }
 
 // Defaults of Config.

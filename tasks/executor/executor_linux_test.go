@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"meshnode/tasks/executor"
 	"meshnode/tasks/executor/runtimetest"
 )
 
@@ -44,4 +47,26 @@ func TestNodeKilled(t *testing.T) {
 	}
 	node.Wait()
 	runtimetest.WaitGone(t, worker)
+}
+
+// Guests run at the lowest priority, a program's private tasks at its own.
+func TestPriority(t *testing.T) {
+	t.Parallel()
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // 20 - nice
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, private := range []bool{false, true} {
+		r := runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}, Private: private})
+		r.Do(0, r.Job("odd", "program", nil), "number")
+		for _, pid := range r.Executor.Processes() {
+			want := 1
+			if private {
+				want = own
+			}
+			if got, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || got != want {
+				t.Errorf("private %v: priority %d, %v, want %d", private, got, err, want)
+			}
+		}
+	}
 }

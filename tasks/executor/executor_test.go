@@ -71,7 +71,11 @@ func oddWorker() int {
 			}
 		case protocol.WorkerRun:
 			o := protocol.WorkerOutcome{Status: protocol.Status_OK, RunUs: 1}
-			switch input := string(body[12:]); input {
+			input := string(body[12:])
+			if name, ok := strings.CutPrefix(input, "env "); ok {
+				o.Output = []byte(os.Getenv(name))
+			}
+			switch input {
 			case "die":
 				return 7
 			case "starve":
@@ -121,6 +125,19 @@ func newRig(t *testing.T) *runtimetest.Rig {
 
 // many is n times the same input.
 func many(n int, input string) []string { return slices.Repeat([]string{input}, n) }
+
+// A worker process sees nothing of our environment but what it needs; that of a program's private node sees what the program does.
+func TestEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, private := range []bool{false, true} {
+		r := runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}, Private: private})
+		job := r.Job("odd", "program", nil)
+		e := r.Do(0, job, "env PATH", "env HOME")
+		if got := string(e.Outcomes[0].Output) == os.Getenv("PATH"); got != private || string(e.Outcomes[1].Output) != os.Getenv("HOME") {
+			t.Errorf("private %v: PATH %q, HOME %q", private, e.Outcomes[0].Output, e.Outcomes[1].Output)
+		}
+	}
+}
 
 // TestPoison has an item kill its worker process together with the answers of those before it. Those must not be
 // charged for it, and it must be.

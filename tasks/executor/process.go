@@ -32,6 +32,7 @@ const (
 // process is a worker process. Its methods are for the one goroutine that owns it, except kill.
 type process struct {
 	key   processKey
+	nice  bool // at the lowest priority
 	cmd   *exec.Cmd
 	stdin *os.File
 	tree  tree // for killing it as a whole
@@ -67,9 +68,9 @@ func (e *Executor) start(key processKey, w Worker) (*process, error) {
 		inW.Close()
 		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
-	p := &process{key: key, stdin: inW, replies: make(chan []reply, 4)}
+	p := &process{key: key, nice: !e.cfg.Private, stdin: inW, replies: make(chan []reply, 4)}
 	p.cmd = exec.Command(w.Argv[0], w.Argv[1:]...)
-	p.cmd.Env = append(baseEnv(), w.Env...)
+	p.cmd.Env = append(e.baseEnv(), w.Env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = inR, outW, &p.log
 	p.cmd.WaitDelay = time.Second // for a standard error that somebody inherited and holds open
 	p.log.logger = e.cfg.Logger.With("runtime", key.runtime)
@@ -108,8 +109,11 @@ func (e *Executor) start(key processKey, w Worker) (*process, error) {
 }
 
 // baseEnv is what a worker process sees of our environment: where its caches and temporary files are, and what
-// the system's libraries cannot do without.
-func baseEnv() []string {
+// the system's libraries cannot do without; or all of it.
+func (e *Executor) baseEnv() []string {
+	if e.cfg.Private {
+		return os.Environ()
+	}
 	var env []string
 	for _, name := range []string{"HOME", "XDG_CACHE_HOME", "TMPDIR", "MESHNODE_CACHE_DIR",
 		"LOCALAPPDATA", "SYSTEMROOT", "TEMP", "TMP", "USERPROFILE"} {

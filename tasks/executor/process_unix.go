@@ -14,7 +14,7 @@ import (
 // tree is a worker process and what it has started: a process group.
 type tree struct{ group atomic.Int64 }
 
-// startTree starts p in a process group of its own, at the lowest priority: a busy program in the foreground is
+// startTree starts p in a process group of its own, nice ones at the lowest priority: a busy program in the foreground is
 // slowed 5.3 times by guests at normal priority, 1.25 times by guests at nice 19.
 func startTree(p *process) error {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -24,6 +24,9 @@ func startTree(p *process) error {
 	}
 	p.tree.group.Store(int64(p.cmd.Process.Pid))
 	// Of the group, not the process: on Linux the priority belongs to a thread, and this reaches all of them.
+	if !p.nice {
+		return nil
+	}
 	if err := unix.Setpriority(unix.PRIO_PGRP, p.cmd.Process.Pid, 19); err != nil {
 		p.log.logger.Debug("set priority", "err", err)
 	}

@@ -17,7 +17,7 @@ type tree struct {
 	job windows.Handle
 }
 
-// startTree starts p in a job object of its own, at the lowest priority.
+// startTree starts p in a job object of its own, nice ones at the lowest priority.
 func startTree(p *process) error {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
@@ -30,10 +30,11 @@ func startTree(p *process) error {
 		windows.CloseHandle(job)
 		return fmt.Errorf("set up job object: %w", err)
 	}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{
-		CreationFlags: windows.IDLE_PRIORITY_CLASS | windows.CREATE_NEW_PROCESS_GROUP,
-		HideWindow:    true,
+	flags := uint32(windows.CREATE_NEW_PROCESS_GROUP)
+	if p.nice {
+		flags |= windows.IDLE_PRIORITY_CLASS
 	}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{CreationFlags: flags, HideWindow: true}
 	if err := p.cmd.Start(); err != nil {
 		windows.CloseHandle(job)
 		return err

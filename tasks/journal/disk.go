@@ -72,10 +72,12 @@ func (f *failure) do(fn func() error) error {
 type disk struct {
 	vfs.FS
 	failure *failure
-	ballast string // a file that is removed when the room is needed
-	opened  atomic.Bool
-	held    atomic.Int32 // writers
-	onHold  func()       // called with the first of them
+	// volatile: nothing is synced.
+	volatile bool
+	ballast  string // a file that is removed when the room is needed
+	opened   atomic.Bool
+	held     atomic.Int32 // writers
+	onHold   func()       // called with the first of them
 }
 
 // fullEvery is how often a held writer looks for room.
@@ -181,7 +183,9 @@ func (d *disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 		dir := d.FS.PathDir(name)
 		f, err := d.FS.OpenDir(dir)
 		d.must("open", dir, err)
-		d.must("sync", dir, f.Sync())
+		if !d.volatile {
+			d.must("sync", dir, f.Sync())
+		}
 		d.must("close", dir, f.Close())
 	}
 	return d.file("create", name, func() (vfs.File, error) { return d.FS.Create(name, c) })
@@ -265,18 +269,27 @@ func (f *diskFile) Preallocate(off, length int64) error {
 
 func (f *diskFile) Sync() error {
 	f.disk.fence()
+	if f.disk.volatile {
+		return nil
+	}
 	f.disk.must("sync", f.name, f.File.Sync())
 	return nil
 }
 
 func (f *diskFile) SyncData() error {
 	f.disk.fence()
+	if f.disk.volatile {
+		return nil
+	}
 	f.disk.must("sync", f.name, f.File.SyncData())
 	return nil
 }
 
 func (f *diskFile) SyncTo(length int64) (bool, error) {
 	f.disk.fence()
+	if f.disk.volatile {
+		return true, nil
+	}
 	full, err := f.File.SyncTo(length)
 	f.disk.must("sync", f.name, err)
 	return full, nil

@@ -45,6 +45,9 @@ type Config struct {
 	Ballast int64
 	MinFree int64
 
+	// Volatile says that the folder is of no use after this process: nothing is ever synced.
+	Volatile bool
+
 	fs vfs.FS // for tests
 }
 
@@ -113,7 +116,7 @@ func Open(dir string, c Config) (*Journal, error) {
 }
 
 func (j *Journal) open(c Config) error {
-	j.disk = &disk{FS: c.fs, failure: j.failure, onHold: func() {
+	j.disk = &disk{FS: c.fs, failure: j.failure, volatile: c.Volatile, onHold: func() {
 		j.mu.Lock()
 		j.tell()
 		j.mu.Unlock()
