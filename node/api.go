@@ -26,6 +26,7 @@ const (
 	CodeNoJob       = "no_job"      // no such job
 	CodeNoTask      = "no_task"     // the job has no task with that index
 	CodeNoPeer      = "no_peer"     // no such member
+	CodeNoBlob      = "no_blob"     // no such blob on this node
 	CodeBadRequest  = "bad_request" // the request cannot be understood or breaks a limit
 	CodeBadProgram  = "bad_program" // no node could run the program
 	CodeRefused     = "refused"     // understood, and not done: the message says why
@@ -141,6 +142,12 @@ type TaskResult struct {
 	Run      time.Duration
 }
 
+// TaskInput is what one task gets.
+type TaskInput struct {
+	Data  []byte
+	Blobs []protocol.BlobID // what it reads besides: at most protocol.MaxTaskBlobs, put before
+}
+
 // JobSpec is a submission.
 type JobSpec struct {
 	ID          protocol.JobID
@@ -206,8 +213,8 @@ type clientAPI interface {
 	// program is checked first: a *Error with CodeBadProgram says what is wrong with it.
 	OpenJob(ctx context.Context, spec JobSpec) error
 	// AddTasks adds tasks from index first on; what the job has already is passed over. It waits while
-	// the node has too much unwritten. Inputs over protocol.MaxInline become blobs.
-	AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error
+	// the node has too much unwritten. Inputs over protocol.MaxInline become blobs. CodeNoBlob: one that a task reads is not here.
+	AddTasks(ctx context.Context, job protocol.JobID, first uint32, ins []TaskInput) error
 	// CloseJob says that the job has count tasks. When it returns nil the job is accepted: of a detached
 	// job, everything is synced.
 	CloseJob(ctx context.Context, job protocol.JobID, count uint32) error

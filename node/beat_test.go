@@ -92,7 +92,7 @@ func lateBeat(t *testing.T, where string) time.Duration {
 	if err := a.OpenJob(ctx, JobSpec{ID: job, Runtime: "wasm", Code: code, Detached: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.AddTasks(ctx, job, 0, [][]byte{[]byte("loop")}); err != nil {
+	if err := a.AddTasks(ctx, job, 0, []TaskInput{{Data: []byte("loop")}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.CloseJob(ctx, job, 1); err != nil {

@@ -235,6 +235,18 @@ func (n *Node) fetchResult(f tasks.Fetch) {
 	})
 }
 
+// obtain brings here what tasks read.
+func (n *Node) obtain(x tasks.Obtain) {
+	n.tasks.Go(func() {
+		ev := tasks.Obtained{Origin: x.Origin, Blob: protocol.BlobID(x.Blob.Id)}
+		if err := n.fetch(n.ctx, x.Origin, x.Blob, blob.MaxSize); err != nil {
+			n.log.Warn("what a task reads is not to be had", "blob", ev.Blob, "origin", x.Origin, "err", err)
+			ev.Err = fmt.Sprintf("what it reads is not to be had: %v", err)
+		}
+		n.post(input{event: ev})
+	})
+}
+
 // taskBlobs is how the executor sees the blob store.
 type taskBlobs struct{ n *Node }
 

@@ -42,7 +42,7 @@ type jobWatch struct {
 	id       protocol.JobID
 	watchers []*watcher
 	gone     *time.Timer       // runs while an attached job has no client
-	pins     []protocol.BlobID // of its program and large inputs, until it ends
+	pins     pins              // its program, large inputs, and what its tasks read, until it ends
 	accepted []chan<- struct{} // told when its close, and all before it, is accepted
 }
 
@@ -91,8 +91,7 @@ func (l *loop) pinRestored(r tasks.Record) {
 	}
 	pinFor := func(job protocol.JobID, b *protocol.Blob) {
 		if id, err := protocol.BlobIDFrom(b.GetId()); b != nil && err == nil && l.n.blobs.Pin(id) == nil {
-			j := l.job(job)
-			j.pins = append(j.pins, id)
+			l.job(job).pins.add(l.n.blobs, id)
 		}
 	}
 	switch r := r.(type) {
@@ -103,6 +102,9 @@ func (l *loop) pinRestored(r tasks.Record) {
 	case tasks.TasksRecord:
 		for _, in := range r.Inputs {
 			pinFor(r.Job, in.Blob)
+			for _, b := range in.Blobs {
+				pinFor(r.Job, b)
+			}
 		}
 	case tasks.DoneRecord:
 		pin(r.Done.Outcome.OutputBlob)
@@ -116,10 +118,7 @@ func (l *loop) pinRestored(r tasks.Record) {
 // releaseInputs lets go of a job's program and inputs.
 func (l *loop) releaseInputs(id protocol.JobID) {
 	if j := l.jobs[id]; j != nil {
-		for _, b := range j.pins {
-			l.n.blobs.Unpin(b)
-		}
-		j.pins = nil
+		j.pins.release(l.n.blobs)
 	}
 }
 
@@ -321,7 +320,7 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		}
 		kept = true
 		j := n.loop.job(spec.ID)
-		j.pins = append(j.pins, spec.Code)
+		j.pins.add(n.blobs, spec.Code)
 		if !spec.Detached {
 			j.abandon(&n.loop)
 		}
@@ -410,44 +409,111 @@ func (n *Node) diskState() string {
 }
 
 // AddTasks implements clientAPI.
-func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error {
+func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, ins []TaskInput) error {
 	if err := n.room(); err != nil {
 		return err
 	}
-	ins := make([]tasks.Input, len(inputs))
-	var pins []protocol.BlobID
-	for i, b := range inputs {
-		if len(b) <= protocol.MaxInline {
-			ins[i] = tasks.Input{Data: b}
+	var pins pins
+	add, err := n.taskInputs(ctx, ins, &pins)
+	if err != nil {
+		pins.release(n.blobs)
+		return err
+	}
+	return n.addInputs(job, first, add, pins)
+}
+
+// taskInputs are inputs as the scheduler has them, with their blobs here and pinned.
+func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]tasks.Input, error) {
+	out := make([]tasks.Input, len(ins))
+	known := map[protocol.BlobID]*protocol.Blob{}
+	for i, in := range ins {
+		if len(in.Blobs) > protocol.MaxTaskBlobs {
+			return nil, &Error{Code: CodeBadRequest, Message: fmt.Sprintf("task reads %d blobs: at most %d", len(in.Blobs), protocol.MaxTaskBlobs), Fix: "put several objects into one"}
+		}
+		if i > 0 && len(in.Blobs) > 0 && slices.Equal(in.Blobs, ins[i-1].Blobs) {
+			out[i].Blobs = out[i-1].Blobs
+		} else if len(in.Blobs) > 0 {
+			out[i].Blobs = make([]*protocol.Blob, len(in.Blobs))
+			for k, id := range in.Blobs {
+				b := known[id]
+				if b == nil {
+					size, err := n.blobs.PinSize(id)
+					if err != nil {
+						return nil, noBlob(id)
+					}
+					pins.add(n.blobs, id)
+					n.leases.renew(n.blobs, id)
+					b = &protocol.Blob{Id: bytes.Clone(id[:]), Size: uint64(size)}
+					known[id] = b
+				}
+				out[i].Blobs[k] = b
+			}
+		}
+		if len(in.Data) <= protocol.MaxInline {
+			out[i].Data = in.Data
 			continue
 		}
-		bl, err := n.blobs.Put(ctx, bytes.NewReader(b))
+		b, err := n.blobs.Put(ctx, bytes.NewReader(in.Data))
 		if err != nil {
-			for _, id := range pins {
-				n.blobs.Unpin(id)
-			}
-			return putError(err)
+			return nil, putError(err)
 		}
-		ins[i] = tasks.Input{Blob: bl}
-		pins = append(pins, protocol.BlobID(bl.Id))
+		pins.add(n.blobs, protocol.BlobID(b.Id))
+		out[i].Blob = b
 	}
-	return n.addInputs(job, first, ins, pins)
+	return out, nil
+}
+
+func noBlob(id protocol.BlobID) error {
+	return &Error{Code: CodeNoBlob, Message: fmt.Sprintf("blob %s is not on this node", id), Fix: "put it first; see meshnode blob ls"}
+}
+
+// pins are blobs that are pinned once each for the same purpose.
+type pins map[protocol.BlobID]struct{}
+
+// add takes over a pin; one more of the same blob is given back.
+func (p *pins) add(s *blob.Store, id protocol.BlobID) {
+	if *p == nil {
+		*p = pins{}
+	}
+	if _, ok := (*p)[id]; ok {
+		s.Unpin(id)
+	}
+	(*p)[id] = struct{}{}
+}
+
+func (p *pins) release(s *blob.Store) {
+	for id := range *p {
+		s.Unpin(id)
+	}
+	*p = nil
 }
 
 // addInputs adds tasks whose blobs are pinned: from now on by their job.
-func (n *Node) addInputs(job protocol.JobID, first uint32, ins []tasks.Input, pins []protocol.BlobID) error {
+func (n *Node) addInputs(job protocol.JobID, first uint32, ins []tasks.Input, pins pins) error {
 	var stepped error
 	err := n.ask(func(s *tasks.Scheduler) {
-		stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: first, Inputs: ins})
 		j := n.loop.job(job)
-		j.pins = append(j.pins, pins...)
+		for id := range pins {
+			j.pins.add(n.blobs, id)
+		}
+		if st, ok := s.Job(job); ok && !readsBlobs(st.Spec.Program.GetRuntime()) && slices.ContainsFunc(ins, func(in tasks.Input) bool { return len(in.Blobs) > 0 }) {
+			stepped = &Error{Code: CodeBadRequest, Message: "a task of runtime " + st.Spec.Program.GetRuntime() + " cannot read blobs", Fix: "give it the bytes as its input, up to 16 MiB"}
+		} else {
+			stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: first, Inputs: ins})
+		}
 		if j.gone != nil {
 			j.abandon(&n.loop) // its client lives
 		}
 		n.loop.tidy(job)
 	})
+	if err != nil {
+		pins.release(n.blobs)
+	}
 	return cmp.Or(err, jobError(stepped))
 }
+
+// readsBlobs says whether programs of a runtime can read files that are given to them.
+func readsBlobs(runtime string) bool { return runtime != "wasm" }
 
 // CloseJob implements clientAPI.
 func (n *Node) CloseJob(ctx context.Context, job protocol.JobID, count uint32) error {
@@ -723,8 +789,44 @@ func (n *Node) PutBlob(ctx context.Context, r interface{ Read([]byte) (int, erro
 		return protocol.BlobID{}, putError(err)
 	}
 	id := protocol.BlobID(b.Id)
-	time.AfterFunc(putGrace, func() { n.blobs.Unpin(id) })
+	n.leases.take(n.blobs, id)
 	return id, nil
+}
+
+// leases keep blobs that clients put, or asked for, for a while: nothing else may need them yet.
+type leases struct {
+	mu  sync.Mutex // guards all
+	all map[protocol.BlobID]*time.Timer
+}
+
+// take begins a blob's lease with a pin that it takes over, or renews it, and gives the pin back.
+func (l *leases) take(s *blob.Store, id protocol.BlobID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.all[id]; t != nil && t.Reset(putGrace) {
+		s.Unpin(id)
+		return
+	}
+	if l.all == nil {
+		l.all = map[protocol.BlobID]*time.Timer{}
+	}
+	var mine *time.Timer
+	mine = time.AfterFunc(putGrace, func() {
+		l.mu.Lock()
+		if l.all[id] == mine {
+			delete(l.all, id)
+		}
+		l.mu.Unlock()
+		s.Unpin(id)
+	})
+	l.all[id] = mine
+}
+
+// renew renews a blob's lease, if it has one.
+func (l *leases) renew(s *blob.Store, id protocol.BlobID) {
+	if s.Pin(id) == nil {
+		l.take(s, id)
+	}
 }
 
 func putError(err error) error {

@@ -98,7 +98,7 @@ func TestNothingIsKeptOfEndedJobs(t *testing.T) {
 	t.Parallel()
 	n := start(t, "a", 1)
 	submit(t, n, "sum_primes.wasm", [][]byte{[]byte("10"), bytes.Repeat([]byte("1"), protocol.MaxInline+1)})
-	if err := n.AddTasks(context.Background(), protocol.JobID{9}, 0, [][]byte{make([]byte, protocol.MaxInline+1)}); err == nil {
+	if err := n.AddTasks(context.Background(), protocol.JobID{9}, 0, []TaskInput{{Data: make([]byte, protocol.MaxInline+1)}}); err == nil {
 		t.Error("tasks of an unknown job were accepted")
 	}
 	kept := 0

@@ -44,7 +44,7 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.AddTasks(ctx, protocol.NewJobID(), 0, numbers(1)); !errors.As(err, &refused) || refused.Code != CodeUnavailable || !strings.Contains(refused.Message, "disk") {
+	if err := n.AddTasks(ctx, protocol.NewJobID(), 0, plain(numbers(1))); !errors.As(err, &refused) || refused.Code != CodeUnavailable || !strings.Contains(refused.Message, "disk") {
 		t.Fatalf("submitted to a full disk: %v", err)
 	}
 	if st, err := n.Status(ctx); err != nil || !strings.Contains(st.Disk, "disk") {

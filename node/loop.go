@@ -183,6 +183,9 @@ func (l *loop) carryOut(r tasks.Ready) error {
 	for _, f := range r.Fetch {
 		n.fetchResult(f)
 	}
+	for _, x := range r.Obtain {
+		n.obtain(x)
+	}
 	for _, x := range r.Load {
 		n.load(x)
 	}

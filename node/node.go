@@ -76,6 +76,7 @@ type Node struct {
 	executor *executor.Executor
 	programs programs
 	fetching fetching
+	leases   leases
 	names    sync.Map // string: the label that each NodeID said last that it has
 	pause    pauseEnd
 	runtimes map[string]executor.Runtime

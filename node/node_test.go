@@ -157,7 +157,7 @@ func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult
 	if err := n.OpenJob(ctx, JobSpec{ID: id, Name: t.Name(), Runtime: "wasm", Code: code}); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.AddTasks(ctx, id, 0, inputs); err != nil {
+	if err := n.AddTasks(ctx, id, 0, plain(inputs)); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.CloseJob(ctx, id, uint32(len(inputs))); err != nil {
@@ -190,6 +190,15 @@ func numbers(n int) [][]byte {
 		in = append(in, fmt.Append(nil, 1000+i))
 	}
 	return in
+}
+
+// plain are inputs of tasks that read nothing else.
+func plain(in [][]byte) []TaskInput {
+	out := make([]TaskInput, len(in))
+	for i, b := range in {
+		out[i].Data = b
+	}
+	return out
 }
 
 func TestOneNode(t *testing.T) {

@@ -137,21 +137,23 @@ func (n *Node) copyTasks(ctx context.Context, from protocol.JobID, count uint32,
 			return copied, fmt.Errorf("read inputs of job %s: %w", from.Short(), err)
 		}
 		var add []tasks.Input
-		var pins []protocol.BlobID
+		var pins pins
 		for i, in := range ins {
 			if !taken(first + uint32(i)) {
 				continue
 			}
+			reads := in.Blobs
 			if in.Blob != nil {
-				id := protocol.BlobID(in.Blob.Id)
+				reads = append(reads[:len(reads):len(reads)], in.Blob)
+			}
+			for _, b := range reads {
+				id := protocol.BlobID(b.Id)
 				if err := n.blobs.Pin(id); err != nil {
-					for _, id := range pins {
-						n.blobs.Unpin(id)
-					}
+					pins.release(n.blobs)
 					return copied, &Error{Code: CodeUnavailable, Message: fmt.Sprintf("the input of task %d of job %s is not on this disk any more", first+uint32(i), from.Short()),
 						Fix: "it was removed to make room: submit the job anew"}
 				}
-				pins = append(pins, id)
+				pins.add(n.blobs, id)
 			}
 			add = append(add, in)
 		}

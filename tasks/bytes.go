@@ -1,5 +1,7 @@
 package tasks
 
+import "meshnode/protocol"
+
 // Bytes cost time: a task whose program or input is a blob begins at a peer when that is there. What is not known costs
 // nothing: a first transfer is how it becomes known.
 
@@ -30,6 +32,54 @@ func (p *peer) moving(bytes uint64) int64 {
 	return int64((min(bytes, mostBytes)+1023)>>10) * min(p.perMiB.ns, slowest) >> 10
 }
 
+// countBlobs enters what a new task reads into the books of its job: a blob that one task reads counts with that, one that
+// more of them read goes once to each node, like the program.
+func (j *job) countBlobs(in *Input) {
+	if in.Blob != nil {
+		j.blobBytes += min(in.Blob.GetSize(), blobBound)
+	}
+	for _, b := range in.Blobs {
+		id := protocol.BlobID(b.Id)
+		if j.readers == nil {
+			j.readers = map[protocol.BlobID]bool{}
+		}
+		switch more, known := j.readers[id]; {
+		case !known:
+			j.readers[id] = false
+			j.blobBytes += min(b.Size, blobBound)
+		case !more:
+			j.readers[id] = true
+			j.blobBytes -= min(b.Size, blobBound)
+		}
+	}
+}
+
+// has notes that what a task reads is at the worker of sh, or on its way there.
+func (sh *share) has(j *job, in *Input) {
+	for _, b := range in.Blobs {
+		if id := protocol.BlobID(b.Id); j.readers[id] {
+			if sh.blobs == nil {
+				sh.blobs = map[protocol.BlobID]bool{}
+			}
+			sh.blobs[id] = true
+		}
+	}
+}
+
+// unshared is how many bytes of what the next task of j reads with others are not at p.
+func (j *job) unshared(p *peer) uint64 {
+	if len(j.readers) == 0 || len(j.inputs.ahead) == 0 {
+		return 0
+	}
+	sh, n := j.byWorker[p.id], uint64(0)
+	for _, b := range j.inputs.ahead[0].Blobs {
+		if id := protocol.BlobID(b.Id); j.readers[id] && (sh == nil || !sh.blobs[id]) {
+			n += min(b.Size, blobBound)
+		}
+	}
+	return n
+}
+
 // inputMoving is how long the input of a task of j needs to p, ns: that of the mean task.
 func (s *Scheduler) inputMoving(p *peer, j *job) int64 {
 	if p.self || j.blobBytes == 0 {
@@ -44,7 +94,7 @@ func (s *Scheduler) missing(p *peer, j *job) int64 {
 	if p.self || p.perMiB.n == 0 {
 		return 0
 	}
-	m := s.inputMoving(p, j)
+	m := s.inputMoving(p, j) + p.moving(j.unshared(p))
 	if sh := j.byWorker[p.id]; sh == nil || sh.tasks == 0 {
 		program := p.moving(j.spec.Program.GetCode().GetSize())
 		if at, told := p.informed[j.id]; told {

@@ -16,6 +16,7 @@ import (
 //   - each pending task can be taken: it is not yet reached by next, or in returned, or waits for another node, or its input is to be read again;
 //   - the inputs in memory are those that are counted;
 //   - a task is granted only where its job wants to run;
+//   - a worker's attempt starts when all that it reads is here, and what nobody reads is let go;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
 	if s.unsettled {
@@ -145,11 +146,17 @@ func (s *Scheduler) checkJob(j *job) error {
 func (s *Scheduler) checkHeld(p *peer) error {
 	queued, running := map[protocol.Attempt]bool{}, 0
 	var bytes, inputs int64
-	refs := map[*heldJob]int{}
+	refs, readers := map[*heldJob]int{}, map[protocol.BlobID]int{}
 	for _, j := range p.jobs {
 		for _, h := range j.queue {
 			if queued[h.attempt] || p.held[h.attempt] != h || h.running || h.outcome != nil {
 				return fmt.Errorf("%v queued twice, or not held, or running, or ended", h.attempt)
+			}
+			queued[h.attempt] = true
+		}
+		for _, h := range j.waits {
+			if queued[h.attempt] || p.held[h.attempt] != h || h.running || h.outcome != nil || h.missing == 0 {
+				return fmt.Errorf("%v waits for blobs twice, or for none, or is not held, or running, or ended", h.attempt)
 			}
 			queued[h.attempt] = true
 		}
@@ -169,7 +176,7 @@ func (s *Scheduler) checkHeld(p *peer) error {
 		}
 	}
 	for a, h := range p.held {
-		inputs += int64(len(h.input.Data))
+		inputs += int64(h.input.bytes())
 		if h.job != nil {
 			refs[h.job]++
 		}
@@ -179,6 +186,31 @@ func (s *Scheduler) checkHeld(p *peer) error {
 		case !h.running && !queued[a]:
 			return fmt.Errorf("%v neither queued, running nor ended", a)
 		}
+		missing := 0
+		h.input.reads(func(_ *protocol.Blob, id protocol.BlobID) {
+			readers[id]++
+			if n := p.needs.all[id]; n == nil || !n.here {
+				missing++
+			}
+		})
+		if missing != h.missing || !h.needs && missing > 0 {
+			return fmt.Errorf("%v waits for %d blobs, and %d are not here", a, h.missing, missing)
+		}
+	}
+	asked := 0
+	for id, n := range p.needs.all {
+		if n.users != readers[id] || n.users == 0 && (!n.asked || n.here) || n.here && !n.asked {
+			return fmt.Errorf("blob %s has %d readers in the books, %d in truth; asked for: %v, here: %v", id, n.users, readers[id], n.asked, n.here)
+		}
+		if n.asked && !n.here {
+			asked++
+		}
+		if !n.asked && !slices.Contains(p.needs.queue, n) {
+			return fmt.Errorf("blob %s is never asked for", id)
+		}
+	}
+	if asked != p.needs.obtains || asked > obtainsAtOnce || asked < obtainsAtOnce && len(p.needs.all) > 0 && slices.ContainsFunc(p.needs.queue, func(n *need) bool { return p.needs.all[n.id] == n && !n.asked }) {
+		return fmt.Errorf("%d blobs are asked for in the books, %d in truth, and more are wanted", p.needs.obtains, asked)
 	}
 	for j, n := range refs {
 		if j.refs != n || p.jobs[j.id] != j {

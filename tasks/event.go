@@ -19,10 +19,12 @@ type Submit struct {
 	Client bool   // somebody watches: an attached job may be cancelled once its client is gone
 }
 
-// Input is what one task gets: up to protocol.MaxInline bytes, or a blob that is on the origin's disk.
+// Input is what one task gets: up to protocol.MaxInline bytes, or a blob that is on the origin's disk; and at most
+// protocol.MaxTaskBlobs blobs there that it reads besides, as files.
 type Input struct {
-	Data []byte
-	Blob *protocol.Blob
+	Data  []byte
+	Blob  *protocol.Blob
+	Blobs []*protocol.Blob
 }
 
 // Cancel ends a job, or one task of it if Task is not nil. Unknown ones: ErrNoJob, ErrNoTask. What has ended stays.
@@ -99,6 +101,13 @@ type Fetched struct {
 	Err     string
 }
 
+// Obtained answers an Obtain: the blob is on this disk, verified and pinned once, or is not to be had (Err).
+type Obtained struct {
+	Origin protocol.NodeID
+	Blob   protocol.BlobID
+	Err    string
+}
+
 // Loaded answers a Load: inputs of the tasks from First on, as many as were asked for or fitted, and one at least. An input
 // that cannot be read ends the node instead: its task could neither run nor fail.
 type Loaded struct {
@@ -138,6 +147,7 @@ func (Receive) event()     {}
 func (Prepared) event()    {}
 func (Finished) event()    {}
 func (Fetched) event()     {}
+func (Obtained) event()    {}
 func (Transferred) event() {}
 func (Loaded) event()      {}
 func (SetSlots) event()    {}

@@ -14,7 +14,9 @@ import (
 const (
 	// maxGrant tasks in one Grant, and maxGrantBytes of inputs, keep it below protocol.MaxBatch.
 	maxGrant      = 4096
-	maxGrantBytes = protocol.MaxBatch - protocol.MaxInline - maxGrant*64
+	maxGrantBytes = protocol.MaxBatch - protocol.MaxInline - protocol.MaxTaskBlobs*grantBlob - maxGrant*64
+	// grantBlob is what a blob takes in a Grant: its hash, its size, and their tags.
+	grantBlob = 50
 	// loadEvery is the least time between two Loads to one peer.
 	loadEvery = 10 * millisecond
 	// firstFew tasks go to each slot of a peer at fewFrom or more when nobody knows yet how long they take and there is plenty:
@@ -222,7 +224,7 @@ func (s *Scheduler) grant(p *peer, want int, request *protocol.StealRequest) int
 				break
 			}
 			t := s.lease(p, j, i, in)
-			size += len(t.Input)
+			size += len(t.Input) + len(t.Blobs)*grantBlob
 			spent += cmp.Or(s.runOn(p, j), time/int64(firstFew*max(1, p.slotsHere(s))))
 			jg.Tasks = append(jg.Tasks, t)
 			left[j]--
@@ -287,7 +289,10 @@ func (s *Scheduler) lease(p *peer, j *job, i uint32, in Input) *protocol.Assignm
 		t.grants++
 	}
 	as := s.taskRoom.next()
-	as.Index, as.N, as.Input, as.InputBlob, as.Spare, as.Alone = i, t.n, in.Data, in.Blob, spare, l.alone
+	as.Index, as.N, as.Input, as.InputBlob, as.Blobs, as.Spare, as.Alone = i, t.n, in.Data, in.Blob, in.Blobs, spare, l.alone
+	if len(in.Blobs) > 0 {
+		l.share.has(j, &in)
+	}
 	if n := j.numbers.Of(i); n != i {
 		as.Number = n + 1
 	}

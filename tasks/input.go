@@ -39,14 +39,6 @@ const (
 	maxLoads = 64
 )
 
-func (in *Input) size() int {
-	n := inputOverhead + len(in.Data)
-	if in.Blob != nil {
-		n += inputOverhead
-	}
-	return n
-}
-
 // inputRoom is how many bytes of inputs one job may have in memory.
 func (s *Scheduler) inputRoom() int {
 	w := s.cfg.InputWindow
@@ -80,7 +72,7 @@ func (s *Scheduler) addTasks(j *job, ins []Input) {
 			j.ready++
 		}
 		j.tasks.add()
-		j.blobBytes += min(in.Blob.GetSize(), blobBound)
+		j.countBlobs(&in)
 		j.bytes += int64(len(in.Data))
 	}
 	j.pending += len(ins)

@@ -18,8 +18,9 @@ type Ready struct {
 	Prepare  []Prepare
 	Start    []Start
 	Fetch    []Fetch
+	Obtain   []Obtain
 	Load     []Load
-	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome or job that held it
+	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome, job or Obtain that held it
 	Notices  []Notice
 	Happened []Happening // only with Config.Tell, and for logs only
 	// Wake is when the next Tick is due, in the time of Step; 0: not before another event.
@@ -29,7 +30,7 @@ type Ready struct {
 // Empty reports that there is nothing to do but wait.
 func (r *Ready) Empty() bool {
 	return len(r.Records) == 0 && !r.Sync && len(r.Messages) == 0 && len(r.Stop) == 0 && len(r.Prepare) == 0 &&
-		len(r.Start) == 0 && len(r.Fetch) == 0 && len(r.Load) == 0 && len(r.Unpin) == 0 && len(r.Notices) == 0
+		len(r.Start) == 0 && len(r.Fetch) == 0 && len(r.Obtain) == 0 && len(r.Load) == 0 && len(r.Unpin) == 0 && len(r.Notices) == 0
 }
 
 // Outgoing is a message for the stream Session of a peer; if that stream is gone, the message is dropped.
@@ -86,6 +87,12 @@ type Fetch struct {
 	Attempt protocol.Attempt
 	Peer    protocol.NodeID
 	Blobs   []*protocol.Blob
+}
+
+// Obtain brings a blob that tasks of Origin read to this disk, from Origin or whoever has it, and pins it; Obtained answers.
+type Obtain struct {
+	Origin protocol.NodeID
+	Blob   *protocol.Blob
 }
 
 // Load reads inputs of accepted tasks again, from their TasksRecords: up to Count from First on, but no more after Bytes of

@@ -252,6 +252,8 @@ func (s *Scheduler) handle(ev Event) error {
 		s.finished(ev)
 	case Fetched:
 		s.fetched(ev)
+	case Obtained:
+		s.obtained(ev)
 	case Transferred:
 		s.transferred(ev)
 	case Loaded:

@@ -3,6 +3,7 @@ package tasks
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"slices"
 
 	"meshnode/protocol"
@@ -145,13 +146,23 @@ func (s *Scheduler) recalled(p *peer, m *protocol.Recall) {
 		return
 	}
 	var as []protocol.Attempt
-	last := slices.SortedStableFunc(slices.Values(p.jobTurn), func(a, b *heldJob) int { return p.compareJobs(b, a) })
+	last := slices.Clone(p.jobTurn)
+	for _, id := range slices.SortedFunc(maps.Keys(p.jobs), protocol.JobID.Compare) {
+		if j := p.jobs[id]; len(j.queue) == 0 && len(j.waits) > 0 {
+			last = append(last, j)
+		}
+	}
+	slices.SortStableFunc(last, func(a, b *heldJob) int { return p.compareJobs(b, a) })
 	for _, j := range last {
 		if len(m.Job) > 0 && !bytes.Equal(m.Job, j.id[:]) {
 			continue
 		}
-		for len(j.queue) > 0 && len(as) < int(m.Count) {
-			h := j.queue[len(j.queue)-1]
+		for len(j.queue)+len(j.waits) > 0 && len(as) < int(m.Count) {
+			list := j.waits
+			if len(list) == 0 {
+				list = j.queue
+			}
+			h := list[len(list)-1]
 			p.dequeue(h)
 			s.drop(p, h)
 			as = append(as, h.attempt)

@@ -58,9 +58,10 @@ type job struct {
 	fails     uint32                       // failed attempts
 	failing   int                          // workers with doubtAfter of them in a row
 
-	blobBytes uint64 // of the inputs that are blobs, all tasks together
-	claim     claim  // slot time of its attempts: real of those that ended, estimated of live ones
-	run       mean   // of successes, over all workers
+	blobBytes uint64                   // of what each task reads alone, all tasks together
+	readers   map[protocol.BlobID]bool // blobs that tasks read besides their input; true: more than one task does
+	claim     claim                    // slot time of its attempts: real of those that ended, estimated of live ones
+	run       mean                     // of successes, over all workers
 	byWorker  map[protocol.NodeID]*share
 	weights   int64  // of all peers that may run it, at
 	weighedAt uint64 // that Ready; see fairShare
@@ -82,11 +83,12 @@ type share struct {
 	tasks  uint32
 	busyUS uint64
 	run    mean
-	live   int    // attempts that it has
-	done   uint32 // tasks that ended well
-	fails  uint32 // attempts that failed
-	streak uint32 // of these, since the last that did not
-	wrong  bool   // what it failed in doubt went well elsewhere
+	live   int                      // attempts that it has
+	done   uint32                   // tasks that ended well
+	fails  uint32                   // attempts that failed
+	streak uint32                   // of these, since the last that did not
+	wrong  bool                     // what it failed in doubt went well elsewhere
+	blobs  map[protocol.BlobID]bool // that tasks share, and that it has by our grants
 }
 
 // task is one task of a job. Its place in job.tasks is its index. It is small, for there may be ten million; what only a leased
@@ -247,7 +249,10 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	j.limboUntil, j.awaited, j.charged = 0, nil, nil
 	j.seqs, j.tasks.pieces = j.tasks.seqs(), nil
 	j.freeInputs()
-	j.live, j.places = nil, nil
+	j.live, j.places, j.readers = nil, nil, nil
+	for _, sh := range j.byWorker {
+		sh.blobs = nil
+	}
 	j.trouble, j.elsewhere, j.suspects, j.failing = nil, nil, nil, 0
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)

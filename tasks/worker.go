@@ -24,6 +24,7 @@ type lessor struct {
 	unansweredBytes         int64 // of outcomes, in memory,
 	unansweredBlobs         int64 // and in their blobs, on disk
 	inputBytes              int64 // of queued and running attempts, in memory
+	needs                   needs // blobs that these read
 
 	// Asking; see steal.go.
 	pending   uint64                 // tasks it has to grant, by its last Load or Grant
@@ -54,7 +55,8 @@ type heldJob struct {
 	state prepState
 	why   string // if invalid or unable
 	queue []*held
-	claim claim // of what its origin has of this node's slots
+	waits []*held // queued, but for blobs that are not here yet
+	claim claim   // of what its origin has of this node's slots
 	run   mean
 	refs  int // held attempts
 	// announcedOn is the stream of its last JobInfo. On a later one no Cancel will come for it.
@@ -72,7 +74,7 @@ const (
 
 // held is an attempt at its worker.
 //
-// queued: granted (or put back by its slot). → running by Start, gone by a revoke, recall, or the loss of its origin.
+// queued: granted (or put back by its slot); first in heldJob.waits, until what it reads is here. → running by Start, gone by a revoke, recall, or the loss of its origin.
 // running: in a slot. → unanswered with its outcome, queued if the slot returns it, gone by a revoke (the slot then stops it).
 // unanswered: its outcome is kept, on disk, until the origin answers. A crash of the worker keeps only these.
 type held struct {
@@ -86,6 +88,8 @@ type held struct {
 	started int64
 	running bool
 	returns int  // times that its slot could not run it
+	needs   bool // it counts as one that reads its blobs, of which
+	missing int  // so many are not here
 	spare   bool // a second copy: it gives way to any first one
 	alone   bool // nothing else may run here meanwhile
 	outcome *protocol.Outcome
@@ -199,7 +203,7 @@ func (p *peer) keep(h *held) {
 	if h.job != nil {
 		h.job.refs++
 	}
-	if p.inputBytes += int64(len(h.input.Data)); h.outcome != nil {
+	if p.inputBytes += int64(h.input.bytes()); h.outcome != nil {
 		p.countOutcome(h.outcome, 1)
 	}
 }
@@ -220,6 +224,9 @@ func (p *peer) full() bool {
 // drop takes an attempt that is not queued off the books, and its job with the last one if nobody will say that it ended.
 func (s *Scheduler) drop(p *peer, h *held) {
 	j := h.job
+	if p.held[h.attempt] == h {
+		s.releaseBlobs(p, h)
+	}
 	p.drop(h)
 	if j != nil && j.announcedOn != p.session && p.jobs[j.id] == j {
 		s.forgetUnused(p, j)
@@ -235,7 +242,7 @@ func (p *peer) drop(h *held) {
 	if h.job != nil {
 		h.job.refs--
 	}
-	if p.inputBytes -= int64(len(h.input.Data)); h.outcome != nil {
+	if p.inputBytes -= int64(h.input.bytes()); h.outcome != nil {
 		p.countOutcome(h.outcome, -1)
 	}
 	if h.running {
@@ -278,6 +285,9 @@ func (p *peer) dequeue(h *held) bool {
 	j := h.job
 	if j == nil || h.running || h.outcome != nil {
 		return false
+	}
+	if h.missing > 0 {
+		return p.stopWaiting(h)
 	}
 	i := slices.Index(j.queue, h)
 	if i < 0 {
@@ -368,7 +378,7 @@ func (s *Scheduler) failed(p *peer, h *held) {
 
 func (s *Scheduler) emptyQueue(p *peer, j *heldJob) []*held {
 	var hs []*held
-	for _, h := range slices.Clone(j.queue) {
+	for _, h := range slices.Concat(j.queue, j.waits) {
 		if p.dequeue(h) {
 			hs = append(hs, h)
 		}
@@ -410,7 +420,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 			h := s.heldRoom.next()
 			*h = held{
 				attempt: protocol.Attempt{Job: protocol.JobID(jg.Job), Index: t.Index, N: t.N, Epoch: m.Epoch},
-				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob}, number: t.Number, from: p, job: j, at: s.now,
+				mac:     t.Mac, input: Input{Data: t.Input, Blob: t.InputBlob, Blobs: t.Blobs}, number: t.Number, from: p, job: j, at: s.now,
 				spare: t.Spare, alone: t.Alone,
 			}
 			if p.held[h.attempt] != nil {
@@ -432,6 +442,10 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				idle--
 				if j.state == invalid {
 					s.failed(p, h)
+					break
+				}
+				if s.needBlobs(p, h); h.missing > 0 {
+					p.await(h)
 				} else {
 					p.enqueue(h, false)
 				}
@@ -793,7 +807,8 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 		h.running = false
 		p.count(-1, 0)
 	}
-	p.inputBytes -= int64(len(h.input.Data))
+	s.releaseBlobs(p, h)
+	p.inputBytes -= int64(h.input.bytes())
 	h.outcome, h.input = o, Input{}
 	p.countOutcome(o, 1)
 	p.beaten = false

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,7 +82,7 @@ func TestRequests(t *testing.T) {
 				t.Errorf("Drain: %v", err)
 			}
 			n.OpenJob(ctx, node.JobSpec{ID: protocol.JobID{0x12, 0xd3}})
-			n.AddTasks(ctx, protocol.JobID{0x12, 0xd3}, 0, [][]byte{{1}})
+			n.AddTasks(ctx, protocol.JobID{0x12, 0xd3}, 0, plain([]byte{1}))
 			for subject, want := range map[string]string{
 				"12d3": "job 12d30000", "@last": "job 12d30000", "12d3/0": "task 12d30000/0", "@last/0": "task 12d30000/0",
 				"fake": "node 12D3fake", "12D3f": "node 12D3fake", "12D3": "bad_request", // a job and a peer
@@ -480,9 +481,9 @@ func TestFollowThroughRestart(t *testing.T) {
 	c := dial(t, dir)
 	id := protocol.NewJobID()
 	n.OpenJob(ctx, node.JobSpec{ID: id})
-	n.AddTasks(ctx, id, 0, [][]byte{[]byte("a"), []byte("b"), []byte("c")})
+	n.AddTasks(ctx, id, 0, plain([]byte("a"), []byte("b"), []byte("c")))
 	n.hold(true)
-	n.AddTasks(ctx, id, 3, [][]byte{[]byte("d")})
+	n.AddTasks(ctx, id, 3, plain([]byte("d")))
 	var got []string
 	followed, waited := make(chan error, 1), make(chan error, 1)
 	go func() {
@@ -720,6 +721,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(open)
 	f.Add(append(id[:], 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'x'))
 	f.Add(encodeWatch(id, 3, 1))
+	f.Add(appendAddBlobs(nil, id, 7, []node.TaskInput{{Data: []byte("x"), Blobs: make([]protocol.BlobID, 2)}, {}})[13:])
 	rs, _ := appendResults(nil, 1, []Result{{TaskResult: node.TaskResult{Worker: "w", Name: "n", Output: []byte("o"), Error: "e"}, Input: []byte("i")}, {}})
 	f.Add(rs[13:])
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -727,8 +729,16 @@ func FuzzDecode(f *testing.F) {
 		decodeClose(b)
 		decodeWatch(b)
 		decodeCancel(b)
-		if _, first, in, err := decodeAdd(b); err == nil && int(first)+len(in) > protocol.MaxTasks {
-			t.Errorf("%d tasks from %d", len(in), first)
+		for _, blobs := range []bool{false, true} {
+			_, first, in, err := decodeAdd(b, blobs)
+			if err == nil && int(first)+len(in) > protocol.MaxTasks {
+				t.Errorf("%d tasks from %d", len(in), first)
+			}
+			for i := range in {
+				if n := len(in[i].Blobs); n > protocol.MaxTaskBlobs || n > 0 && !blobs {
+					t.Errorf("task %d reads %d blobs", i, n)
+				}
+			}
 		}
 		if rs, err := decodeResults(nil, b); err == nil && len(rs) > 0 {
 			// What can be read can be written, and read again to the same.
@@ -754,4 +764,72 @@ func BenchmarkSubmit(b *testing.B) {
 		b.Fatalf("%+v, %v, %d of %d", j, err, got, b.N)
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
+}
+
+// appendAddBlobs appends a ControlAddBlobs frame, with the id 0, to b.
+func appendAddBlobs(b []byte, job protocol.JobID, first uint32, ins []node.TaskInput) []byte {
+	le := binary.LittleEndian
+	start := len(b)
+	b = protocol.AppendLocal(b, protocol.ControlAddBlobs, 0)
+	b = append(b, job[:]...)
+	b = le.AppendUint32(b, first)
+	b = le.AppendUint32(b, uint32(len(ins)))
+	for _, in := range ins {
+		b = le.AppendUint16(b, uint16(len(in.Blobs)))
+		for _, id := range in.Blobs {
+			b = append(b, id[:]...)
+		}
+		b = le.AppendUint32(b, uint32(len(in.Data)))
+		b = append(b, in.Data...)
+	}
+	le.PutUint32(b[start:], uint32(len(b)-start-4))
+	return b
+}
+
+// What a frame of tasks with blobs says reaches the node, and what is no such frame ends the connection.
+func TestAddBlobs(t *testing.T) {
+	t.Parallel()
+	job := protocol.NewJobID()
+	ins := []node.TaskInput{{Data: []byte("a"), Blobs: []protocol.BlobID{{1}, {2}}}, {Data: []byte("bc"), Blobs: []protocol.BlobID{{1}, {2}}}, {}, {Blobs: []protocol.BlobID{{3}}}}
+	body := appendAddBlobs(nil, job, 5, ins)[13:]
+	id, first, got, err := decodeAdd(body, true)
+	if err != nil || id != job || first != 5 || len(got) != len(ins) {
+		t.Fatal(id, first, len(got), err)
+	}
+	for i, in := range got {
+		if string(in.Data) != string(ins[i].Data) || !slices.Equal(in.Blobs, ins[i].Blobs) {
+			t.Errorf("task %d is %v, want %v", i, in, ins[i])
+		}
+	}
+	for n := range body {
+		if _, _, _, err := decodeAdd(body[:n], true); !errors.Is(err, protocol.ErrProtocol) {
+			t.Errorf("cut to %d of %d bytes: %v", n, len(body), err)
+		}
+	}
+	many := appendAddBlobs(nil, job, 0, []node.TaskInput{{Blobs: make([]protocol.BlobID, protocol.MaxTaskBlobs+1)}})[13:]
+	if _, _, _, err := decodeAdd(many, true); !errors.Is(err, protocol.ErrProtocol) {
+		t.Errorf("%d blobs: %v", protocol.MaxTaskBlobs+1, err)
+	}
+
+	dir := t.TempDir()
+	n := newFakeNode()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	conn, br, err := c.openStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	n.OpenJob(t.Context(), node.JobSpec{ID: job})
+	if _, err := conn.Write(appendAddBlobs(nil, job, 0, ins)); err != nil {
+		t.Fatal(err)
+	}
+	if kind, _, body, err := protocol.ReadLocal(br, protocol.MaxLocal); err != nil || kind != protocol.ControlOK {
+		t.Fatalf("%#x %s %v", kind, body, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if j := n.jobs[job]; len(j.blobs) != len(ins) || !slices.Equal(j.blobs[1], ins[1].Blobs) || len(j.blobs[2]) != 0 {
+		t.Errorf("the node has %v", j.blobs)
+	}
 }

@@ -40,6 +40,7 @@ type fakeJob struct {
 	node.Job
 	spec    node.JobSpec
 	inputs  [][]byte
+	blobs   [][]protocol.BlobID // that the tasks read
 	results []node.TaskResult
 	closed  bool
 }
@@ -100,7 +101,16 @@ func (n *fakeNode) OpenJob(_ context.Context, s node.JobSpec) error {
 	return nil
 }
 
-func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, inputs [][]byte) error {
+// plain are inputs of tasks that read nothing else.
+func plain(in ...[]byte) []node.TaskInput {
+	out := make([]node.TaskInput, len(in))
+	for i, b := range in {
+		out[i].Data = b
+	}
+	return out
+}
+
+func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, ins []node.TaskInput) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	j, err := n.job(id)
@@ -116,13 +126,15 @@ func (n *fakeNode) AddTasks(_ context.Context, id protocol.JobID, first uint32, 
 	if first > have {
 		return &node.Error{Code: node.CodeBadRequest, Message: "gap"}
 	}
-	if have-first >= uint32(len(inputs)) {
+	if have-first >= uint32(len(ins)) {
 		return nil
 	}
 	if j.closed {
 		return &node.Error{Code: node.CodeRefused, Message: "closed"}
 	}
-	j.inputs = append(j.inputs, inputs[have-first:]...)
+	for _, in := range ins[have-first:] {
+		j.inputs, j.blobs = append(j.inputs, in.Data), append(j.blobs, in.Blobs)
+	}
 	j.Tasks = uint32(len(j.inputs))
 	n.run(j)
 	return nil
@@ -230,7 +242,7 @@ func (n *fakeNode) Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (
 	}
 	n.OpenJob(ctx, node.JobSpec{ID: r.ID, Detached: r.Detached, RerunOf: of})
 	if !r.Failed {
-		n.AddTasks(ctx, r.ID, 0, j.inputs)
+		n.AddTasks(ctx, r.ID, 0, plain(j.inputs...))
 	}
 	n.CloseJob(ctx, r.ID, uint32(len(j.inputs)))
 	return n.Job(ctx, r.ID)

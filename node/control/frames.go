@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -123,8 +124,8 @@ func decodeOpen(b []byte) (node.JobSpec, error) {
 	return spec, nil
 }
 
-// decodeAdd reads the body of ControlAdd. The inputs are parts of b.
-func decodeAdd(b []byte) (job protocol.JobID, first uint32, inputs [][]byte, err error) {
+// decodeAdd reads the body of ControlAdd, or with blobs that of ControlAddBlobs. The inputs are parts of b.
+func decodeAdd(b []byte, blobs bool) (job protocol.JobID, first uint32, ins []node.TaskInput, err error) {
 	if len(b) < 24 {
 		return job, 0, nil, fmt.Errorf("%w: add of %d bytes", protocol.ErrProtocol, len(b))
 	}
@@ -132,11 +133,38 @@ func decodeAdd(b []byte) (job protocol.JobID, first uint32, inputs [][]byte, err
 	first = binary.LittleEndian.Uint32(b[16:])
 	count := binary.LittleEndian.Uint32(b[20:])
 	b = b[24:]
-	if uint64(count) > uint64(len(b)/4) || uint64(first)+uint64(count) > protocol.MaxTasks {
+	least := 4
+	if blobs {
+		least = 2 + 4
+	}
+	if uint64(count) > uint64(len(b)/least) || uint64(first)+uint64(count) > protocol.MaxTasks {
 		return job, 0, nil, fmt.Errorf("%w: add of %d tasks from %d in %d bytes", protocol.ErrProtocol, count, first, len(b))
 	}
-	inputs = make([][]byte, count)
-	for i := range inputs {
+	ins = make([]node.TaskInput, count)
+	var last []byte // the ids of the task before: neighbours often read the same
+	for i := range ins {
+		if blobs {
+			if len(b) < 2 {
+				return job, 0, nil, fmt.Errorf("%w: add ends in task %d of %d", protocol.ErrProtocol, i, count)
+			}
+			n := int(binary.LittleEndian.Uint16(b))
+			if n > protocol.MaxTaskBlobs || len(b) < 2+32*n {
+				return job, 0, nil, fmt.Errorf("%w: add: task %d with %d blobs in %d bytes", protocol.ErrProtocol, i, n, len(b))
+			}
+			ids := b[2 : 2+32*n]
+			b = b[2+32*n:]
+			switch {
+			case n == 0:
+			case i > 0 && bytes.Equal(ids, last):
+				ins[i].Blobs = ins[i-1].Blobs
+			default:
+				ins[i].Blobs = make([]protocol.BlobID, n)
+				for k := range ins[i].Blobs {
+					ins[i].Blobs[k] = protocol.BlobID(ids[32*k:])
+				}
+			}
+			last = ids
+		}
 		if len(b) < 4 {
 			return job, 0, nil, fmt.Errorf("%w: add ends in task %d of %d", protocol.ErrProtocol, i, count)
 		}
@@ -145,13 +173,13 @@ func decodeAdd(b []byte) (job protocol.JobID, first uint32, inputs [][]byte, err
 		if n > MaxInput || uint64(n) > uint64(len(b)) {
 			return job, 0, nil, fmt.Errorf("%w: add: input %d of %d bytes in %d", protocol.ErrProtocol, i, n, len(b))
 		}
-		inputs[i] = b[:n:n]
+		ins[i].Data = b[:n:n]
 		b = b[n:]
 	}
 	if len(b) != 0 {
 		return job, 0, nil, fmt.Errorf("%w: add: %d bytes too many", protocol.ErrProtocol, len(b))
 	}
-	return job, first, inputs, nil
+	return job, first, ins, nil
 }
 
 func decodeClose(b []byte) (job protocol.JobID, count uint32, err error) {

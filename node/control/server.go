@@ -25,7 +25,7 @@ type Node interface {
 	Status(ctx context.Context) (node.Status, error)
 	Peers(ctx context.Context) ([]node.Peer, error)
 	OpenJob(ctx context.Context, spec node.JobSpec) error
-	AddTasks(ctx context.Context, job protocol.JobID, first uint32, inputs [][]byte) error
+	AddTasks(ctx context.Context, job protocol.JobID, first uint32, ins []node.TaskInput) error
 	CloseJob(ctx context.Context, job protocol.JobID, count uint32) error
 	Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error)
 	Jobs(ctx context.Context) ([]node.Job, error)
@@ -545,7 +545,8 @@ func asError(err error) *node.Error {
 func (s *Server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := asError(err)
 	status := map[string]int{
-		node.CodeNoJob: http.StatusNotFound, node.CodeNoPeer: http.StatusNotFound, node.CodeNoTask: http.StatusNotFound, "no_such_request": http.StatusNotFound,
+		node.CodeNoBlob: http.StatusNotFound,
+		node.CodeNoJob:  http.StatusNotFound, node.CodeNoPeer: http.StatusNotFound, node.CodeNoTask: http.StatusNotFound, "no_such_request": http.StatusNotFound,
 		node.CodeBadRequest: http.StatusBadRequest, node.CodeBadProgram: http.StatusUnprocessableEntity,
 		node.CodeRefused: http.StatusConflict, "not_ended": http.StatusConflict, "cancelled": http.StatusConflict,
 		node.CodeStopping: http.StatusServiceUnavailable, node.CodeUnavailable: http.StatusServiceUnavailable,

@@ -43,12 +43,12 @@ func (st *stream) serve(r io.Reader) error {
 				return derr
 			}
 			err = n.OpenJob(st.ctx, spec)
-		case protocol.ControlAdd:
-			job, first, inputs, derr := decodeAdd(body)
+		case protocol.ControlAdd, protocol.ControlAddBlobs:
+			job, first, ins, derr := decodeAdd(body, t == protocol.ControlAddBlobs)
 			if derr != nil {
 				return derr
 			}
-			err = n.AddTasks(st.ctx, job, first, inputs)
+			err = n.AddTasks(st.ctx, job, first, ins)
 		case protocol.ControlClose:
 			job, count, derr := decodeClose(body)
 			if derr != nil {

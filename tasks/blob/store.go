@@ -305,6 +305,18 @@ func (s *Store) pin(e *entry) {
 	}
 }
 
+// PinSize is Pin, and says how many bytes the blob has.
+func (s *Store) PinSize(id protocol.BlobID) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.use(id)
+	if err != nil {
+		return 0, err
+	}
+	s.pin(e)
+	return e.size, nil
+}
+
 // Unpin takes one pin back; the blob stays until its room is needed. Too many are ignored.
 func (s *Store) Unpin(id protocol.BlobID) {
 	s.mu.Lock()

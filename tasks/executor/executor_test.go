@@ -2,12 +2,17 @@ package executor_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +74,18 @@ func oddWorker() int {
 			default:
 				out.Write(protocol.AppendLocal(nil, protocol.WorkerLoaded, id, []byte("{}")))
 			}
+		case protocol.WorkerRunFiles:
+			o := protocol.WorkerOutcome{Status: protocol.Status_OK}
+			f, err := protocol.ParseWorkerRunFiles(body)
+			if err != nil {
+				return 9
+			}
+			for _, p := range append(f.Paths, f.InputPath) {
+				b, _ := os.ReadFile(p)
+				o.Output = append(append(o.Output, b...), '|')
+			}
+			o.Output = fmt.Appendf(o.Output, "%s %d", f.Input, f.Index)
+			out.Write(protocol.AppendWorkerDone(nil, id, &o))
 		case protocol.WorkerRun:
 			o := protocol.WorkerOutcome{Status: protocol.Status_OK, RunUs: 1}
 			input := string(body[12:])
@@ -121,6 +138,59 @@ func oddWorker() int {
 
 func newRig(t *testing.T) *runtimetest.Rig {
 	return runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}})
+}
+
+// shelf has blobs of one byte, which is that of their id, below 10.
+type shelf struct {
+	executor.Blobs
+	dir  string
+	open atomic.Int32
+}
+
+func (s *shelf) OpenBlob(_ context.Context, _ protocol.NodeID, b *protocol.Blob) (string, func(), error) {
+	if b.Id[0] >= 10 {
+		return "", nil, errors.New("not here")
+	}
+	s.open.Add(1)
+	path := filepath.Join(s.dir, fmt.Sprint(b.Id[0]))
+	return path, func() { s.open.Add(-1) }, os.WriteFile(path, []byte{'0' + b.Id[0]}, 0o600)
+}
+
+// TestBlobs has tasks read blobs: their files come in order, beside the input or with it in one more file, and are let go with
+// the outcome. A task whose blob is not here goes back.
+func TestBlobs(t *testing.T) {
+	t.Parallel()
+	store := &shelf{dir: t.TempDir()}
+	r := runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}, Blobs: store})
+	job := r.Job("odd", "program", nil)
+	of := func(ids ...byte) (bs []*protocol.Blob) {
+		for _, id := range ids {
+			bs = append(bs, &protocol.Blob{Id: bytes.Repeat([]byte{id}, 32), Size: 1})
+		}
+		return bs
+	}
+	s := tasks.Start{Slot: 0, Origin: "origin", Job: job}
+	for i, in := range []tasks.Input{
+		{Data: []byte("in"), Blobs: of(1, 2, 1)},
+		{Blob: of(3)[0], Blobs: of(4)},
+		{Blobs: of(5, 99)},
+		{Data: []byte("number")},
+	} {
+		s.Items = append(s.Items, tasks.Item{Attempt: protocol.Attempt{Job: job, Index: uint32(i), N: 3, Epoch: 7}, Input: in})
+	}
+	r.Start(s)
+	e := r.Collect(s)
+	for i, want := range map[uint32]string{0: "1|2|1||in 0", 1: "4|3| 1", 3: "3"} {
+		if o := e.Outcomes[i]; o == nil || string(o.Output) != want {
+			t.Errorf("item %d: %v, want %q", i, o, want)
+		}
+	}
+	if !slices.Equal(e.Returned, []uint32{2}) {
+		t.Errorf("%v went back, want item 2", e.Returned)
+	}
+	if n := store.open.Load(); n != 0 {
+		t.Errorf("%d blobs are still held", n)
+	}
 }
 
 // many is n times the same input.

@@ -80,8 +80,8 @@ type run struct {
 	at      time.Time // when it came
 	id      uint64
 	bytes   int
-	dropped bool   // by a Stop: returned already, and its answer is ignored
-	release func() // of the blob that is its input, or nil
+	dropped bool     // by a Stop: returned already, and its answer is ignored
+	release []func() // of the blobs that it reads
 }
 
 // killing says why we killed the process, if it was us.
@@ -273,10 +273,10 @@ func (s *slot) next(now time.Time) run {
 }
 
 func (r *run) done() {
-	if r.release != nil {
-		r.release()
-		r.release = nil
+	for _, release := range r.release {
+		release()
 	}
+	r.release = nil
 }
 
 // done makes the outcome of f.
@@ -543,17 +543,21 @@ func (s *slot) feed(now time.Time) {
 		binary.LittleEndian.PutUint32(head[8:], r.item.Seen())
 		s.lastID++
 		r.id = s.lastID
-		if b := r.item.Input.Blob; b == nil {
-			s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRun, r.id, head[:], r.item.Input.Data)
+		if in := &r.item.Input; in.Blob == nil && len(in.Blobs) == 0 {
+			s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRun, r.id, head[:], in.Data)
 		} else {
-			path, release, err := s.e.cfg.Blobs.OpenBlob(s.e.ctx, s.origin, b)
-			if err != nil {
+			files, err := s.open(&r)
+			switch {
+			case err != nil:
 				s.e.cfg.Logger.Warn("input is not here", "attempt", r.item.Attempt, "err", err)
 				s.out.Returned = append(s.out.Returned, r.item.Attempt)
 				continue
+			case len(in.Blobs) == 0:
+				s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRunFile, r.id, head[:], []byte(files.InputPath))
+			default:
+				files.Handle, files.Index, files.Input = s.prog.handle, r.item.Seen(), in.Data
+				s.buf = protocol.AppendWorkerRunFiles(s.buf, r.id, &files)
 			}
-			r.release = release
-			s.buf = protocol.AppendLocal(s.buf, protocol.WorkerRunFile, r.id, head[:], []byte(path))
 		}
 		r.bytes = len(s.buf) - before
 		s.inBytes += r.bytes
@@ -566,6 +570,32 @@ func (s *slot) feed(now time.Time) {
 	if cap(s.buf) > maxAheadBytes {
 		s.buf = nil
 	}
+}
+
+// open finds the files of what an item reads, which stay until it is done.
+func (s *slot) open(r *run) (files protocol.WorkerFiles, err error) {
+	in := &r.item.Input
+	one := func(b *protocol.Blob) string {
+		if err != nil {
+			return ""
+		}
+		var path string
+		var release func()
+		if path, release, err = s.e.cfg.Blobs.OpenBlob(s.e.ctx, s.origin, b); err == nil {
+			r.release = append(r.release, release)
+		}
+		return path
+	}
+	for _, b := range in.Blobs {
+		files.Paths = append(files.Paths, one(b))
+	}
+	if in.Blob != nil {
+		files.InputPath = one(in.Blob)
+	}
+	if err != nil {
+		r.done()
+	}
+	return files, err
 }
 
 // report emits what has come together.

@@ -26,7 +26,8 @@
 // The key 5 makes a job's results readable from a cursor.
 //
 // Inputs are a uvarint count, then for each a uvarint: twice its length, and its bytes; or 1, the 32 bytes
-// of a blob's id and a uvarint, its size. A TasksRecord is cut into portions of at most 1024 inputs and about
+// of a blob's id and a uvarint, its size. Where a task reads blobs besides, a 3 comes first, and a uvarint count of them, id and
+// size of each. A TasksRecord is cut into portions of at most 1024 inputs and about
 // 64 KiB, so that a few inputs can be read without all, and an input in use does not hold many others in memory.
 //
 // # Disk errors

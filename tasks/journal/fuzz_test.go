@@ -14,6 +14,7 @@ func FuzzDecode(f *testing.F) {
 	a := job(1)
 	for _, r := range []tasks.Record{tasks.JobRecord{Spec: &protocol.Job{Job: a[:], Name: "x"}}, tasks.ClosedRecord{Job: a, Count: 3},
 		tasks.TasksRecord{Job: a, Inputs: append(inputs(0, 3), tasks.Input{Blob: &protocol.Blob{Id: make([]byte, 32), Size: 1 << 40}})},
+		tasks.TasksRecord{Job: a, Inputs: []tasks.Input{{Data: []byte("x"), Blobs: []*protocol.Blob{{Id: make([]byte, 32), Size: 9}, {Id: make([]byte, 32)}}}, {Data: []byte("y")}}},
 		tasks.GrantedRecord{Job: a, Worker: "w"}, done(a, 7, 8), tasks.CancelRecord{Job: a, Reason: "no"}, tasks.CancelRecord{Job: a, Reason: "so many", Halted: true},
 		trouble(a, 7), tasks.HeldRecord{Origin: "o", Outcome: outcome(a, 5)},
 		tasks.EndedRecord{Job: a, At: 9}, tasks.AwakeRecord{Awake: 9}, tasks.AwayRecord{Origin: "o", Since: 9}} {

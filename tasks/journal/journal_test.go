@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,9 @@ func text(r tasks.Record) string {
 	case tasks.TasksRecord:
 		var b strings.Builder
 		for i, in := range r.Inputs {
+			for _, x := range in.Blobs {
+				fmt.Fprintf(&b, "task %s/%d reads %s\n", r.Job, r.First+uint32(i), m(x))
+			}
 			if in.Blob != nil {
 				fmt.Fprintf(&b, "task %s/%d blob %s\n", r.Job, r.First+uint32(i), m(in.Blob))
 			} else {
@@ -167,6 +171,9 @@ func TestReopen(t *testing.T) {
 	big := tasks.TasksRecord{Job: a, First: 0, Inputs: inputs(0, 3000)}
 	big.Inputs[5] = tasks.Input{Blob: &protocol.Blob{Id: make([]byte, 32), Size: 1 << 40}}
 	big.Inputs[6] = tasks.Input{}
+	shared := []*protocol.Blob{{Id: bytes.Repeat([]byte{1}, 32), Size: 200 << 20}, {Id: bytes.Repeat([]byte{2}, 32)}}
+	big.Inputs[8].Blobs, big.Inputs[9].Blobs = shared, shared
+	big.Inputs[10] = tasks.Input{Blob: shared[1], Blobs: shared[:1]}
 	big.Inputs[7] = tasks.Input{Data: make([]byte, protocol.MaxInline)}
 	more := tasks.TasksRecord{Job: a, First: 3000, Inputs: inputs(3000, 1)}
 	held := tasks.HeldRecord{Origin: "origin", Outcome: outcome(c, 9)}

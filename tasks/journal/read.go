@@ -210,7 +210,7 @@ func (j *Journal) Inputs(job protocol.JobID, first uint32, n, maxBytes int) ([]t
 				break
 			}
 			out = append(out, in)
-			size += len(in.Data)
+			size += len(in.Data) + len(in.Blobs)*blobName
 			next++
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +32,15 @@ const (
 	partHalt    = 7
 	partTrouble = 8
 	partEnded   = 9
+)
+
+// Odd numbers in the place of an input's length say what is there instead: a blob, or blobs that come before an input of
+// any other form.
+const (
+	formBlob  = 1
+	formBlobs = 3
+
+	blobName = 40 // bytes that a blob's id and size take, about
 )
 
 const (
@@ -255,7 +265,7 @@ func (e *encoder) inputs(r tasks.TasksRecord) error {
 	for len(inputs) > 0 {
 		n, size := 0, 0
 		for n < len(inputs) && n < maxPortion && size < maxPortionBytes {
-			size += len(inputs[n].Data)
+			size += len(inputs[n].Data) + len(inputs[n].Blobs)*blobName
 			n++
 		}
 		start := len(e.buf)
@@ -263,21 +273,37 @@ func (e *encoder) inputs(r tasks.TasksRecord) error {
 		mid := len(e.buf)
 		e.buf = binary.AppendUvarint(e.buf, uint64(n))
 		for _, in := range inputs[:n] {
+			if len(in.Blobs) > 0 {
+				e.buf = append(e.buf, formBlobs)
+				e.buf = binary.AppendUvarint(e.buf, uint64(len(in.Blobs)))
+				for _, b := range in.Blobs {
+					if err := e.blob(r.Job, b); err != nil {
+						return err
+					}
+				}
+			}
 			if in.Blob == nil {
 				e.buf = binary.AppendUvarint(e.buf, uint64(len(in.Data))<<1)
 				e.buf = append(e.buf, in.Data...)
 				continue
 			}
-			if len(in.Blob.Id) != 32 {
-				return fmt.Errorf("job %s: input blob with an id of %d bytes: want 32", r.Job, len(in.Blob.Id))
+			e.buf = append(e.buf, formBlob)
+			if err := e.blob(r.Job, in.Blob); err != nil {
+				return err
 			}
-			e.buf = append(e.buf, 1)
-			e.buf = append(e.buf, in.Blob.Id...)
-			e.buf = binary.AppendUvarint(e.buf, in.Blob.Size)
 		}
 		e.add(opSet, start, mid)
 		first, inputs = first+uint32(n), inputs[n:]
 	}
+	return nil
+}
+
+func (e *encoder) blob(job protocol.JobID, b *protocol.Blob) error {
+	if len(b.GetId()) != 32 {
+		return fmt.Errorf("job %s: input blob with an id of %d bytes: want 32", job, len(b.GetId()))
+	}
+	e.buf = append(e.buf, b.Id...)
+	e.buf = binary.AppendUvarint(e.buf, b.Size)
 	return nil
 }
 
@@ -321,21 +347,39 @@ func decodeInputs(v []byte) ([]tasks.Input, error) {
 		return nil, errShort
 	}
 	ins := make([]tasks.Input, count)
+	var last []*protocol.Blob // of the input before: neighbours often read the same, and share it then
 	for i := range ins {
 		var x uint64
 		if x, v, err = uvarint(v); err != nil {
 			return nil, err
 		}
-		switch {
-		case x == 1:
-			if len(v) < 32 {
-				return nil, errShort
-			}
-			blob := &protocol.Blob{Id: v[:32:32]}
-			if blob.Size, v, err = uvarint(v[32:]); err != nil {
+		if x == formBlobs {
+			var n uint64
+			if n, v, err = uvarint(v); err != nil {
 				return nil, err
 			}
-			ins[i].Blob = blob
+			if n == 0 || n > protocol.MaxTaskBlobs {
+				return nil, fmt.Errorf("input with %d blobs", n)
+			}
+			blobs := make([]*protocol.Blob, n)
+			for k := range blobs {
+				if blobs[k], v, err = decodeBlob(v); err != nil {
+					return nil, err
+				}
+			}
+			if slices.EqualFunc(blobs, last, func(a, b *protocol.Blob) bool { return string(a.Id) == string(b.Id) && a.Size == b.Size }) {
+				blobs = last
+			}
+			ins[i].Blobs, last = blobs, blobs
+			if x, v, err = uvarint(v); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case x == formBlob:
+			if ins[i].Blob, v, err = decodeBlob(v); err != nil {
+				return nil, err
+			}
 		case x&1 != 0:
 			return nil, fmt.Errorf("input of an unknown form %d", x)
 		case x>>1 > uint64(len(v)):
@@ -348,6 +392,15 @@ func decodeInputs(v []byte) ([]tasks.Input, error) {
 		return nil, fmt.Errorf("%d bytes after the last input", len(v))
 	}
 	return ins, nil
+}
+
+// decodeBlob reads the name of a blob; it keeps nothing of v.
+func decodeBlob(v []byte) (*protocol.Blob, []byte, error) {
+	if len(v) < 32 {
+		return nil, nil, errShort
+	}
+	size, rest, err := uvarint(v[32:])
+	return &protocol.Blob{Id: append([]byte(nil), v[:32]...), Size: size}, rest, err
 }
 
 // decodeDone reads a result; it keeps nothing of v.

@@ -172,6 +172,11 @@ func (w *worker) handle(f frame) error {
 		}
 	case protocol.WorkerRun, protocol.WorkerRunFile:
 		return w.run(f)
+	case protocol.WorkerRunFiles:
+		w.out.add(func(b []byte) []byte {
+			return protocol.AppendWorkerDone(b, f.id, &protocol.WorkerOutcome{Status: protocol.Status_FAILED, ExitCode: 125,
+				Error: []byte("a wasm module cannot read blobs: give it the bytes as its input, up to 16 MiB")})
+		})
 	default:
 		return fmt.Errorf("frame of type %#x from the node", byte(f.kind))
 	}
