@@ -1,0 +1,1 @@
+"""What runs inside worker processes. Nothing here imports the rest of the package."""
