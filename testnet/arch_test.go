@@ -44,6 +44,8 @@ var rooms = map[string]room{
 		others: "github.com/tetratelabs/wazero golang.org/x/sys github.com/gofrs/flock",
 	},
 
+	"tasks/executor/python": {ours: "protocol tasks tasks/executor python"},
+
 	"discovery": {
 		ours:   "protocol discovery/members",
 		others: "github.com/libp2p/go-libp2p github.com/libp2p/zeroconf/v2 github.com/multiformats/go-multiaddr google.golang.org/protobuf",

@@ -22,8 +22,10 @@ import (
 
 	"meshnode/node"
 	"meshnode/node/control"
+	pythonfiles "meshnode/python"
 	"meshnode/tasks"
 	"meshnode/tasks/executor"
+	"meshnode/tasks/executor/python"
 	"meshnode/tasks/executor/wasm"
 )
 
@@ -45,6 +47,7 @@ func defaultDataDir() string {
 type upFlags struct {
 	retain                                      duration
 	name, slots, memory, dht, control, logLevel string
+	python                                      string
 	listen, peers, labels                       []string
 	noMDNS, noWork, detach, private             bool
 	detached, withParent                        bool // hidden
@@ -76,6 +79,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
 	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
+	fs.StringVar(&f.python, "python", "", "the `interpreter` that runs Python functions, a path or a name on PATH (default: python3)")
 	fs.StringArrayVar(&f.labels, "label", nil, "`K=V` that jobs can ask for with --on; may be repeated")
 	f.retain = duration(7 * 24 * time.Hour)
 	fs.Var(&f.retain, "retain", "how long ended jobs and their results are kept, in time awake: `7d`, 36h; of attached jobs at most a day")
@@ -127,6 +131,21 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	}
 	cfg.Runtimes = []executor.Runtime{wasm.New(wasm.Config{Command: []string{self, "worker", wasm.Name}})}
 	return cfg, nil
+}
+
+// pythonRuntime finds the interpreter that runs Python functions here. A node without one runs none, and says so in its log.
+func pythonRuntime(ctx context.Context, named string, log *slog.Logger) (executor.Runtime, error) {
+	packages, err := pythonfiles.Unpack()
+	if err != nil {
+		return nil, err
+	}
+	found, err := python.Find(ctx, named)
+	if err != nil {
+		log.Warn("this node runs no Python functions", "err", err, "fix", "install Python 3.6 or later, or name an interpreter with --python, and start the node again")
+	} else {
+		log.Info("Python functions run here", "interpreter", found.Path, "version", found.Version)
+	}
+	return python.New(python.Config{Interpreter: found, Packages: packages}), nil
 }
 
 // parseSlots reads K or auto. Auto is what Go may use at once: affinity and cgroups count.
@@ -197,6 +216,11 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	rt, err := pythonRuntime(cmd.Context(), f.python, log)
+	if err != nil {
+		return err
+	}
+	cfg.Runtimes = append(cfg.Runtimes, rt)
 	ln, err := control.Listen(c.dataDir, f.control)
 	if err != nil {
 		return err
