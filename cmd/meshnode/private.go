@@ -71,6 +71,11 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	rt, err := pythonRuntime(cmd.Context(), f.python, cfg.Logger)
+	if err != nil {
+		return err
+	}
+	cfg.Runtimes = append(cfg.Runtimes, rt)
 	cfg.Private, cfg.MDNS = true, false
 	if f.control == "" && runtime.GOOS == "windows" {
 		f.control = control.TCP // Python there knows no Unix sockets

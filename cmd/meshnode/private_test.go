@@ -99,20 +99,20 @@ func busy(t *testing.T, ready privateReady) []int {
 		return nil
 	}
 	var pids []int
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", ready.PID))
-	for _, l := range lists {
-		b, _ := os.ReadFile(l)
-		for _, f := range strings.Fields(string(b)) {
-			pid, err := strconv.Atoi(f)
-			if err != nil {
-				t.Fatal(err)
+	await(t, "a worker process", func() bool { // it is started after the task is said to run
+		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", ready.PID))
+		for _, l := range lists {
+			b, _ := os.ReadFile(l)
+			for _, f := range strings.Fields(string(b)) {
+				pid, err := strconv.Atoi(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids = append(pids, pid)
 			}
-			pids = append(pids, pid)
 		}
-	}
-	if len(pids) == 0 {
-		t.Error("no worker process")
-	}
+		return len(pids) > 0
+	})
 	return pids
 }
 
