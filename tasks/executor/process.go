@@ -19,10 +19,8 @@ import (
 
 const (
 	// writeAtOnce is less than what the pipe to a worker process holds on any system, so that much is written
-	// without waiting for the worker. For more, the worker has to read.
+	// without waiting for the worker. For more, the worker has to read, and it may do so only when it can write.
 	writeAtOnce = 16 << 10
-	// stuck is how long a worker process may leave its input unread: it has a goroutine that does nothing else.
-	stuck = 20 * time.Second
 	// keptLog is how much of the end of a worker's standard error is kept, to explain its death.
 	keptLog = 8 << 10
 	// readBuffer is the pipe's usual capacity.
@@ -45,6 +43,10 @@ type process struct {
 	ended   time.Time
 	loaded  []uint64
 	last    *program // of the item that it was sent last
+
+	mu      sync.Mutex // guards what follows
+	later   []byte     // frames for writeLater: the slot bounds them by what it sends ahead
+	writing bool       // writeLater runs, or was broken off
 }
 
 // reply is a frame from a worker process. Slices in it are the receiver's.
@@ -178,14 +180,39 @@ func parseReply(kind protocol.LocalType, id uint64, body []byte) reply {
 	return r
 }
 
-// write sends frames. A worker that does not read is killed; whatever fails here is seen as the process's death.
+// write sends frames, and does not wait for the worker: that may itself wait for us to take its answers. Unread is at least what it
+// was sent and has not read, frames included. Whatever fails here is seen as the process's death.
 func (p *process) write(frames []byte, unread int) {
-	if unread > writeAtOnce {
-		t := time.AfterFunc(stuck, p.kill)
-		defer t.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.writing && unread <= writeAtOnce {
+		if _, err := p.stdin.Write(frames); err != nil {
+			p.kill()
+		}
+		return
 	}
-	if _, err := p.stdin.Write(frames); err != nil {
-		p.kill()
+	p.later = append(p.later, frames...)
+	if !p.writing {
+		p.writing = true
+		go p.writeLater()
+	}
+}
+
+// writeLater writes until nothing is left, or the process is gone.
+func (p *process) writeLater() {
+	for {
+		p.mu.Lock()
+		frames := p.later
+		p.later = nil
+		p.writing = len(frames) > 0
+		p.mu.Unlock()
+		if len(frames) == 0 {
+			return
+		}
+		if _, err := p.stdin.Write(frames); err != nil {
+			p.kill()
+			return
+		}
 	}
 }
 

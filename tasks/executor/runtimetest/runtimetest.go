@@ -313,6 +313,28 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 		}
 	})
 
+	// Answers as large as what is sent ahead, of items so short that much is: neither side may wait for the other to read.
+	with("both directions full", func(t *testing.T, k Kit, r *Rig) {
+		job := r.Job(k.Runtime.Name(), k.Echo, nil)
+		r.Do(0, job, "1", "2", "3", "4", "5", "6", "7", "8")
+		var inputs []string
+		for i := range 300 {
+			inputs = append(inputs, strings.Repeat(string(rune('a'+i%26)), protocol.MaxInline-i))
+		}
+		began := time.Now()
+		e := r.Do(0, job, inputs...)
+		for i, in := range inputs {
+			o := e.Outcomes[uint32(i)]
+			r.Want(o, ok, 0, "")
+			if string(o.Output) != in {
+				t.Fatalf("item %d gave %d bytes", i, len(o.Output))
+			}
+		}
+		if took := time.Since(began); took > 15*time.Second {
+			t.Errorf("%d items took %v", len(inputs), took)
+		}
+	})
+
 	with("arguments", func(t *testing.T, k Kit, r *Rig) {
 		if k.Args == "" {
 			return
