@@ -455,7 +455,7 @@ func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]t
 		}
 		b, err := n.blobs.Put(ctx, bytes.NewReader(in.Data))
 		if err != nil {
-			return nil, putError(err)
+			return nil, n.putError(err)
 		}
 		pins.add(n.blobs, protocol.BlobID(b.Id))
 		out[i].Blob = b
@@ -784,9 +784,12 @@ func (n *Node) Cancel(ctx context.Context, job protocol.JobID, index *uint32) er
 
 // PutBlob implements clientAPI.
 func (n *Node) PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error) {
+	if err := n.room(); err != nil {
+		return protocol.BlobID{}, err
+	}
 	b, err := n.blobs.Put(ctx, io.Reader(r))
 	if err != nil {
-		return protocol.BlobID{}, putError(err)
+		return protocol.BlobID{}, n.putError(err)
 	}
 	id := protocol.BlobID(b.Id)
 	n.leases.take(n.blobs, id)
@@ -829,7 +832,13 @@ func (l *leases) renew(s *blob.Store, id protocol.BlobID) {
 	}
 }
 
-func putError(err error) error {
+// putError is for a person: what has no room because the disk has none is told as any submission is.
+func (n *Node) putError(err error) error {
+	if errors.Is(err, blob.ErrFull) {
+		if full := n.room(); full != nil {
+			return full
+		}
+	}
 	if errors.Is(err, blob.ErrFull) || errors.Is(err, blob.ErrTooLarge) {
 		return &Error{Code: CodeUnavailable, Message: err.Error(), Fix: "free some disk space below the data directory"}
 	}

@@ -59,7 +59,8 @@ type Config struct {
 	Private  bool
 	Version  string
 	Runtimes []executor.Runtime
-	Logger   *slog.Logger // default: none
+	Logger   *slog.Logger   // default: none
+	Journal  journal.Config // its FS only, for tests
 }
 
 // Node is a running node. Make it with New, then call Run once; the other methods are for clients.
@@ -140,7 +141,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.blobs, err = blob.Open(filepath.Join(cfg.DataDir, "blobs"), blob.Config{Volatile: cfg.Private, Logger: n.log}); err != nil {
 		return nil, err
 	}
-	store := journal.Config{Logger: n.log, Ballast: min(ballast, int64(cfg.MinFree)/4), MinFree: int64(cfg.MinFree)}
+	store := journal.Config{FS: cfg.Journal.FS, Logger: n.log, Ballast: min(ballast, int64(cfg.MinFree)/4), MinFree: int64(cfg.MinFree)}
 	if cfg.Private {
 		store.Ballast, store.Volatile = 0, true
 	}

@@ -21,6 +21,9 @@ func (n *Node) WhyJob(ctx context.Context, job protocol.JobID) (Why, error) {
 	if !ok {
 		return Why{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
 	}
+	if n.goesOn(job) {
+		n.addDisk(&w)
+	}
 	return whyOf("job "+job.Short(), job.Short(), w), nil
 }
 
@@ -35,6 +38,9 @@ func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (W
 		return Why{}, jobError(fmt.Errorf("task %d of job %s: %w", index, job.Short(), tasks.ErrNoJob))
 	}
 	name := fmt.Sprintf("%s/%d", job.Short(), index)
+	if n.goesOn(job) {
+		n.addDisk(&w)
+	}
 	out := whyOf("task "+name, name, w)
 	if r, ended, err := n.Result(ctx, job, index); err == nil && ended { // what the scheduler does not keep is in the journal
 		how := "ended well"
@@ -74,6 +80,9 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 		if p.State == "self" {
 			name += " (this one)"
 		}
+		if p.State == "self" {
+			n.addDisk(&w)
+		}
 		if p.State == "gone" { // discovery knows more than the scheduler
 			gone := tasks.NotConnected.Reason(p.Name, "")
 			if p.Reason != "" {
@@ -91,6 +100,22 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 		return Why{}, &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %s", id), Fix: "meshnode peers lists them"}
 	}
 	return whyOf("node "+cmp.Or(n.nameOf(protocol.NodeID(id)), id), "", w), nil
+}
+
+// goesOn says whether a job of this node has not ended.
+func (n *Node) goesOn(job protocol.JobID) (is bool) {
+	n.ask(func(s *tasks.Scheduler) {
+		st, ok := s.Job(job)
+		is = ok && st.State < tasks.JobDone
+	})
+	return is
+}
+
+// addDisk puts first what is wrong with the room on the disk, if something is: results of this node's jobs wait for it.
+func (n *Node) addDisk(w *tasks.Why) {
+	if what := n.diskState(); what != "" {
+		w.Reasons = append([]tasks.Reason{tasks.FullDisk(what)}, w.Reasons...)
+	}
 }
 
 // whyOf makes a client's Why. A job or task by its name stands in what is to be typed.

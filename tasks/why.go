@@ -46,6 +46,7 @@ const (
 	NoNode     // {what} is why, by node
 	NoSlotFree // {what} is the nodes
 	Halting    // {what} is why
+	Disk       // {what} is what is wrong with it
 
 	Elsewhere // {what} is how long yet
 	TooFar    // {what} is how long the bytes take
@@ -138,6 +139,7 @@ var table = [codes]Reason{
 	Unconfirmed:  {"unconfirmed", "this node does not start {what} of {node} before it was heard again", "nothing, if it comes back: else {node} gives them to others"},
 	EndedJob:     {"job_ended", "the job has ended: {what}", "meshnode results JOB has its results; meshnode rerun JOB --failed tries again what failed"},
 	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
+	Disk:         {"disk", "this node's disk: {what}", "make room on the disk of its data directory (meshnode status names it); results wait for it, and all goes on by itself"},
 	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 
 	TooFar:    {"too_far", "{node} is too far away: the bytes of a task need {what} to get there, and by then the others have done it", "nothing, or a faster network between the two: tasks whose bytes are there already go there"},
@@ -181,6 +183,9 @@ func (c Code) Reason(node, what string) Reason {
 func Reasons() []Reason { return slices.Clone(table[1:]) }
 
 func (c Code) String() string { return table[c].Code }
+
+// FullDisk is the Reason of a node whose disk has no room. The scheduler does not see the disk: the node adds it.
+func FullDisk(what string) Reason { return Disk.Reason("", what) }
 
 // called is a node's name in a sentence.
 func (p *peer) called() string {

@@ -26,6 +26,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/tasks/executor/wasm"
+	"meshnode/tasks/journal"
 )
 
 // Exit codes. 1 to 100 count failed tasks; a job of one task ends with the task's own.
@@ -85,6 +86,7 @@ type env struct {
 	errTTY         bool
 	getenv         func(string) (string, bool)
 	hurry          *hurry
+	journal        journal.Config // zero; tests have a disk that fails
 }
 
 // shared is a writer for several goroutines: results, the loss of the node and what a job waits for are told as they come.

@@ -23,7 +23,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"meshnode": main, "private-program": program})
+	testscript.Main(m, map[string]func(){"meshnode": main, "private-program": program, "meshnode-bad-disk": badDisk})
 }
 
 // The scripts run the real binary (this test under another name) against real nodes. They have some commands

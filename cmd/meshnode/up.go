@@ -226,6 +226,7 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 		return err
 	}
 	defer ln.Close()
+	cfg.Journal = c.journal
 	n, err := node.New(cfg)
 	if err != nil {
 		return err

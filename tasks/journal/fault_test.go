@@ -75,7 +75,7 @@ func TestPowerLoss(t *testing.T) {
 			}
 			return nil
 		})
-		j, stop := start(t, "journal", Config{fs: fs})
+		j, stop := start(t, "journal", Config{FS: fs})
 		for i := range 60 {
 			n := must(t, j, i%3 == 0, pair(i)...)
 			if i%7 == 0 {
@@ -100,7 +100,7 @@ func TestPowerLoss(t *testing.T) {
 	for at := int64(1); at <= changes; at++ {
 		images, reported, _ := run(at) // none if this run took fewer changes
 		for _, image := range images {
-			j, stop := start(t, "journal", Config{fs: image})
+			j, stop := start(t, "journal", Config{FS: image})
 			most = max(most, checkPrefix(t, j, reported))
 			stop()
 		}
@@ -118,7 +118,7 @@ func TestSyncedLater(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			mem := vfs.NewCrashableMem()
-			j, err := Open("journal", Config{fs: mem})
+			j, err := Open("journal", Config{FS: mem})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -141,7 +141,7 @@ func TestSyncedLater(t *testing.T) {
 				}
 				wait(t, j, n)
 			}
-			again, stop := start(t, "journal", Config{fs: mem.CrashClone(vfs.CrashCloneCfg{})})
+			again, stop := start(t, "journal", Config{FS: mem.CrashClone(vfs.CrashCloneCfg{})})
 			checkPrefix(t, again, 1)
 			stop()
 			if how != "end" {
@@ -193,7 +193,7 @@ func TestDiskFails(t *testing.T) {
 					}
 					return nil
 				})
-				j, err := Open("journal", Config{fs: fs})
+				j, err := Open("journal", Config{FS: fs})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -252,7 +252,7 @@ func TestDiskFails(t *testing.T) {
 				if n := late.Load(); n > 3 {
 					t.Errorf("skip %d: %d changes of the disk after the failure", skip, n)
 				}
-				again, stop := start(t, "journal", Config{fs: mem.CrashClone(vfs.CrashCloneCfg{})})
+				again, stop := start(t, "journal", Config{FS: mem.CrashClone(vfs.CrashCloneCfg{})})
 				checkPrefix(t, again, synced)
 				stop()
 			}
@@ -308,7 +308,7 @@ func TestDiskFailsAtOpen(t *testing.T) {
 			}
 			return nil
 		})
-		j, err := Open("journal", Config{fs: fs})
+		j, err := Open("journal", Config{FS: fs})
 		if err == nil {
 			opened = count.Load() <= skip
 			if !opened {

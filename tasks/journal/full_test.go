@@ -44,7 +44,7 @@ func TestFullForAWhile(t *testing.T) {
 				}
 				return nil
 			})
-			j, stop := start(t, "journal", Config{fs: fs})
+			j, stop := start(t, "journal", Config{FS: fs})
 			n := uint64(0)
 			for i := range 20 {
 				n = must(t, j, true, pair(i)...)
@@ -82,7 +82,7 @@ func TestFullForAWhile(t *testing.T) {
 				t.Fatalf("%d batches, want %d", got, all)
 			}
 			stop()
-			again, stop := start(t, "journal", Config{fs: mem})
+			again, stop := start(t, "journal", Config{FS: mem})
 			checkPrefix(t, again, all)
 			stop()
 		})

@@ -48,7 +48,8 @@ type Config struct {
 	// Volatile says that the folder is of no use after this process: nothing is ever synced.
 	Volatile bool
 
-	fs vfs.FS // for tests
+	// FS is where the journal is written. Default: the system's files. Tests have one that fails.
+	FS vfs.FS
 }
 
 // ErrNotFound: the journal has no such job, task or result.
@@ -91,15 +92,15 @@ func Open(dir string, c Config) (*Journal, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.fs == nil {
-		c.fs = vfs.Default
+	if c.FS == nil {
+		c.FS = vfs.Default
 	}
 	j := &Journal{dir: dir, log: c.Logger, config: c, failure: newFailure(dir), syncedC: make(chan uint64, 1), wake: make(chan struct{}, 1)}
-	if err := c.fs.MkdirAll(dir, 0o700); err != nil {
+	if err := c.FS.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal %s: %w", dir, err)
 	}
 	// Locked here, and not by Pebble, to tell this apart from all else that can go wrong.
-	lock, err := pebble.LockDirectory(dir, c.fs)
+	lock, err := pebble.LockDirectory(dir, c.FS)
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
 		return nil, fmt.Errorf("journal %s: %w", dir, err) // the file cannot even be made
@@ -116,13 +117,13 @@ func Open(dir string, c Config) (*Journal, error) {
 }
 
 func (j *Journal) open(c Config) error {
-	j.disk = &disk{FS: c.fs, failure: j.failure, volatile: c.Volatile, onHold: func() {
+	j.disk = &disk{FS: c.FS, failure: j.failure, volatile: c.Volatile, onHold: func() {
 		j.mu.Lock()
 		j.tell()
 		j.mu.Unlock()
 	}}
 	if c.Ballast > 0 {
-		j.disk.ballast = c.fs.PathJoin(j.dir, "ballast")
+		j.disk.ballast = c.FS.PathJoin(j.dir, "ballast")
 	}
 	opts := &pebble.Options{
 		FS:                    j.disk,
