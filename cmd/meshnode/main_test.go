@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -410,6 +411,18 @@ func TestCalled(t *testing.T) {
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("%q calls %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Without Python, or with a name that is none, there is one line that says what to do.
+func TestNoInterpreter(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	for named, want := range map[string]string{"": "on PATH; install Python 3.8 or later, or name an interpreter with --python", "snake": "--python snake: no such program; give the path"} {
+		_, err := findInterpreter(named)
+		e := (*node.Error)(nil)
+		if !errors.As(err, &e) || !strings.Contains(e.Message+"; "+e.Fix, want) {
+			t.Errorf("%q: %v", named, err)
 		}
 	}
 }

@@ -99,9 +99,7 @@ def find(module: ModuleType, file: str, name: str) -> Callable[..., Any]:
             raise Refusal("%s has no function %s; %s" % (file, name, there), "name one of those after the colon")
     if not callable(value):
         raise Refusal("%s:%s is %s, which cannot be called; %s" % (file, name, _kind(value), there), "name a function after the colon")
-    if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
-        raise Refusal("%s:%s is async, and tasks have no event loop" % (file, name), "name a function that calls it with asyncio.run")
-    if inspect.isgeneratorfunction(value):
+    if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
         raise Refusal("%s:%s is a generator, which has no result to print" % (file, name), "name a function that returns a value")
     return value  # type: ignore[no-any-return]
 
