@@ -130,6 +130,27 @@ def _key(func: Any, depfuncs: Tuple[Any, ...], modules: Tuple[str, ...], globals
     return id(func), tuple(map(id, depfuncs)), modules, names
 
 
+def _texts(func: Any) -> Dict[str, Any]:
+    """Which of a callable's positional arguments are annotated with str: of the command line they get the text as it is."""
+    annotated = func.__init__ if isinstance(func, type) else func
+    try:
+        if not any(a in (str, "str") for a in getattr(annotated, "__annotations__", {}).values()):
+            return {}
+        import inspect
+
+        parameters = list(inspect.signature(func).parameters.values())
+    except Exception:  # annotations are the user's: they may raise anything
+        return {}
+    texts: Dict[str, Any] = {}
+    for i, p in enumerate(parameters):
+        if p.annotation in (str, "str"):
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+                texts.setdefault("at", []).append(i)
+            elif p.kind == p.VAR_POSITIONAL:
+                texts["rest"] = i
+    return texts
+
+
 def _label(o: Any) -> str:
     t = type(o)
     name = t.__qualname__ if t.__module__ in ("builtins", "__main__") else t.__module__ + "." + t.__qualname__
@@ -291,10 +312,10 @@ class _Walk:
                 except ShipError:
                     if known:
                         raise  # other things may be in a dict of globals by accident; unused, they are not missed
-        data = self.encode(name, root)
+        data = self.encode(name, root, _texts(func))
         return Bundle(data, "python" + self.python, name, self)
 
-    def encode(self, name: str, root: int) -> bytes:
+    def encode(self, name: str, root: int, texts: Dict[str, Any]) -> bytes:
         spec = {
             "name": name,
             "python": self.python,
@@ -303,6 +324,8 @@ class _Walk:
             "spaces": self.spaces,
             "sources": self.sources,
         }
+        if texts:
+            spec["texts"] = texts
         return MAGIC + b"\n" + json.dumps(spec, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     def contents(self) -> List[str]:

@@ -1,21 +1,23 @@
 """What `meshnode submit file.py:function` runs once, where it is typed: it makes the bundle that travels.
 
-Called as a script: `_submit.py FILE FUNCTION`. It loads FILE as a module (its name is not "__main__", so main code does
-not run), takes FUNCTION from it, and writes to standard output one line of JSON and then the bundle. What FILE prints as
+Called as a script: `_submit.py FILE FUNCTION`. It loads FILE without running its main code, takes FUNCTION from it, and writes to standard output one line of JSON and then the bundle. What FILE prints as
 it is loaded goes to standard error. The line is
 
     {"runtime", "name", "size", "path", "dir", "interpreter", "version", "contents"}    the bundle's size bytes follow, or
     {"error": {"message", "fix"}}                                                       each one sentence for a person
 """
 
-import importlib.util
 import inspect
 import json
 import os
 import sys
 import traceback
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, BinaryIO, Callable, Dict, List, NoReturn, Tuple
+
+
+# The name of a program that is loaded and not run, as multiprocessing has it.
+_LOADING = "__mp_main__"
 
 
 class Refusal(Exception):
@@ -36,7 +38,11 @@ def _line_of(error: BaseException, path: str) -> str:
 
 
 def load(name: str) -> ModuleType:
-    """The module in the file, loaded as an import would. Its folder is the first in sys.path, as if it were a script."""
+    """The program in the file, as if it were run as a script, but for what it does only if its name is "__main__".
+
+    So its functions travel as those of a program do, with what they use, and not the whole file: it may import what other
+    machines do not have, or do things that are to be done once.
+    """
     path = os.path.abspath(name)
     if os.path.isdir(path):
         raise Refusal("%s is a folder" % name, "name the file in it: folder/file.py:function")
@@ -53,11 +59,9 @@ def load(name: str) -> ModuleType:
         version = "%d.%d" % sys.version_info[:2]
         raise Refusal("%s%s: %s" % (name, line, why), "correct it there; this is Python %s at %s" % (version, sys.executable))
     sys.path.insert(0, os.path.dirname(path))
-    stem = os.path.splitext(os.path.basename(path))[0]
-    spec = importlib.util.spec_from_file_location(stem, path)
-    assert spec is not None  # the path ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[stem] = module
+    module = ModuleType(_LOADING)
+    module.__file__ = path
+    sys.modules[_LOADING] = module
     try:
         exec(code, module.__dict__)
     except SystemExit as e:
@@ -73,6 +77,13 @@ def load(name: str) -> ModuleType:
         if isinstance(e, ImportError):
             fix = "install it for %s, or name another interpreter with --python" % sys.executable
         raise Refusal("%s%s: %s" % (name, _line_of(e, path), last), fix)
+    # From here on it is the program.
+    del sys.modules[_LOADING]
+    sys.modules["__main__"] = module
+    module.__name__ = "__main__"
+    for v in list(vars(module).values()):
+        if isinstance(v, (type, FunctionType)) and v.__module__ == _LOADING:
+            v.__module__ = "__main__"
     return module
 
 
@@ -120,7 +131,7 @@ def bundle(file: str, name: str) -> Tuple[Dict[str, Any], bytes]:
     try:
         b = ship(function)
     except ShipError as e:
-        raise Refusal("%s:%s cannot travel: %s" % (file, name, " ".join(str(e).split())), "")
+        raise Refusal("%s:%s %s" % (file, name, " ".join(str(e).split())), "make it inside of the function, or give it as an input")
     head: Dict[str, Any] = {
         "runtime": b.runtime,
         "name": b.name,

@@ -6,11 +6,11 @@ Runs on Python 3.6 and later, and imports nothing of the client. What the worker
         program = load(data)          # the bundle's bytes; user code may run here: modules are imported
     except Unable as e: ...           # this interpreter cannot, another may: str(e) is a sentence
     except Invalid as e: ...          # nobody can
-    failed, output, error = program.run(input, files, mark)
+    failed, output, error = program.run(input, files, mark, number)
 
 run() carries out one item. Of what user code raises it lets two things through: MemoryError, and of a text's call
-SystemExit; all else is in its answer. `input` is what the node sent (bytes), `files` the paths of the task's
-blobs, in their order. `mark()` is called after each call, and returns how many bytes the item has logged so far (standard
+SystemExit; all else is in its answer. `input` is what the node sent (bytes), `number` the item's, from 1, `files` the paths
+of the task's blobs, in their order. `program.words` may be set to what a command line has after the function's name. `mark()` is called after each call, and returns how many bytes the item has logged so far (standard
 output and error together, after flushing); without it lengths are 0. `output` is a bytes-like object, or a list of them
 that belong one after another if they are large; `error` is the last line of the first traceback if `failed`. While an
 item runs, the names that the bundle brought are those of `__main__` and of its modules; an item of another program
@@ -25,6 +25,7 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
     objects      the list of objects, each a dict whose "k" says what it is (see Program._make); they name each other by number
     spaces       the list of namespaces: {"name", "bind": {name: number}, "package"}; the first is __main__
     sources      the user's own modules, by name: {"file", "source", "package"}
+    texts        which arguments a text from the command line stays text for, if some: {"at": [positions], "rest": from which on}
 """
 
 import builtins
@@ -37,6 +38,7 @@ import linecache
 import marshal
 import os
 import pickle
+import re
 import struct
 import sys
 import threading
@@ -280,6 +282,7 @@ class Program(object):
             self.spaces = spec["spaces"]
             self.root = spec["root"]
             self.sources = spec["sources"]
+            self.texts = spec.get("texts") or {}
             self.main = types.ModuleType("__main__")
             self.main.__dict__["__builtins__"] = builtins
             package = self.spaces[0].get("package")
@@ -294,6 +297,7 @@ class Program(object):
         self.making = set()
         self.fills = {}  # how to fill the cells that are empty yet
         self.call = None
+        self.words = []  # of the command line, after the function: in each, {} is the input and {#} the number from 1
 
     # ---- building
 
@@ -524,15 +528,15 @@ class Program(object):
             sys.modules["__main__"] = _MAIN
         self.own.clear()
 
-    def run(self, input, files=(), mark=None):
+    def run(self, input, files=(), mark=None, number=1):
         """One item: (failed, output, error). See the top of this file."""
         if _Active.program is not self:
             self._enter()
         kind = bytes(input[:1])
         if kind == b"C":
             return self._calls(input, files, mark)
-        if kind == b"T":
-            return self._text(bytes(input[1:]))
+        if kind == b"T" or not kind:
+            return self._text(bytes(input), number)
         return True, b"", "the input is neither calls nor text (it begins with %r)" % (kind,)
 
     def _calls(self, data, files, mark):
@@ -582,13 +586,20 @@ class Program(object):
             logged = now
         return bool(error), b"".join(out), error
 
-    def _text(self, data):
+    def _arguments(self, data, number):
+        """The arguments that text of the command line stands for. No data at all, not even b"T": there are none."""
+        text = data[1:].decode("utf-8", "surrogateescape")
+        if self.words:
+            fill = {"{}": text, "{#}": str(number)}
+            words = [_PLACE.sub(lambda m: fill[m.group()], w) for w in self.words]
+        else:
+            words = [text] if data else []
+        as_text, rest = self.texts.get("at", ()), self.texts.get("rest")
+        return [w if i in as_text or rest is not None and i >= rest else argument(w) for i, w in enumerate(words)]
+
+    def _text(self, data, number):
         try:
-            text = data.decode("utf-8", "surrogateescape")
-            if not text and _takes_nothing(self.call):
-                result = self.call()
-            else:
-                result = self.call(text)
+            result = self.call(*self._arguments(data, number))
             if type(result) in _LAZY:
                 result = _settle(result)
             if result is None:
@@ -614,24 +625,32 @@ _MAIN = sys.modules["__main__"]
 _ATOMS = frozenset([type(None), bool, int, float, str])
 
 
-def _takes_nothing(f):
-    """Whether f can be called with no argument, but not with one."""
-    import inspect
+_PLACE = re.compile(r"\{#?\}")
+_NUMBER = re.compile(r"[+-]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][+-]?\d+)?|[+-]?0[xXoObB][\da-fA-F_]+")
+_NAMES = {"True": True, "False": False, "None": None}
+
+
+def argument(text):
+    """What a word of the command line is: a number, string in quotes, bytes, list, tuple in parentheses, dict, set, True,
+    False or None as Python writes them; anything else is itself."""
+    s = text.strip()
+    if s in _NAMES:
+        return _NAMES[s]
+    quoted = s.lstrip("bBrRuU")[:1] in ("'", '"')
+    if not quoted and s[:1] not in ("[", "(", "{") and not _NUMBER.fullmatch(s):
+        return text
+    import ast
+    import warnings
 
     try:
-        s = inspect.signature(f)
-    except (TypeError, ValueError):
-        return False
-    try:
-        s.bind("")
-        return False
-    except TypeError:
-        pass
-    try:
-        s.bind()
-        return True
-    except TypeError:
-        return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(s)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    if quoted and not isinstance(value, (str, bytes)):
+        return text  # 'a', 'b'
+    return value
 
 
 def _settle(result):
