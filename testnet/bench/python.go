@@ -472,4 +472,3 @@ func (b *bench) busiest(pid, n int) []*process.Process {
 	})
 	return found[:n]
 }
-

@@ -159,6 +159,7 @@ class Program:
 
     def __init__(self, spec, program):
         self.run = program.run
+        program.words = spec.get("args") or []
         self.memory = spec["memory_bytes"]
         self.output = spec["output_bytes"]
         self.log = spec["log_bytes"]
@@ -284,7 +285,7 @@ class Worker:
 
     def item(self, kind, ident, data, begin, end):
         """Run an item and answer it. Returns for how long it ran, in seconds."""
-        handle, _ = struct.unpack_from("<QI", data, begin)
+        handle, index = struct.unpack_from("<QI", data, begin)
         program = self.programs[handle]
         begin += 12
         files = ()
@@ -296,7 +297,7 @@ class Worker:
         else:
             given, files = self.input_and_files(data, begin, end)
         self.limits.set(program.memory)
-        status, code, output, error = self.call(program, given, files)
+        status, code, output, error = self.call(program, given, files, index + 1)
         if os.getpid() != self.pid:  # a process that the task forked, and that came back from it
             os._exit(0)
         log = self.log.take(program.log)
@@ -314,10 +315,10 @@ class Worker:
         self.write(b"".join((head, output, log, error)))
         return ran
 
-    def call(self, program, given, files):
+    def call(self, program, given, files, number):
         """Run a program's function: status, exit code, output, error."""
         try:
-            failed, output, error = program.run(given, files, self.log.size)
+            failed, output, error = program.run(given, files, self.log.size, number)
             if type(output) is list:
                 output = b"".join(output)
             return (FAILED, 1, output, error) if failed else (OK, 0, output, "")

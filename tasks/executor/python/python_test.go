@@ -36,11 +36,11 @@ func newRuntime(t testing.TB) executor.Runtime {
 	return python.New(python.Config{Interpreter: interpreter(t), Packages: packages(t)})
 }
 
-// bundle writes a bundle of the function main, whose source this is.
+// bundle writes a bundle of the function main, whose source this is; its argument is text, whatever it looks like.
 func bundle(t testing.TB, source string) string {
 	t.Helper()
 	b, err := json.Marshal(map[string]any{
-		"name": "main", "python": "", "root": 0, "sources": map[string]any{},
+		"name": "main", "python": "", "root": 0, "sources": map[string]any{}, "texts": map[string]any{"at": []int{0}},
 		"spaces": []any{map[string]any{"name": "__main__", "bind": map[string]any{}}},
 		"objects": []any{map[string]any{
 			"k": "function", "name": "main", "module": "__main__", "space": 0, "uses": []any{}, "cells": []any{}, "free": []any{},
