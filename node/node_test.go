@@ -60,18 +60,22 @@ func start(t testing.TB, name string, slots int) *Node {
 	return n
 }
 
-func startIn(t testing.TB, dir, name string, slots int) (*Node, func()) {
+func startIn(t testing.TB, dir, name string, slots int, more ...func(*Config)) (*Node, func()) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := &testLog{t: t}
-	n, err := New(Config{
+	cfg := Config{
 		DataDir: dir, Name: name, Slots: slots, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Version: "test",
 		Runtimes: []executor.Runtime{wasm.New(wasm.Config{Command: []string{self, "worker"}, Env: []string{"MESHNODE_CACHE_DIR=" + cacheDir}})},
 		Logger:   slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelInfo})),
-	})
+	}
+	for _, f := range more {
+		f(&cfg)
+	}
+	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

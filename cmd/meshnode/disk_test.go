@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/shirou/gopsutil/v4/process"
 
 	"meshnode/node"
 	"meshnode/node/control"
@@ -142,6 +145,151 @@ func TestFailedSync(t *testing.T) {
 			if n != 1 {
 				t.Errorf("task %d has %d results", i, n)
 			}
+		}
+	}
+}
+
+// A job of a million tasks, of which none has run or some do, is cancelled at once, and its node goes on.
+func TestCancelOfAMillion(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	_, c := startNode(t, t.TempDir(), "--slots", "2")
+	if err := c.Pause(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	code, err := os.Open("../../examples/wasm/sum_primes_reactor.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer code.Close()
+	program, err := c.PutProgram(ctx, code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, running := range []bool{false, true} {
+		const count = 1_000_000
+		spec := node.JobSpec{ID: protocol.NewJobID(), Name: "many", Runtime: "wasm", Code: program, Detached: true}
+		if _, err := c.Submit(ctx, spec, func(yield func([]byte, error) bool) {
+			for range count {
+				if !yield([]byte("1000"), nil) {
+					return
+				}
+			}
+		}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if running {
+			if err := c.Resume(ctx); err != nil {
+				t.Fatal(err)
+			}
+			for { // until some have ended, and most have not
+				if j, err := c.Job(ctx, spec.ID.String()); err != nil {
+					t.Fatal(err)
+				} else if j.Done > 1000 {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		began := time.Now()
+		j, err := c.Cancel(ctx, spec.ID.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Status(ctx); err != nil { // it was the loop's turn
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("cancelled after %v", took)
+		}
+		if j, err = c.Wait(ctx, spec.ID.String()); err != nil || j.State != "cancelled" || j.Tasks != count || j.Done+j.Failed != count || running == (j.Done == 0) {
+			t.Errorf("%+v, %v", j, err)
+		}
+	}
+	spec := node.JobSpec{ID: protocol.NewJobID(), Name: "after", Runtime: "wasm", Code: program, Detached: true}
+	if _, err := c.Submit(ctx, spec, func(yield func([]byte, error) bool) { yield([]byte("10"), nil) }, nil); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := c.Wait(ctx, spec.ID.String()); err != nil || j.Done != 1 {
+		t.Errorf("%+v, %v", j, err)
+	}
+}
+
+// What results writes passes through the node and the command, and stays in neither.
+func TestResultsStream(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	nd, c := startNode(t, dir, "--slots", "2")
+	code, err := os.Open("../../tasks/executor/wasm/testdata/echo.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer code.Close()
+	program, err := c.PutProgram(ctx, code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count, size = 4000, 60_000
+	input := append(bytes.Repeat([]byte("x"), size-1), '\n')
+	spec := node.JobSpec{ID: protocol.NewJobID(), Name: "large", Runtime: "wasm", Code: program, Detached: true}
+	if _, err := c.Submit(ctx, spec, func(yield func([]byte, error) bool) {
+		for range count {
+			if !yield(input, nil) {
+				return
+			}
+		}
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := c.Wait(ctx, spec.ID.String()); err != nil || j.Done != count {
+		t.Fatalf("%+v, %v", j, err)
+	}
+	resident := func(pid int) uint64 {
+		p, err := process.NewProcess(int32(pid))
+		if err != nil {
+			return 0
+		}
+		m, err := p.MemoryInfo()
+		if err != nil {
+			return 0
+		}
+		return m.RSS >> 20
+	}
+	before := resident(nd.Process.Pid)
+	bin, err := exec.LookPath("meshnode")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range []string{"--tag=false", "-k"} {
+		cmd := exec.CommandContext(ctx, bin, "results", flag, spec.ID.String())
+		cmd.Env = append(os.Environ(), "MESHNODE_DATA_DIR="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var came int64
+		var client, server uint64
+		for buf := make([]byte, 1<<20); ; {
+			n, err := io.ReadFull(out, buf)
+			came += int64(n)
+			client, server = max(client, resident(cmd.Process.Pid)), max(server, resident(nd.Process.Pid))
+			if err != nil {
+				break
+			}
+		}
+		if err := cmd.Wait(); err != nil || came != count*size {
+			t.Fatalf("%s: %d bytes, %v", flag, came, err)
+		}
+		t.Logf("%s: %d MiB of results; the command took %d MiB, the node %d MiB, %d before", flag, came>>20, client, server, before)
+		// Besides 64 MiB of what waits for its turn with -k: a megabyte or two of buffers, and garbage.
+		if client > map[bool]uint64{true: 200, false: 120}[flag == "-k"] || server > before+100 {
+			t.Errorf("%s: the command took %d MiB, the node %d MiB, %d before", flag, client, server, before)
 		}
 	}
 }
