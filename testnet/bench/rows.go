@@ -29,7 +29,7 @@ import (
 )
 
 // groups in the order in which they run. Goals are those of the project, for two cores.
-var groups = []group{
+var groups = append([]group{
 	{"reactor", []row{
 		{"reactor.local", "tasks/s", goal{"≥", 300_000}, "a reactor returns 16 bytes; 2 slots of the submitting node"},
 		{"reactor.other", "tasks/s", goal{"≥", 150_000}, "the same on 2 slots of another node"},
@@ -105,7 +105,7 @@ var groups = []group{
 	{"demo", []row{
 		{"demo", "s", goal{"≤", 15}, "meshnode demo: sum_primes on 1, 2 and 3 nodes"},
 	}, 3 * time.Minute, demo},
-}
+}, pythonGroups...)
 
 const callNote = "one call after the other of a reactor with 16 bytes, in one open job; the goal is that of a Python call"
 
