@@ -210,7 +210,8 @@ class Connection:
                 refused = None
                 try:
                     s.sendall(self._head(at, "%s %s HTTP/1.0" % (method, path), "%sContent-Length: %d\r\n" % (headers, len(raw))))
-                    s.sendall(raw)
+                    if len(raw):  # after the last byte of a request its answer may come, and the end: then even nothing cannot be sent
+                        s.sendall(raw)
                 except (BrokenPipeError, ConnectionResetError) as e:
                     refused = e  # the answer may say why
                 status, data = _read_head(s)
