@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"meshnode/protocol"
@@ -55,6 +56,10 @@ type Status struct {
 	UI      string    `json:"ui"` // always "off" in this version
 	DataDir string    `json:"data_dir"`
 	PID     int       `json:"pid"`
+
+	// Bytes of blobs that went to and came from other nodes, since the start.
+	BlobsSent     uint64 `json:"blob_bytes_sent"`
+	BlobsReceived uint64 `json:"blob_bytes_received"`
 }
 
 // Peer is a member of the mesh as this node sees it (`peers --json`); this node is one of them, "self".
@@ -126,7 +131,8 @@ type JobShare struct {
 	BusyMS float64 `json:"busy_ms"`
 }
 
-// TaskResult is a terminal task. Output and Log are whole: large ones were read back from the blob store.
+// TaskResult is a terminal task. Output and Log are whole: large ones were read back from the blob store. Or the output is left out,
+// which then is the blob OutputBlob, as long as the job is kept.
 type TaskResult struct {
 	Seq      uint32 // of the job's results, in the order in which the tasks ended: the cursor
 	Index    uint32
@@ -140,6 +146,8 @@ type TaskResult struct {
 	Attempts uint32
 	Queued   time.Duration // at the worker
 	Run      time.Duration
+
+	OutputBlob *protocol.Blob // nil: Output is whole
 }
 
 // TaskInput is what one task gets.
@@ -218,11 +226,11 @@ type clientAPI interface {
 	// CloseJob says that the job has count tasks. When it returns nil the job is accepted: of a detached
 	// job, everything is synced.
 	CloseJob(ctx context.Context, job protocol.JobID, count uint32) error
-	// Watch calls deliver with the results of a job from cursor on, in order, each once, in batches, and
+	// Watch calls deliver with the results of a job from cursor on, but for outputs of more than most bytes, or protocol.MaxOutput, in order, each once, in batches, and
 	// returns the ended job after the last; deliver may block (the client is slow), the node keeps no more than
 	// 1 MiB for it meanwhile and reads on from its disk. deliver's slice is its own. An attached job whose
 	// last watcher left is cancelled after 10 s.
-	Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]TaskResult) error) (Job, error)
+	Watch(ctx context.Context, job protocol.JobID, cursor uint32, most uint64, deliver func([]TaskResult) error) (Job, error)
 	// Jobs lists the jobs of this node, newest first.
 	Jobs(ctx context.Context) ([]Job, error)
 	Job(ctx context.Context, job protocol.JobID) (Job, error)
@@ -235,8 +243,16 @@ type clientAPI interface {
 	// Cancel ends a job, or the task index of it.
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
 
-	// PutBlob stores bytes (a program) and returns their name; put twice they are stored once.
-	PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error)
+	// PutBlob stores bytes of a program, or that tasks read; put twice they are stored once. sum is their SHA-256, which is checked
+	// and remembered, or nil. The blob stays for 10 minutes, from then on or from the last OpenBlob, and as long as a job needs it.
+	PutBlob(ctx context.Context, r io.Reader, sum []byte) (Blob, error)
+	// OpenBlob opens a blob, named by its id or as sha256:HASH, and renews its lease. CodeNoBlob: it is not here. The caller closes it.
+	OpenBlob(ctx context.Context, name string) (io.ReadSeekCloser, Blob, error)
+	Blobs(ctx context.Context) (BlobStore, error)
+	// GCBlobs removes blobs that nothing needs until no more than to bytes are occupied, and says how many that freed.
+	GCBlobs(ctx context.Context, to int64) (freed int64, err error)
+	// DeleteBlob removes one blob. CodeRefused: something needs it.
+	DeleteBlob(ctx context.Context, name string) error
 
 	Invite(ctx context.Context, o InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)

@@ -84,10 +84,7 @@ func lateBeat(t *testing.T, where string) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := a.PutBlob(ctx, strings.NewReader(string(f)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	code := put(t, a, strings.NewReader(string(f)))
 	job := protocol.NewJobID()
 	if err := a.OpenJob(ctx, JobSpec{ID: job, Runtime: "wasm", Code: code, Detached: true}); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -17,8 +18,8 @@ import (
 )
 
 const (
-	// maxResultBlob bounds what is fetched as a result: a task's output is at most 16 MiB.
-	maxResultBlob = 32 << 20
+	// maxRead bounds what is read of a blob into memory: outputs and inputs are at most 16 MiB.
+	maxRead = 32 << 20
 	// maxProgram bounds what is fetched as a program.
 	maxProgram = 256 << 20
 	// fetches from one peer run at once; more wait.
@@ -81,6 +82,7 @@ func (n *Node) serveBlobs() {
 		m := &metered{ReadWriter: stalling{s}}
 		err := blob.Serve(m, n.blobs, nil)
 		n.transferred(protocol.NodeID(s.Conn().RemotePeer().String()), m.bytes, m.took)
+		n.meter.sent.Add(m.bytes)
 		if err != nil {
 			s.Reset()
 			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
@@ -113,6 +115,21 @@ func (m *metered) Write(b []byte) (int, error) {
 	n, err := m.ReadWriter.Write(b)
 	m.bytes += uint64(n)
 	m.took += time.Since(began)
+	return n, err
+}
+
+// meter counts the bytes of blobs between this node and others, since it was started.
+type meter struct{ sent, received atomic.Uint64 }
+
+// counted counts what is read.
+type counted struct {
+	stalling
+	to *atomic.Uint64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.stalling.Read(b)
+	c.to.Add(uint64(n))
 	return n, err
 }
 
@@ -152,7 +169,7 @@ func (n *Node) fetch(ctx context.Context, from protocol.NodeID, b *protocol.Blob
 		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
 	}
 	began := time.Now()
-	if err := blob.Fetch(ctx, stalling{s}, b, n.blobs); err != nil {
+	if err := blob.Fetch(ctx, &counted{stalling{s}, &n.meter.received}, b, n.blobs); err != nil {
 		s.Reset()
 		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
 	}
@@ -222,7 +239,7 @@ func (n *Node) fetchResult(f tasks.Fetch) {
 	n.tasks.Go(func() {
 		ev := tasks.Fetched{Attempt: f.Attempt, Peer: f.Peer}
 		for _, b := range f.Blobs {
-			if err := n.fetch(n.ctx, f.Peer, b, maxResultBlob); err != nil {
+			if err := n.fetch(n.ctx, f.Peer, b, f.Most); err != nil {
 				for _, id := range ev.Blobs {
 					n.blobs.Unpin(id)
 				}
@@ -254,6 +271,10 @@ func (t taskBlobs) PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, er
 	return t.n.blobs.Put(ctx, r)
 }
 
+func (t taskBlobs) TakeBlob(ctx context.Context, name string) (*protocol.Blob, error) {
+	return t.n.blobs.Take(ctx, name)
+}
+
 func (t taskBlobs) OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (string, func(), error) {
 	if err := t.n.fetch(ctx, origin, b, blob.MaxSize); err != nil {
 		return "", nil, err
@@ -278,7 +299,7 @@ func (n *Node) readBlob(b *protocol.Blob) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if size > maxResultBlob {
+	if size > maxRead {
 		return nil, errors.New("too large")
 	}
 	out := make([]byte, size)

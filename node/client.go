@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -33,8 +32,6 @@ const (
 	watchBatch = 1024
 	// inputBytes of inputs are read at once for a client.
 	inputBytes = 64 << 20
-	// putGrace is how long a blob that a client put stays pinned before a job uses it.
-	putGrace = 10 * time.Minute
 )
 
 // jobWatch is what the loop knows of a job for its clients. Only the loop touches it.
@@ -283,6 +280,9 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 	if err != nil {
 		return fmt.Errorf("program %s: %w", spec.Code, err)
 	}
+	if info.Size() > maxProgram {
+		return &Error{Code: CodeBadProgram, Message: fmt.Sprintf("the program has %d MiB: at most %d", info.Size()>>20, maxProgram>>20), Fix: "put large data as blobs"}
+	}
 	job := &protocol.Job{
 		Job: spec.ID[:], Name: spec.Name, Detached: spec.Detached, MaxParallel: spec.MaxParallel,
 		SubmittedUnixMs: time.Now().UnixMilli(),
@@ -439,7 +439,7 @@ func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]t
 				if b == nil {
 					size, err := n.blobs.PinSize(id)
 					if err != nil {
-						return nil, noBlob(id)
+						return nil, noBlob(id.String())
 					}
 					pins.add(n.blobs, id)
 					n.leases.renew(n.blobs, id)
@@ -461,10 +461,6 @@ func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]t
 		out[i].Blob = b
 	}
 	return out, nil
-}
-
-func noBlob(id protocol.BlobID) error {
-	return &Error{Code: CodeNoBlob, Message: fmt.Sprintf("blob %s is not on this node", id), Fix: "put it first; see meshnode blob ls"}
 }
 
 // pins are blobs that are pinned once each for the same purpose.
@@ -539,7 +535,7 @@ func (n *Node) CloseJob(ctx context.Context, job protocol.JobID, count uint32) e
 }
 
 // Watch implements clientAPI.
-func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]TaskResult) error) (Job, error) {
+func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, most uint64, deliver func([]TaskResult) error) (Job, error) {
 	w := &watcher{next: cursor, wake: make(chan struct{}, 1)}
 	found := false
 	err := n.ask(func(s *tasks.Scheduler) {
@@ -592,7 +588,7 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 			}
 		}
 		if len(ds) > 0 {
-			if err := n.deliver(ds, deliver); err != nil {
+			if err := n.deliver(ds, min(most, protocol.MaxOutput), deliver); err != nil {
 				return Job{}, err
 			}
 			continue
@@ -611,18 +607,21 @@ func (n *Node) Watch(ctx context.Context, job protocol.JobID, cursor uint32, del
 }
 
 // deliver hands results over in portions whose outputs have watchBytes, or one larger one: those in blobs are only read now.
-func (n *Node) deliver(ds []*tasks.Done, to func([]TaskResult) error) error {
+func (n *Node) deliver(ds []*tasks.Done, most uint64, to func([]TaskResult) error) error {
 	for len(ds) > 0 {
 		k, size := 0, uint64(0)
 		for k < len(ds) {
 			o := ds[k].Outcome
-			size += uint64(len(o.Output)+len(o.Log)) + o.OutputBlob.GetSize() + o.LogBlob.GetSize()
+			size += uint64(len(o.Output)+len(o.Log)) + o.LogBlob.GetSize()
+			if b := o.OutputBlob.GetSize(); b <= most {
+				size += b
+			}
 			if k > 0 && size > watchBytes {
 				break
 			}
 			k++
 		}
-		rs, err := n.results(ds[:k])
+		rs, err := n.results(ds[:k], most)
 		if err != nil {
 			return err
 		}
@@ -634,8 +633,8 @@ func (n *Node) deliver(ds []*tasks.Done, to func([]TaskResult) error) error {
 	return nil
 }
 
-// results turns the scheduler's outcomes into a client's.
-func (n *Node) results(ds []*tasks.Done) ([]TaskResult, error) {
+// results turns the scheduler's outcomes into a client's, with outputs of up to most bytes.
+func (n *Node) results(ds []*tasks.Done, most uint64) ([]TaskResult, error) {
 	rs := make([]TaskResult, len(ds))
 	names := map[protocol.NodeID]string{}
 	for i, d := range ds {
@@ -655,6 +654,10 @@ func (n *Node) results(ds []*tasks.Done) ([]TaskResult, error) {
 			to   *[]byte
 		}{{o.OutputBlob, &rs[i].Output}, {o.LogBlob, &rs[i].Log}} {
 			if b.blob == nil {
+				continue
+			}
+			if b.blob == o.OutputBlob && b.blob.Size > most {
+				rs[i].OutputBlob = b.blob
 				continue
 			}
 			var err error
@@ -770,7 +773,7 @@ func (n *Node) Result(ctx context.Context, job protocol.JobID, index uint32) (Ta
 	if err != nil {
 		return TaskResult{}, false, fmt.Errorf("read result of task %d of job %s: %w", index, job.Short(), err)
 	}
-	rs, err := n.results([]*tasks.Done{d})
+	rs, err := n.results([]*tasks.Done{d}, protocol.MaxOutput)
 	if err != nil {
 		return TaskResult{}, false, err
 	}
@@ -782,69 +785,6 @@ func (n *Node) Cancel(ctx context.Context, job protocol.JobID, index *uint32) er
 	return jobError(n.step(tasks.Cancel{Job: job, Task: index, Reason: "cancelled by its owner"}))
 }
 
-// PutBlob implements clientAPI.
-func (n *Node) PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error) {
-	if err := n.room(); err != nil {
-		return protocol.BlobID{}, err
-	}
-	b, err := n.blobs.Put(ctx, io.Reader(r))
-	if err != nil {
-		return protocol.BlobID{}, n.putError(err)
-	}
-	id := protocol.BlobID(b.Id)
-	n.leases.take(n.blobs, id)
-	return id, nil
-}
-
-// leases keep blobs that clients put, or asked for, for a while: nothing else may need them yet.
-type leases struct {
-	mu  sync.Mutex // guards all
-	all map[protocol.BlobID]*time.Timer
-}
-
-// take begins a blob's lease with a pin that it takes over, or renews it, and gives the pin back.
-func (l *leases) take(s *blob.Store, id protocol.BlobID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if t := l.all[id]; t != nil && t.Reset(putGrace) {
-		s.Unpin(id)
-		return
-	}
-	if l.all == nil {
-		l.all = map[protocol.BlobID]*time.Timer{}
-	}
-	var mine *time.Timer
-	mine = time.AfterFunc(putGrace, func() {
-		l.mu.Lock()
-		if l.all[id] == mine {
-			delete(l.all, id)
-		}
-		l.mu.Unlock()
-		s.Unpin(id)
-	})
-	l.all[id] = mine
-}
-
-// renew renews a blob's lease, if it has one.
-func (l *leases) renew(s *blob.Store, id protocol.BlobID) {
-	if s.Pin(id) == nil {
-		l.take(s, id)
-	}
-}
-
-// putError is for a person: what has no room because the disk has none is told as any submission is.
-func (n *Node) putError(err error) error {
-	if errors.Is(err, blob.ErrFull) {
-		if full := n.room(); full != nil {
-			return full
-		}
-	}
-	if errors.Is(err, blob.ErrFull) || errors.Is(err, blob.ErrTooLarge) {
-		return &Error{Code: CodeUnavailable, Message: err.Error(), Fix: "free some disk space below the data directory"}
-	}
-	return err
-}
-
 // Status implements clientAPI.
 func (n *Node) Status(ctx context.Context) (Status, error) {
 	st := Status{
@@ -852,6 +792,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		Started: n.started, UI: "off", DataDir: n.cfg.DataDir, PID: os.Getpid(),
 	}
 	st.Disk = n.diskState()
+	st.BlobsSent, st.BlobsReceived = n.meter.sent.Load(), n.meter.received.Load()
 	err := n.ask(func(s *tasks.Scheduler) {
 		for _, p := range s.Peers() {
 			switch {

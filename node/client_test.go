@@ -36,7 +36,7 @@ func TestLargeOutputsAreDeliveredInPortions(t *testing.T) {
 	}
 	ds = append(ds, &tasks.Done{Seq: 10, Outcome: &protocol.Outcome{Index: 10, Output: []byte("small")}})
 	next := uint32(0)
-	err = n.deliver(ds, func(rs []TaskResult) error {
+	err = n.deliver(ds, protocol.MaxOutput, func(rs []TaskResult) error {
 		size := 0
 		for _, r := range rs {
 			if r.Seq != next {
@@ -224,10 +224,7 @@ func TestJobSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	code, err := n.PutBlob(t.Context(), f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	code := put(t, n, f)
 	id, of := protocol.NewJobID(), protocol.NewJobID()
 	err = n.OpenJob(t.Context(), JobSpec{ID: id, Runtime: "wasm", Code: code, Retries: 3, Priority: -7, Spare: protocol.Spare_SPARE_OFF,
 		HaltFailed: 2, HaltNow: true, RerunOf: of, Runs: []uint32{1, 2, 3}, Placement: Placement{Not: []protocol.NodeID{n.ID()}, LocalOnly: true}})

@@ -51,7 +51,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("status: %q, %v", st.Disk, err)
 	}
 	got := 0
-	j, err := n.Watch(ctx, id, 0, func(rs []TaskResult) error { got += len(rs); return nil })
+	j, err := n.Watch(ctx, id, 0, protocol.MaxOutput, func(rs []TaskResult) error { got += len(rs); return nil })
 	if err != nil || got != 5 || j.State != "done" {
 		t.Fatalf("%d results, %+v, %v", got, j, err)
 	}

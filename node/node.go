@@ -78,6 +78,8 @@ type Node struct {
 	programs programs
 	fetching fetching
 	leases   leases
+	meter    meter
+	sums     sums
 	names    sync.Map // string: the label that each NodeID said last that it has
 	pause    pauseEnd
 	runtimes map[string]executor.Runtime
@@ -151,7 +153,12 @@ func New(cfg Config) (_ *Node, err error) {
 	for _, r := range cfg.Runtimes {
 		n.runtimes[r.Name()] = r
 	}
+	scratch, err := n.blobs.Scratch()
+	if err != nil {
+		return nil, err
+	}
 	n.executor, err = executor.New(executor.Config{
+		Scratch:  scratch,
 		Runtimes: cfg.Runtimes, Emit: n.emit, Blobs: taskBlobs{n}, Logger: n.log, Memory: cfg.Memory / uint64(max(1, cfg.Slots)),
 		Private: cfg.Private,
 	})

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -153,10 +154,7 @@ func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult
 		t.Fatal(err)
 	}
 	defer f.Close()
-	code, err := n.PutBlob(ctx, f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	code := put(t, n, f)
 	id := protocol.NewJobID()
 	if err := n.OpenJob(ctx, JobSpec{ID: id, Name: t.Name(), Runtime: "wasm", Code: code}); err != nil {
 		t.Fatal(err)
@@ -169,7 +167,7 @@ func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult
 	}
 	out := make([]TaskResult, len(inputs))
 	seen := map[uint32]bool{}
-	j, err := n.Watch(ctx, id, 0, func(rs []TaskResult) error {
+	j, err := n.Watch(ctx, id, 0, protocol.MaxOutput, func(rs []TaskResult) error {
 		for _, r := range rs {
 			if seen[r.Index] {
 				t.Errorf("task %d delivered twice", r.Index)
@@ -194,6 +192,20 @@ func numbers(n int) [][]byte {
 		in = append(in, fmt.Append(nil, 1000+i))
 	}
 	return in
+}
+
+// put puts a blob.
+func put(t testing.TB, n *Node, r io.Reader) protocol.BlobID {
+	t.Helper()
+	b, err := n.PutBlob(context.Background(), r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := protocol.ParseBlobID(b.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // plain are inputs of tasks that read nothing else.

@@ -87,6 +87,7 @@ type Fetch struct {
 	Attempt protocol.Attempt
 	Peer    protocol.NodeID
 	Blobs   []*protocol.Blob
+	Most    uint64 // bytes that one of them may have
 }
 
 // Obtain brings a blob that tasks of Origin read to this disk, from Origin or whoever has it, and pins it; Obtained answers.

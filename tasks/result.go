@@ -102,7 +102,7 @@ func (s *Scheduler) result(p *peer, o *protocol.Outcome) {
 	case (o.OutputBlob != nil || o.LogBlob != nil) && !p.self:
 		// Not terminal before its bytes are here and verified; the worker keeps them until the answer.
 		j.fetching[a] = o
-		f := Fetch{Attempt: a, Peer: p.id}
+		f := Fetch{Attempt: a, Peer: p.id, Most: protocol.MaxOutputOf(j.spec.Program.GetRuntime()) + protocol.MaxLog}
 		for _, b := range []*protocol.Blob{o.OutputBlob, o.LogBlob} {
 			if b != nil {
 				f.Blobs = append(f.Blobs, b)

@@ -140,27 +140,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := c.newRequest(ctx, method, path, body)
+	resp, err := c.do(ctx, method, path, body)
 	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if e := (*url.Error)(nil); errors.As(err, &e) {
-			err = e.Err // without the made-up URL
-		}
-		if cut(err) {
-			return fmt.Errorf("%w: it went away during the request", ErrNoNode)
-		}
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return readError(resp)
-	}
 	if out == nil {
 		_, err = io.Copy(io.Discard, resp.Body)
 	} else {
@@ -176,6 +160,32 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("read the node's answer: %w", err)
 	}
 	return nil
+}
+
+// do makes a request, and makes an error of any answer but 200. The caller closes the body.
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := c.newRequest(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if e := (*url.Error)(nil); errors.As(err, &e) {
+			err = e.Err // without the made-up URL
+		}
+		if cut(err) {
+			return nil, fmt.Errorf("%w: it went away during the request", ErrNoNode)
+		}
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, readError(resp)
+	}
+	return resp, nil
 }
 
 // cut says that a connection ended where more was to come.
@@ -335,11 +345,46 @@ func (c *Client) Input(ctx context.Context, name string, index uint32) ([]byte, 
 
 // PutProgram stores a program of up to MaxProgram bytes at the node and returns its name.
 func (c *Client) PutProgram(ctx context.Context, r io.Reader) (protocol.BlobID, error) {
-	var a blobAnswer
-	if err := c.call(ctx, "PUT", "/v1/blobs", r, &a); err != nil {
+	b, err := c.PutBlob(ctx, r)
+	if err != nil {
 		return protocol.BlobID{}, err
 	}
-	return protocol.ParseBlobID(a.ID)
+	return protocol.ParseBlobID(b.ID)
+}
+
+// PutBlob stores bytes at the node, up to MaxBlob, and returns their name and number. They stay for 10 minutes, or for as long as
+// a job needs them.
+func (c *Client) PutBlob(ctx context.Context, r io.Reader) (node.Blob, error) {
+	var a blobAnswer
+	err := c.call(ctx, "PUT", "/v1/blobs", r, &a)
+	return node.Blob{ID: a.ID, Size: a.Size}, err
+}
+
+// GetBlob reads a blob of the node, by its id or as sha256:HASH. The caller closes it; a read fails if fewer bytes come than size.
+func (c *Client) GetBlob(ctx context.Context, name string) (r io.ReadCloser, size int64, err error) {
+	resp, err := c.do(ctx, "GET", "/v1/blobs/"+url.PathEscape(name), nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	return resp.Body, resp.ContentLength, nil
+}
+
+// Blobs are the blobs of the node.
+func (c *Client) Blobs(ctx context.Context) (node.BlobStore, error) {
+	var s node.BlobStore
+	return s, c.call(ctx, "GET", "/v1/blobs", nil, &s)
+}
+
+// GCBlobs removes blobs that nothing needs, the least recently used first, until all take no more than to bytes.
+func (c *Client) GCBlobs(ctx context.Context, to int64) (freed, occupied int64, err error) {
+	var a gcAnswer
+	err = c.call(ctx, "POST", "/v1/blobs/gc", gcBody{to}, &a)
+	return a.Freed, a.Occupied, err
+}
+
+// DeleteBlob removes a blob that nothing needs.
+func (c *Client) DeleteBlob(ctx context.Context, name string) error {
+	return c.call(ctx, "DELETE", "/v1/blobs/"+url.PathEscape(name), nil, nil)
 }
 
 // Invite makes a ticket.

@@ -106,7 +106,7 @@ func TestRequests(t *testing.T) {
 				t.Errorf("SetSlots(-1): %v", err)
 			}
 			blob, err := c.PutProgram(ctx, strings.NewReader("program"))
-			if err != nil || string(n.blobs[blob]) != "program" {
+			if err != nil || string(n.blobsHere[blob]) != "program" {
 				t.Errorf("PutProgram: %v, %v", blob, err)
 			}
 			if err := c.Shutdown(ctx); err != nil {
@@ -722,7 +722,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(append(id[:], 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'x'))
 	f.Add(encodeWatch(id, 3, 1))
 	f.Add(appendAddBlobs(nil, id, 7, []node.TaskInput{{Data: []byte("x"), Blobs: make([]protocol.BlobID, 2)}, {}})[13:])
-	rs, _ := appendResults(nil, 1, []Result{{TaskResult: node.TaskResult{Worker: "w", Name: "n", Output: []byte("o"), Error: "e"}, Input: []byte("i")}, {}})
+	rs, _ := appendResults(nil, 1, []Result{{TaskResult: node.TaskResult{Worker: "w", Name: "n", Output: []byte("o"), Error: "e"}, Input: []byte("i")}, {}, {TaskResult: node.TaskResult{OutputBlob: &protocol.Blob{Id: make([]byte, 32), Size: 7}}}})
 	f.Add(rs[13:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		decodeOpen(b)
@@ -831,5 +831,125 @@ func TestAddBlobs(t *testing.T) {
 	defer n.mu.Unlock()
 	if j := n.jobs[job]; len(j.blobs) != len(ins) || !slices.Equal(j.blobs[1], ins[1].Blobs) || len(j.blobs[2]) != 0 {
 		t.Errorf("the node has %v", j.blobs)
+	}
+}
+
+// A client puts, gets, lists and removes blobs; what is said of one goes without its bytes; a part of it goes alone.
+func TestBlobs(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	ctx := testContext(t)
+	b, err := c.PutBlob(ctx, strings.NewReader("0123456789"))
+	if err != nil || b.Size != 10 {
+		t.Fatal(b, err)
+	}
+	r, size, err := c.GetBlob(ctx, b.ID)
+	if err != nil || size != 10 {
+		t.Fatal(size, err)
+	}
+	got, err := io.ReadAll(r)
+	if r.Close(); err != nil || string(got) != "0123456789" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, x := range []struct {
+		method, name, bytes string
+		status              int
+		header, body        string
+	}{
+		{"HEAD", b.ID, "", 200, b.ID, ""},
+		{"GET", b.ID, "bytes=3-5", 206, b.ID, "345"},
+		{"HEAD", strings.Repeat("0", 64), "", 404, "", ""},
+	} {
+		req, err := c.newRequest(ctx, x.method, "/v1/blobs/"+x.name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if x.bytes != "" {
+			req.Header.Set("Range", x.bytes)
+		}
+		resp, err := c.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != x.status || resp.Header.Get("Meshnode-Blob") != x.header || string(body) != x.body {
+			t.Errorf("%s: %s, %q, %q", x.method, resp.Status, resp.Header.Get("Meshnode-Blob"), body)
+		}
+	}
+	wantCode := func(err error, code string) {
+		t.Helper()
+		if e := (*node.Error)(nil); !errors.As(err, &e) || e.Code != code {
+			t.Errorf("%v, want code %s", err, code)
+		}
+	}
+	_, _, err = c.GetBlob(ctx, strings.Repeat("0", 64))
+	wantCode(err, node.CodeNoBlob)
+	wantCode(c.DeleteBlob(ctx, b.ID), node.CodeRefused)
+	if st, err := c.Blobs(ctx); err != nil || st.Occupied != 10 || len(st.Blobs) != 1 || st.Blobs[0].ID != b.ID {
+		t.Errorf("%+v, %v", st, err)
+	}
+	_, _, err = c.GCBlobs(ctx, -1)
+	wantCode(err, node.CodeBadRequest)
+	if freed, left, err := c.GCBlobs(ctx, 0); freed != 10 || left != 0 || err != nil {
+		t.Errorf("%d freed, %d left, %v", freed, left, err)
+	}
+	req, _ := c.newRequest(ctx, "PUT", "/v1/blobs", strings.NewReader("x"))
+	req.Header.Set("Meshnode-Sha256", "no hash")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCode(readError(resp), node.CodeBadRequest)
+	resp.Body.Close()
+}
+
+// An output that the node left out comes as the name of its blob, in frames and in JSON; a watch says from which size on.
+func TestOutputsLeftOut(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	id := protocol.NewJobID()
+	n.OpenJob(t.Context(), node.JobSpec{ID: id})
+	n.AddTasks(t.Context(), id, 0, plain([]byte("a"), []byte("b")))
+	n.mu.Lock()
+	n.jobs[id].results[1].OutputBlob = &protocol.Blob{Id: bytes.Repeat([]byte{9}, 32), Size: 1 << 30}
+	n.mu.Unlock()
+	n.CloseJob(t.Context(), id, 2)
+	var got []Result
+	if _, err := c.Watch(testContext(t), id, Watching{}, func(rs []Result) error { got = append(got, rs...); return nil }); err != nil || len(got) != 2 {
+		t.Fatal(got, err)
+	}
+	if got[0].OutputBlob != nil || string(got[0].Output) != "a" {
+		t.Errorf("%+v", got[0])
+	}
+	one, err := c.Result(testContext(t), id.String(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []node.TaskResult{got[1].TaskResult, one} {
+		if b := r.OutputBlob; b == nil || b.Size != 1<<30 || b.Id[31] != 9 {
+			t.Errorf("%+v", r)
+		}
+	}
+	conn, br := openRaw(t, dir)
+	for flags, most := range map[byte]uint64{0: protocol.MaxOutput, protocol.WatchBlobs: protocol.MaxWatchOutput} {
+		conn.Write(protocol.AppendLocal(nil, protocol.ControlWatch, 1, encodeWatch(id, 0, flags)))
+		for {
+			kind, _, _, err := protocol.ReadLocal(br, protocol.MaxLocal)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if kind == protocol.ControlEnd {
+				break
+			}
+		}
+		if n.mu.Lock(); n.most != most {
+			t.Errorf("flags %d: outputs up to %d, want %d", flags, n.most, most)
+		}
+		n.mu.Unlock()
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -18,22 +19,23 @@ import (
 // fakeNode is a node without a mesh: a task ends when it is added, with its input as the output, or, while
 // the node is held, when it is let go.
 type fakeNode struct {
-	mu       sync.Mutex
-	changed  sync.Cond
-	held     bool
-	jobs     map[protocol.JobID]*fakeJob
-	order    []protocol.JobID
-	blobs    map[protocol.BlobID][]byte
-	invited  node.InviteOptions
-	paused   time.Duration
-	slots    int
-	joined   string
-	down     chan struct{}
-	watchers int
-	refuse   error // of OpenJob
-	lateEnd  bool  // Watch of an ended job ends only after two refused AddTasks: the first answer then is out
-	refusals int   // of AddTasks
-	lose     int   // Watch calls that end with ErrWatchLost after one batch
+	mu        sync.Mutex
+	changed   sync.Cond
+	held      bool
+	jobs      map[protocol.JobID]*fakeJob
+	order     []protocol.JobID
+	blobsHere map[protocol.BlobID][]byte
+	invited   node.InviteOptions
+	paused    time.Duration
+	slots     int
+	joined    string
+	down      chan struct{}
+	watchers  int
+	refuse    error  // of OpenJob
+	lateEnd   bool   // Watch of an ended job ends only after two refused AddTasks: the first answer then is out
+	refusals  int    // of AddTasks
+	most      uint64 // of the last Watch
+	lose      int    // Watch calls that end with ErrWatchLost after one batch
 }
 
 type fakeJob struct {
@@ -46,7 +48,7 @@ type fakeJob struct {
 }
 
 func newFakeNode() *fakeNode {
-	n := &fakeNode{jobs: map[protocol.JobID]*fakeJob{}, blobs: map[protocol.BlobID][]byte{}, down: make(chan struct{})}
+	n := &fakeNode{jobs: map[protocol.JobID]*fakeJob{}, blobsHere: map[protocol.BlobID][]byte{}, down: make(chan struct{})}
 	n.changed.L = &n.mu
 	return n
 }
@@ -155,11 +157,13 @@ func (n *fakeNode) CloseJob(_ context.Context, id protocol.JobID, count uint32) 
 	return nil
 }
 
-func (n *fakeNode) Watch(ctx context.Context, id protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error) {
+func (n *fakeNode) Watch(ctx context.Context, id protocol.JobID, cursor uint32, most uint64, deliver func([]node.TaskResult) error) (node.Job, error) {
 	defer context.AfterFunc(ctx, func() { n.mu.Lock(); n.changed.Broadcast(); n.mu.Unlock() })()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.watchers++
+	n.most = most
+	n.most = most
 	defer func() { n.watchers--; n.changed.Broadcast() }()
 	n.changed.Broadcast()
 	j, err := n.job(id)
@@ -262,16 +266,55 @@ func (n *fakeNode) Cancel(_ context.Context, id protocol.JobID, index *uint32) e
 	return nil
 }
 
-func (n *fakeNode) PutBlob(_ context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error) {
+func (n *fakeNode) PutBlob(_ context.Context, r io.Reader, sum []byte) (node.Blob, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
-		return protocol.BlobID{}, err
+		return node.Blob{}, err
 	}
 	id := protocol.BlobID{0: byte(len(b)), 1: 7}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.blobs[id] = b
-	return id, nil
+	n.blobsHere[id] = b
+	return node.Blob{ID: id.String(), Size: int64(len(b))}, nil
+}
+
+func (n *fakeNode) OpenBlob(_ context.Context, name string) (io.ReadSeekCloser, node.Blob, error) {
+	id, _ := protocol.ParseBlobID(name)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	b, ok := n.blobsHere[id]
+	if !ok {
+		return nil, node.Blob{}, &node.Error{Code: node.CodeNoBlob, Message: "no blob " + name}
+	}
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{bytes.NewReader(b), io.NopCloser(nil)}, node.Blob{ID: name, Size: int64(len(b))}, nil
+}
+
+func (n *fakeNode) Blobs(context.Context) (node.BlobStore, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := node.BlobStore{Quota: 1000, Blobs: []node.Blob{}}
+	for id, b := range n.blobsHere {
+		st.Occupied += int64(len(b))
+		st.Blobs = append(st.Blobs, node.Blob{ID: id.String(), Size: int64(len(b))})
+	}
+	return st, nil
+}
+
+func (n *fakeNode) GCBlobs(_ context.Context, to int64) (freed int64, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, b := range n.blobsHere {
+		freed += int64(len(b))
+		delete(n.blobsHere, id)
+	}
+	return freed, nil
+}
+
+func (n *fakeNode) DeleteBlob(_ context.Context, name string) error {
+	return &node.Error{Code: node.CodeRefused, Message: "blob " + name + " is needed"}
 }
 
 func (n *fakeNode) Invite(_ context.Context, o node.InviteOptions) (string, error) {

@@ -16,8 +16,11 @@ import (
 // MaxInput is the largest input of a task: one frame has to hold it.
 const MaxInput = 16 << 20
 
-// MaxProgram is the largest program that the server takes.
-const MaxProgram = 256 << 20
+// MaxProgram is the largest program, MaxBlob the largest blob that a node takes.
+const (
+	MaxProgram = 256 << 20
+	MaxBlob    = 16 << 30
+)
 
 const (
 	// batchBytes bounds a frame of tasks or results that holds more than one: large enough that a frame's
@@ -32,7 +35,10 @@ const (
 	noWorker     = math.MaxUint16
 	maxWorkers   = noWorker
 
-	inputLeftOut = 1 << 0
+	inputLeftOut  = 1 << 0
+	outputLeftOut = 1 << 1
+
+	outputName = 32 + 8 // bytes in the place of an output that is left out
 )
 
 // openBody is the JSON of ControlOpen.
@@ -284,6 +290,11 @@ func appendResults(b []byte, id uint64, rs []Result) ([]byte, int) {
 		if r.InputLeftOut {
 			flags |= inputLeftOut
 		}
+		output := r.Output
+		if r.OutputBlob != nil {
+			flags |= outputLeftOut
+			output = le.AppendUint64(bytes.Clone(r.OutputBlob.Id), r.OutputBlob.Size)
+		}
 		b = le.AppendUint32(b, r.Seq)
 		b = le.AppendUint32(b, r.Index)
 		b = append(b, byte(r.Status), flags)
@@ -293,11 +304,11 @@ func appendResults(b []byte, id uint64, rs []Result) ([]byte, int) {
 		b = le.AppendUint64(b, uint64(r.Queued.Microseconds()))
 		b = le.AppendUint64(b, uint64(r.Run.Microseconds()))
 		b = le.AppendUint32(b, uint32(len(r.Error)))
-		b = le.AppendUint32(b, uint32(len(r.Output)))
+		b = le.AppendUint32(b, uint32(len(output)))
 		b = le.AppendUint32(b, uint32(len(r.Log)))
 		b = le.AppendUint32(b, uint32(len(r.Input)))
 		b = append(b, r.Error...)
-		b = append(b, r.Output...)
+		b = append(b, output...)
 		b = append(b, r.Log...)
 		b = append(b, r.Input...)
 	}
@@ -351,6 +362,7 @@ func decodeResults(rs []Result, b []byte) ([]Result, error) {
 		r.Seq, r.Index = le.Uint32(b), le.Uint32(b[4:])
 		r.Status = protocol.Status(b[8])
 		r.InputLeftOut = b[9]&inputLeftOut != 0
+		leftOut := b[9]&outputLeftOut != 0
 		if w := int(le.Uint16(b[10:])); w != noWorker {
 			if w >= workers {
 				return broken("a worker that is not in the list")
@@ -372,6 +384,12 @@ func decodeResults(rs []Result, b []byte) ([]Result, error) {
 			return p
 		}
 		r.Error, r.Output, r.Log, r.Input = string(take(ne)), take(no), take(nl), take(ni)
+		if leftOut {
+			if no != outputName {
+				return broken("an output that is left out has no name")
+			}
+			r.OutputBlob, r.Output = &protocol.Blob{Id: r.Output[:32:32], Size: le.Uint64(r.Output[32:])}, nil
+		}
 		rs = append(rs, r)
 	}
 	if len(b) != 0 {
@@ -398,17 +416,28 @@ type resultJSON struct {
 	Attempts uint32          `json:"attempts"`
 	QueuedUS int64           `json:"queued_us"`
 	RunUS    int64           `json:"run_us"`
+
+	OutputBlob *blobAnswer `json:"output_blob,omitempty"` // the output, if it is over 16 MiB: output_b64 is empty then
 }
 
 func toJSON(r node.TaskResult) resultJSON {
-	return resultJSON{r.Seq, r.Index, r.Status, r.ExitCode, r.Error, r.Output, r.Log, r.Worker, r.Name, r.Attempts,
-		r.Queued.Microseconds(), r.Run.Microseconds()}
+	j := resultJSON{r.Seq, r.Index, r.Status, r.ExitCode, r.Error, r.Output, r.Log, r.Worker, r.Name, r.Attempts,
+		r.Queued.Microseconds(), r.Run.Microseconds(), nil}
+	if b := r.OutputBlob; b != nil {
+		j.OutputBlob = &blobAnswer{hex.EncodeToString(b.Id), int64(b.Size)}
+	}
+	return j
 }
 
 func (j resultJSON) result() node.TaskResult {
-	return node.TaskResult{Seq: j.Seq, Index: j.Index, Status: j.Status, ExitCode: j.ExitCode, Error: j.Error, Output: j.Output, Log: j.Log,
+	r := node.TaskResult{Seq: j.Seq, Index: j.Index, Status: j.Status, ExitCode: j.ExitCode, Error: j.Error, Output: j.Output, Log: j.Log,
 		Worker: j.Worker, Name: j.Name, Attempts: j.Attempts, Queued: time.Duration(j.QueuedUS) * time.Microsecond,
 		Run: time.Duration(j.RunUS) * time.Microsecond}
+	if b := j.OutputBlob; b != nil {
+		id, _ := hex.DecodeString(b.ID)
+		r.OutputBlob = &protocol.Blob{Id: id, Size: uint64(b.Size)}
+	}
+	return r
 }
 
 // parsePrefix checks a shortened job id: hexadecimal digits, 32 at most.

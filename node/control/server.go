@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,14 +28,18 @@ type Node interface {
 	OpenJob(ctx context.Context, spec node.JobSpec) error
 	AddTasks(ctx context.Context, job protocol.JobID, first uint32, ins []node.TaskInput) error
 	CloseJob(ctx context.Context, job protocol.JobID, count uint32) error
-	Watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error)
+	Watch(ctx context.Context, job protocol.JobID, cursor uint32, most uint64, deliver func([]node.TaskResult) error) (node.Job, error)
 	Jobs(ctx context.Context) ([]node.Job, error)
 	Job(ctx context.Context, job protocol.JobID) (node.Job, error)
 	Inputs(ctx context.Context, job protocol.JobID, first uint32, n int) ([][]byte, error)
 	Result(ctx context.Context, job protocol.JobID, index uint32) (node.TaskResult, bool, error)
 	Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (node.Job, error)
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
-	PutBlob(ctx context.Context, r interface{ Read([]byte) (int, error) }) (protocol.BlobID, error)
+	PutBlob(ctx context.Context, r io.Reader, sum []byte) (node.Blob, error)
+	OpenBlob(ctx context.Context, name string) (io.ReadSeekCloser, node.Blob, error)
+	Blobs(ctx context.Context) (node.BlobStore, error)
+	GCBlobs(ctx context.Context, to int64) (freed int64, err error)
+	DeleteBlob(ctx context.Context, name string) error
 	Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)
 	Leave(ctx context.Context) error
@@ -111,6 +116,12 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("GET /v1/why", s.getWhy)
 	handle("POST /v1/shutdown", func(r *http.Request) (any, error) { s.node.Shutdown(); return empty{}, nil })
 	handle("PUT /v1/blobs", s.putBlob)
+	handle("GET /v1/blobs", func(r *http.Request) (any, error) { return s.node.Blobs(r.Context()) })
+	handle("POST /v1/blobs/gc", s.gcBlobs)
+	handle("DELETE /v1/blobs/{blob}", func(r *http.Request) (any, error) {
+		return empty{}, s.node.DeleteBlob(r.Context(), r.PathValue("blob"))
+	})
+	mux.HandleFunc("GET /v1/blobs/{blob}", s.getBlob) // and HEAD
 	mux.HandleFunc("POST /v1/stream", s.upgrade)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.writeError(w, r, &node.Error{Code: "no_such_request", Message: "the node does not know " + r.Method + " " + r.URL.Path,
@@ -193,7 +204,7 @@ func (s *Server) getJob(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if r.URL.Query().Get("wait") != "" {
-		return s.watch(r.Context(), id, 0, func([]node.TaskResult) error { return nil })
+		return s.watch(r.Context(), id, 0, 0, func([]node.TaskResult) error { return nil })
 	}
 	return s.node.Job(r.Context(), id)
 }
@@ -491,24 +502,64 @@ type blobAnswer struct {
 	Size int64  `json:"size"`
 }
 
+// Headers of requests for blobs.
+const (
+	headerSum  = "Meshnode-Sha256"
+	headerBlob = "Meshnode-Blob"
+)
+
 func (s *Server) putBlob(r *http.Request) (any, error) {
-	body := &counter{r: http.MaxBytesReader(nil, r.Body, MaxProgram)}
-	id, err := s.node.PutBlob(r.Context(), body)
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return nil, &node.Error{Code: node.CodeBadRequest, Message: "the program is larger than 256 MiB"}
+	var sum []byte
+	if text := r.Header.Get(headerSum); text != "" {
+		var err error
+		if sum, err = hex.DecodeString(text); err != nil || len(sum) != 32 {
+			return nil, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("%s: %.80q is no hash: want 64 hexadecimal digits", headerSum, text)}
+		}
 	}
-	return blobAnswer{id.String(), body.n}, err
+	b, err := s.node.PutBlob(r.Context(), http.MaxBytesReader(nil, r.Body, MaxBlob), sum)
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return nil, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("it is larger than %d GiB", MaxBlob>>30), Fix: "put it in parts"}
+	}
+	return blobAnswer{b.ID, b.Size}, err
 }
 
-type counter struct {
-	r io.Reader
-	n int64
+// getBlob sends a blob; of HEAD only what is said of it.
+func (s *Server) getBlob(w http.ResponseWriter, r *http.Request) {
+	f, b, err := s.node.OpenBlob(r.Context(), r.PathValue("blob"))
+	if err != nil {
+		s.writeError(w, r, err)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("ETag", strconv.Quote(b.ID))
+	w.Header().Set(headerBlob, b.ID)
+	http.ServeContent(w, r, "", time.Time{}, f)
 }
 
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
+type gcBody struct {
+	To int64 `json:"to"`
+}
+
+type gcAnswer struct {
+	Freed    int64 `json:"freed"`
+	Occupied int64 `json:"occupied"`
+}
+
+func (s *Server) gcBlobs(r *http.Request) (any, error) {
+	var b gcBody
+	if err := readJSON(r, &b); err != nil {
+		return nil, err
+	}
+	if b.To < 0 {
+		return nil, &node.Error{Code: node.CodeBadRequest, Message: "to must not be negative"}
+	}
+	freed, err := s.node.GCBlobs(r.Context(), b.To)
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.node.Blobs(r.Context())
+	return gcAnswer{freed, st.Occupied}, err
 }
 
 func badRequest(err error) error {

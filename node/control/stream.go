@@ -139,8 +139,12 @@ func (st *stream) watch(id uint64, job protocol.JobID, cursor uint32, flags byte
 			}
 		}
 	}
+	most := uint64(protocol.MaxOutput)
+	if flags&protocol.WatchBlobs != 0 {
+		most = protocol.MaxWatchOutput
+	}
 	var rs []Result
-	j, err := st.server.watch(st.ctx, job, cursor, func(batch []node.TaskResult) error {
+	j, err := st.server.watch(st.ctx, job, cursor, most, func(batch []node.TaskResult) error {
 		if want >= 0 && int64(len(batch)) > want {
 			batch = batch[:want]
 		}
@@ -200,10 +204,10 @@ func ended(j node.Job) bool {
 }
 
 // watch is Node.Watch, taken up again where it was lost because the client was slow.
-func (s *Server) watch(ctx context.Context, job protocol.JobID, cursor uint32, deliver func([]node.TaskResult) error) (node.Job, error) {
+func (s *Server) watch(ctx context.Context, job protocol.JobID, cursor uint32, most uint64, deliver func([]node.TaskResult) error) (node.Job, error) {
 	for {
 		before := cursor
-		j, err := s.node.Watch(ctx, job, cursor, func(rs []node.TaskResult) error {
+		j, err := s.node.Watch(ctx, job, cursor, most, func(rs []node.TaskResult) error {
 			if err := deliver(rs); err != nil {
 				return err
 			}

@@ -41,6 +41,8 @@ var (
 	ErrCorrupt = errors.New("blob is corrupt")
 	// ErrFull: the quota, or the disk, has no room, even after all unpinned blobs are gone.
 	ErrFull = errors.New("no room for the blob")
+	// ErrPinned: something needs it.
+	ErrPinned = errors.New("blob is pinned")
 	// ErrTooLarge: larger than MaxSize.
 	ErrTooLarge = errors.New("blob is too large")
 	// ErrProtocol: the other side does not speak Protocol.
@@ -176,6 +178,21 @@ func (s *Store) path(id protocol.BlobID) string {
 	return filepath.Join(s.dir, h[:2], h[2:])
 }
 
+// Scratch is a folder beside the blobs for files that Take is to take, empty at first; their bytes count only from then on.
+func (s *Store) Scratch() (string, error) {
+	dir, err := filepath.Abs(filepath.Join(s.dir, "scratch"))
+	if err == nil {
+		err = os.RemoveAll(dir)
+	}
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
+		return "", fmt.Errorf("blobs %s: %w", s.dir, err)
+	}
+	return dir, nil
+}
+
 // Quota is the most that the store occupies, in bytes.
 func (s *Store) Quota() int64 { return s.quota }
 
@@ -212,7 +229,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
 		if err := ctx.Err(); err != nil {
 			return drop(err)
 		}
-		n, rerr := r.Read(buf)
+		n, rerr := fill(r, buf)
 		if n > 0 {
 			if size+int64(n) > MaxSize {
 				return drop(ErrTooLarge)
@@ -238,6 +255,80 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
 		return nil, fmt.Errorf("put blob %s: %w", id, full(err))
 	}
 	return &protocol.Blob{Id: id[:], Size: uint64(size)}, nil
+}
+
+// fill reads until b is full or r has no more: the hash of many bytes at once costs less than that of few.
+func fill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var k int
+		k, err = r.Read(b[n:])
+		n += k
+	}
+	return n, err
+}
+
+// Take is PutFile of a file on the same disk, which becomes the blob's: it is hashed, and neither copied nor there afterwards, also if that
+// fails. Whoever made it must not write to it any more.
+func (s *Store) Take(ctx context.Context, name string) (*protocol.Blob, error) {
+	drop := func(err error) (*protocol.Blob, error) {
+		os.Remove(name)
+		return nil, fmt.Errorf("take blob: %w", full(err))
+	}
+	info, err := os.Lstat(name)
+	if err != nil {
+		return drop(err)
+	}
+	if !info.Mode().IsRegular() {
+		return drop(&fs.PathError{Op: "read", Path: name, Err: errors.New("is no file")})
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return drop(err)
+	}
+	size := info.Size()
+	if size > MaxSize {
+		f.Close()
+		return drop(ErrTooLarge)
+	}
+	if err := s.reserve(size); err != nil {
+		f.Close()
+		return drop(err)
+	}
+	id, err := hash(ctx, f, size)
+	if err != nil {
+		f.Close()
+		s.release(size)
+		return drop(err)
+	}
+	if err := s.install(f, id, size); err != nil {
+		return nil, fmt.Errorf("take blob %s: %w", id, full(err))
+	}
+	return &protocol.Blob{Id: id[:], Size: uint64(size)}, nil
+}
+
+// hash is the hash of the first size bytes of f, which has no more.
+func hash(ctx context.Context, f *os.File, size int64) (protocol.BlobID, error) {
+	h := blake3.New(32, nil)
+	pooled := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(pooled)
+	n := int64(0)
+	for {
+		if err := ctx.Err(); err != nil {
+			return protocol.BlobID{}, err
+		}
+		k, err := f.ReadAt(pooled[:], n)
+		h.Write(pooled[:k])
+		if n += int64(k); err == io.EOF {
+			break
+		}
+		if err != nil {
+			return protocol.BlobID{}, err
+		}
+	}
+	if n != size {
+		return protocol.BlobID{}, fmt.Errorf("%s: %d bytes, and then %d", f.Name(), size, n)
+	}
+	return protocol.BlobID(h.Sum(nil)), nil
 }
 
 // PutFile is Put of a file's bytes. The file is copied, for its owner may change it.
@@ -360,6 +451,24 @@ func (s *Store) GC(size int64) int64 {
 	before := s.occupied
 	s.shrink(size)
 	return before - s.occupied
+}
+
+// Remove removes a blob that is not pinned. ErrNotFound if it is not here, ErrPinned if it is needed.
+func (s *Store) Remove(id protocol.BlobID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[id]
+	switch {
+	case e == nil:
+		return fmt.Errorf("blob %s: %w", id, ErrNotFound)
+	case e.pins > 0:
+		return fmt.Errorf("%w %d times", ErrPinned, e.pins)
+	}
+	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove blob %s: %w", id, err)
+	}
+	s.forget(e)
+	return nil
 }
 
 // use finds an entry whose file is there and notes that it was used; the lock is held.

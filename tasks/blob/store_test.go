@@ -288,3 +288,97 @@ func TestLostFile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A file that is taken becomes the blob's: it is not copied, counts, and is gone where it was, also if it cannot be taken.
+func TestTake(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 1<<20)
+	scratch, err := s.Scratch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(b []byte) string {
+		t.Helper()
+		name := filepath.Join(scratch, "out")
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	for i, n := range []int{0, 1, 300 << 10, 300 << 10} {
+		b := content(n, uint64(min(i, 2))) // the last is there already
+		name := file(b)
+		before, _ := os.Stat(name)
+		taken, err := s.Take(ctx, name)
+		if want := blake3.Sum256(b); err != nil || !bytes.Equal(taken.Id, want[:]) || taken.Size != uint64(n) {
+			t.Fatalf("%d bytes: %v, %v", n, taken, err)
+		}
+		check(t, s, b)
+		id := protocol.BlobID(taken.Id)
+		after, err := os.Stat(s.path(id))
+		if err != nil || after.Mode().Perm() != 0o400 || i < 3 && !os.SameFile(before, after) {
+			t.Errorf("%d bytes: %v, %v: not the same file", n, after, err)
+		}
+		if _, err := os.Lstat(name); !os.IsNotExist(err) {
+			t.Errorf("%d bytes: the file is still there: %v", n, err)
+		}
+	}
+	if s.Occupied() != 300<<10+1 {
+		t.Errorf("%d bytes occupied", s.Occupied())
+	}
+	kept := s.Occupied()
+	link := filepath.Join(scratch, "link")
+	if err := os.Symlink(s.path(blake3.Sum256(content(1, 1))), link); err != nil {
+		t.Fatal(err)
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	for name, c := range map[string]struct {
+		path string
+		ctx  context.Context
+		want error
+	}{
+		"too large": {file(content(2<<20, 9)), ctx, ErrFull}, "a link": {link, ctx, nil}, "a folder": {filepath.Join(scratch), ctx, nil},
+		"nothing": {filepath.Join(scratch, "none"), ctx, os.ErrNotExist},
+	} {
+		if b, err := s.Take(c.ctx, c.path); err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, %v", name, b, err)
+		}
+	}
+	if err := os.MkdirAll(scratch, 0o700); err != nil { // taking a folder removes it, if it is empty
+		t.Fatal(err)
+	}
+	if _, err := s.Take(cancelled, file(content(100, 8))); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if s.Occupied() != kept {
+		t.Errorf("%d bytes occupied, want %d", s.Occupied(), kept)
+	}
+	if left, err := os.ReadDir(scratch); err != nil || len(left) > 0 {
+		t.Errorf("%v are left, %v", left, err)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), 1<<20)
+	id := put(t, s, content(1000, 1))
+	if err := s.Remove(id); !errors.Is(err, ErrPinned) || !s.Has(id) {
+		t.Errorf("a pinned one: %v", err)
+	}
+	if n, err := s.PinSize(id); n != 1000 || err != nil {
+		t.Error(n, err)
+	}
+	s.Unpin(id)
+	s.Unpin(id)
+	if err := s.Remove(id); err != nil || s.Has(id) {
+		t.Error(err)
+	}
+	if err := s.Remove(id); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if _, err := s.PinSize(id); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	empty(t, s)
+}

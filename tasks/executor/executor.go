@@ -54,6 +54,8 @@ type Worker struct {
 type Blobs interface {
 	// PutBlob stores what r has and pins it, for the outcome that will name it.
 	PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, error)
+	// TakeBlob is PutBlob of a file below Config.Scratch, which is gone afterwards.
+	TakeBlob(ctx context.Context, name string) (*protocol.Blob, error)
 	// OpenBlob gives the path of a blob that a task of origin has as its input; it is on this disk. The file
 	// stays until release is called.
 	OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (path string, release func(), err error)
@@ -66,6 +68,8 @@ type Config struct {
 	// It must not wait for the goroutine that calls Close. Nothing is emitted after Close has returned.
 	Emit  func(tasks.Event)
 	Blobs Blobs
+	// Scratch is a folder for large outputs, on the disk of the blobs. Empty: there is none, and outputs have to fit into a frame.
+	Scratch string
 	// Logger; nil logs nothing.
 	Logger *slog.Logger
 	// Memory is the limit of one task's memory in bytes where its job sets none. Default: 512 MiB.
@@ -190,7 +194,7 @@ func (e *Executor) Prepare(origin protocol.NodeID, info *protocol.JobInfo, local
 			Args:        info.Program.Args,
 			ClockReal:   info.Program.ClockReal,
 			MemoryBytes: orDefault(limits.MemoryBytes, e.cfg.Memory, 1<<50),
-			OutputBytes: orDefault(limits.OutputBytes, protocol.MaxOutput, protocol.MaxOutput),
+			OutputBytes: orDefault(limits.OutputBytes, e.maxOutput(info.Program.Runtime), e.maxOutput(info.Program.Runtime)),
 			LogBytes:    orDefault(limits.LogBytes, protocol.MaxLog, protocol.MaxLog),
 		},
 		timeout: time.Duration(min(limits.TimeoutUs, maxTimeoutUs)) * time.Microsecond,
@@ -250,6 +254,14 @@ func (e *Executor) runtimeOf(name string) Runtime {
 
 // key says which processes may run p.
 func (p *program) key() processKey { return processKey{p.runtime.Name(), p.worker.Key} }
+
+// maxOutput is the largest output of a task of a runtime here.
+func (e *Executor) maxOutput(runtime string) uint64 {
+	if e.cfg.Scratch == "" {
+		return protocol.MaxOutput
+	}
+	return protocol.MaxOutputOf(runtime)
+}
 
 // maxCompiled programs are remembered: each is a path and its words, which may be long.
 const maxCompiled = 64

@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -51,7 +53,7 @@ func TestMain(m *testing.M) {
 
 func oddWorker() int {
 	in, out := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
-	loads := 0
+	loads, scratch := 0, ""
 	for {
 		kind, id, body, err := protocol.ReadLocal(in, protocol.MaxLocal)
 		if err != nil {
@@ -60,6 +62,9 @@ func oddWorker() int {
 		switch kind {
 		case protocol.WorkerLoad:
 			loads++
+			var p protocol.WorkerProgram
+			json.Unmarshal(body, &p)
+			scratch = p.Scratch
 			switch {
 			case strings.Contains(string(body), "dies"):
 				fmt.Fprintln(os.Stderr, "panic: no idea")
@@ -91,6 +96,17 @@ func oddWorker() int {
 			input := string(body[12:])
 			if name, ok := strings.CutPrefix(input, "env "); ok {
 				o.Output = []byte(os.Getenv(name))
+			}
+			if size, name, ok := strings.Cut(input, " in file "); ok {
+				n, _ := strconv.Atoi(size)
+				if path := filepath.Join(scratch, name); n >= 0 {
+					os.WriteFile(path, bytes.Repeat([]byte{'x'}, n), 0o600)
+				} else {
+					os.Symlink("/etc/hostname", path)
+				}
+				o.Output, o.Log = []byte(name), []byte("l")
+				out.Write(protocol.AppendLocal(nil, protocol.WorkerDoneFile, id, protocol.AppendWorkerDone(nil, id, &o)[13:]))
+				break
 			}
 			switch input {
 			case "die":
@@ -191,6 +207,47 @@ func TestBlobs(t *testing.T) {
 	if n := store.open.Load(); n != 0 {
 		t.Errorf("%d blobs are still held", n)
 	}
+}
+
+func (s *shelf) TakeBlob(_ context.Context, name string) (*protocol.Blob, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	return &protocol.Blob{Id: make([]byte, 32), Size: uint64(info.Size())}, os.Remove(name)
+}
+
+// TestOutputInFile has a worker process leave outputs in files: they become blobs, small ones come inline, those over the limit end
+// their task, and what is no file of its folder ends the process.
+func TestOutputInFile(t *testing.T) {
+	t.Parallel()
+	scratch := t.TempDir()
+	r := runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{odd{}}, Blobs: &shelf{}, Scratch: scratch})
+	job := r.Job("odd", "program", &protocol.Limits{OutputBytes: 1 << 20})
+	e := r.Do(0, job, "1000000 in file a", "3 in file b", "0 in file c", "1048577 in file d", "number")
+	if b := e.Outcomes[0].OutputBlob; b == nil || b.Size != 1e6 || string(e.Outcomes[0].Log) != "l" {
+		t.Errorf("a file of a million bytes: %v", e.Outcomes[0])
+	}
+	if o := e.Outcomes[1]; string(o.Output) != "xxx" || o.OutputBlob != nil {
+		t.Errorf("a file of 3 bytes: %v", o)
+	}
+	r.Want(e.Outcomes[2], protocol.Status_OK, 0, "")
+	r.Want(e.Outcomes[3], protocol.Status_OUTPUT_LIMIT, 1, "1 MiB")
+	r.Want(e.Outcomes[4], protocol.Status_OK, 0, "")
+	if dirs, err := os.ReadDir(scratch); err != nil || len(dirs) == 0 {
+		t.Fatal(dirs, err)
+	} else if left, _ := os.ReadDir(filepath.Join(scratch, dirs[0].Name())); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+	for _, bad := range []string{"../outside", "/etc/hostname", "", ".", "..", `a\b`, "a/b"} {
+		if e := r.Do(0, job, "5 in file "+bad); len(e.Returned) != 1 {
+			t.Errorf("output in %q was taken: %v", bad, e.Outcomes)
+		}
+	}
+	if e := r.Do(0, job, "-1 in file link"); len(e.Returned) != 1 {
+		t.Errorf("a link was taken: %v", e.Outcomes)
+	}
+	r.Want(r.Do(0, job, "number").Outcomes[0], protocol.Status_OK, 0, "") // in a new process
 }
 
 // many is n times the same input.

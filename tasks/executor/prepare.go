@@ -95,7 +95,9 @@ func (p *process) load(b []byte, prog *program) []byte {
 		b = protocol.AppendLocal(b, protocol.WorkerUnload, p.loaded[0])
 		p.loaded = slices.Delete(p.loaded, 0, 1)
 	}
-	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, encode(prog.load))
+	load := prog.load
+	load.Scratch = p.scratch
+	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, encode(load))
 }
 
 // spare is a process that has compiled a program and waits for a slot, or for its end after Config.IdleEnd.

@@ -43,6 +43,7 @@ type process struct {
 	ended   time.Time
 	loaded  []uint64
 	last    *program // of the item that it was sent last
+	scratch string   // its folder for large outputs, or ""
 
 	mu      sync.Mutex // guards what follows
 	later   []byte     // frames for writeLater: the slot bounds them by what it sends ahead
@@ -53,13 +54,28 @@ type process struct {
 type reply struct {
 	kind    protocol.LocalType
 	id      uint64
-	body    []byte                 // but for WorkerDone
-	outcome protocol.WorkerOutcome // WorkerDone
+	body    []byte                 // but for WorkerDone and WorkerDoneFile
+	outcome protocol.WorkerOutcome // these
 	err     error                  // the process broke the protocol: the last reply
 }
 
 // start makes a worker process for the programs of a key.
 func (e *Executor) start(key processKey, w Worker) (*process, error) {
+	scratch := ""
+	if e.cfg.Scratch != "" {
+		var err error
+		if scratch, err = os.MkdirTemp(e.cfg.Scratch, "*"); err != nil {
+			return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
+		}
+	}
+	p, err := e.startIn(scratch, key, w)
+	if err != nil && scratch != "" {
+		os.Remove(scratch)
+	}
+	return p, err
+}
+
+func (e *Executor) startIn(scratch string, key processKey, w Worker) (*process, error) {
 	inR, inW, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
@@ -70,7 +86,7 @@ func (e *Executor) start(key processKey, w Worker) (*process, error) {
 		inW.Close()
 		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
-	p := &process{key: key, nice: !e.cfg.Private, stdin: inW, replies: make(chan []reply, 4)}
+	p := &process{key: key, nice: !e.cfg.Private, stdin: inW, scratch: scratch, replies: make(chan []reply, 4)}
 	p.cmd = exec.Command(w.Argv[0], w.Argv[1:]...)
 	p.cmd.Env = append(e.baseEnv(), w.Env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = inR, outW, &p.log
@@ -170,7 +186,7 @@ func wholeFrames(b []byte) int {
 func parseReply(kind protocol.LocalType, id uint64, body []byte) reply {
 	r := reply{kind: kind, id: id, body: body}
 	switch kind {
-	case protocol.WorkerDone:
+	case protocol.WorkerDone, protocol.WorkerDoneFile:
 		r.body = nil
 		r.outcome, r.err = protocol.ParseWorkerDone(body)
 	case protocol.WorkerSkipped, protocol.WorkerLoaded, protocol.WorkerLoadFailed:
@@ -226,6 +242,11 @@ func (p *process) end() {
 	for range p.replies {
 	}
 	p.stdin.Close()
+	if p.scratch != "" {
+		if err := os.RemoveAll(p.scratch); err != nil {
+			p.log.logger.Warn("remove what a worker process left", "path", p.scratch, "err", err)
+		}
+	}
 }
 
 // explain says why the process ended.

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -240,14 +242,14 @@ func (s *slot) answered(batch []reply) {
 				return
 			}
 			f := s.next(now)
-			if r.kind == protocol.WorkerDone {
+			if r.kind != protocol.WorkerSkipped {
 				ran += time.Duration(r.outcome.RunUs) * time.Microsecond
 				items++
 				if !f.dropped {
 					if len(slab) == 0 {
 						slab = make([]protocol.Outcome, min(len(batch)-i, 256))
 					}
-					s.done(&slab[0], f, &r.outcome, now)
+					s.done(&slab[0], f, r, now)
 					slab = slab[1:]
 				}
 			}
@@ -280,7 +282,8 @@ func (r *run) done() {
 }
 
 // done makes the outcome of f.
-func (s *slot) done(o *protocol.Outcome, f run, w *protocol.WorkerOutcome, now time.Time) {
+func (s *slot) done(o *protocol.Outcome, f run, r *reply, now time.Time) {
+	w := &r.outcome
 	s.identify(o, f)
 	if s.e.cfg.Logger.Enabled(s.e.ctx, slog.LevelDebug) { // asked first: there may be 100,000 a second
 		s.e.cfg.Logger.Debug("task ran", "attempt", f.item.Attempt, "status", w.Status)
@@ -293,7 +296,12 @@ func (s *slot) done(o *protocol.Outcome, f run, w *protocol.WorkerOutcome, now t
 		o.Error = sentence(string(w.Error))
 	}
 	var err error
-	if o.Output, o.OutputBlob, err = s.payload(w.Output); err == nil {
+	if r.kind == protocol.WorkerDoneFile {
+		err = s.takeOutput(o, string(w.Output))
+	} else {
+		o.Output, o.OutputBlob, err = s.payload(w.Output)
+	}
+	if err == nil {
 		o.Log, o.LogBlob, err = s.payload(w.Log)
 	}
 	if err != nil {
@@ -322,6 +330,31 @@ func (s *slot) payload(b []byte) ([]byte, *protocol.Blob, error) {
 	}
 	blob, err := s.e.cfg.Blobs.PutBlob(s.e.ctx, bytes.NewReader(b))
 	return nil, blob, err
+}
+
+// takeOutput makes the file that a worker process named the output of an outcome.
+func (s *slot) takeOutput(o *protocol.Outcome, name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, `/\:`) || s.proc.scratch == "" {
+		s.broken(fmt.Errorf("%w: an output in the file %.100q", protocol.ErrProtocol, name))
+		return s.why.protocol
+	}
+	path := filepath.Join(s.proc.scratch, name)
+	info, err := os.Lstat(path)
+	switch {
+	case err != nil || !info.Mode().IsRegular():
+		s.broken(fmt.Errorf("%w: an output in %.100q, which is no file", protocol.ErrProtocol, name))
+		return s.why.protocol
+	case uint64(info.Size()) > s.prog.load.OutputBytes:
+		os.Remove(path)
+		o.Status, o.ExitCode, o.Error = protocol.Status_OUTPUT_LIMIT, 1, fmt.Sprintf("output over its limit of %s", Size(s.prog.load.OutputBytes))
+		return nil
+	case info.Size() <= protocol.MaxInline:
+		defer os.Remove(path)
+		o.Output, err = os.ReadFile(path)
+		return err
+	}
+	o.OutputBlob, err = s.e.cfg.Blobs.TakeBlob(s.e.ctx, path)
+	return err
 }
 
 // sentence makes text fit for Outcome.error.

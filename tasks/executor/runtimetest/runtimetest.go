@@ -256,6 +256,16 @@ func (f *folder) PutBlob(_ context.Context, r io.Reader) (*protocol.Blob, error)
 	return b, os.WriteFile(f.path(b), data, 0o600)
 }
 
+func (f *folder) TakeBlob(ctx context.Context, name string) (*protocol.Blob, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(name)
+	defer file.Close()
+	return f.PutBlob(ctx, file)
+}
+
 func (f *folder) path(b *protocol.Blob) string {
 	return filepath.Join(f.dir, fmt.Sprintf("%x", b.Id[:4]))
 }
@@ -400,6 +410,46 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 		r.Want(o, ok, 0, "")
 		if string(o.Output) != "done\n" || o.LogBlob == nil || o.LogBlob.Size < protocol.MaxLog || o.LogBlob.Size > protocol.MaxLog+100 {
 			t.Errorf("output %q, log %v", o.Output, o.LogBlob)
+		}
+	})
+
+	t.Run("output in a file", func(t *testing.T) {
+		t.Parallel()
+		k := kit(t)
+		if protocol.MaxOutputOf(k.Runtime.Name()) == protocol.MaxOutput {
+			return // none of its outputs is too large for a frame
+		}
+		store, scratch := &folder{dir: t.TempDir()}, t.TempDir()
+		r := k.rig(t, executor.Config{Blobs: store, Scratch: scratch})
+		big := bytes.Repeat([]byte("0123456789abcdef"), protocol.MaxOutput/16+1)
+		in, err := store.PutBlob(t.Context(), strings.NewReader(r.prefix+string(big)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := func(limit uint64) Ended {
+			job := r.Job(k.Runtime.Name(), k.Echo, &protocol.Limits{OutputBytes: limit})
+			s := tasks.Start{Origin: "origin", Job: job, Items: []tasks.Item{{Attempt: protocol.Attempt{Job: job, N: 3, Epoch: 7}, Input: tasks.Input{Blob: in}}}}
+			r.Start(s)
+			return r.Collect(s)
+		}
+		o := begin(0).Outcomes[0]
+		r.Want(o, ok, 0, "")
+		if o.OutputBlob == nil || o.OutputBlob.Size != uint64(len(big)) {
+			t.Fatalf("an output of %d bytes became %v", len(big), o.OutputBlob)
+		}
+		if b, err := os.ReadFile(store.path(o.OutputBlob)); err != nil || !bytes.Equal(b, big) {
+			t.Errorf("the output has other bytes: %v", err)
+		}
+		r.Want(begin(protocol.MaxOutput + 1).Outcomes[0], protocol.Status_OUTPUT_LIMIT, 1, "16")
+		filepath.WalkDir(scratch, func(path string, d os.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				t.Errorf("%s is left", path)
+			}
+			return err
+		})
+		r.Close()
+		if left, err := os.ReadDir(scratch); err != nil || len(left) > 0 {
+			t.Errorf("%v are left, %v", left, err)
 		}
 	})
 
