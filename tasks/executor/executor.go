@@ -48,6 +48,12 @@ type Worker struct {
 	Key string
 	// Argv is how it is started (Argv[0] is a path), Env variables that it gets beside those few that every worker has.
 	Argv, Env []string
+	// Fork has processes made by a fork server, where CanFork says that there are such: the same Argv with one word more, "fork". Its
+	// frames are in fork_unix.go. It needs TaskLog.
+	Fork bool
+	// TaskLog gives the process a file as its standard error, for what its tasks write. It empties the file before each answer; the
+	// node cuts off what is over the limit, and has what is in it with the outcome if the process dies.
+	TaskLog bool
 }
 
 // Blobs is where payloads over protocol.MaxInline live. Its methods are called from several goroutines.
@@ -116,6 +122,7 @@ type Executor struct {
 	starter  *starter
 	closing  sync.Once
 	running  sync.WaitGroup // goroutines of slots and preparations
+	serving  sync.WaitGroup // those of fork servers
 	// preparing bounds the compilers that run at once: a compiler uses several cores already.
 	preparing chan struct{}
 
@@ -127,6 +134,9 @@ type Executor struct {
 	compiled map[string]uint64 // handles of programs that were compiled well here, by runtime and what is loaded
 	spares   map[processKey]*spare
 	pids     map[int]bool // of worker processes that are not gone
+
+	forking sync.Mutex // guards forkers
+	forkers map[string]*forker
 }
 
 // programKey names a job here: two origins may announce the same job ID, by accident or by malice.
@@ -161,6 +171,7 @@ func New(cfg Config) (*Executor, error) {
 		programs:  make(map[programKey]*program),
 		compiled:  make(map[string]uint64),
 		spares:    make(map[processKey]*spare),
+		forkers:   make(map[string]*forker),
 		pids:      make(map[int]bool),
 		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),
 		starter:   newStarter(),
@@ -343,6 +354,8 @@ func (e *Executor) Close() {
 			s.end()
 		}
 		e.running.Wait()
+		e.endForkers()
+		e.serving.Wait()
 		e.starter.stop()
 	})
 }

@@ -30,11 +30,14 @@ const (
 // process is a worker process. Its methods are for the one goroutine that owns it, except kill.
 type process struct {
 	key   processKey
-	nice  bool // at the lowest priority
-	cmd   *exec.Cmd
+	nice  bool      // at the lowest priority
+	cmd   *exec.Cmd // nil: a fork server made it
+	pid   int
 	stdin *os.File
 	tree  tree // for killing it as a whole
 	log   tail
+	// taskLog is its standard error, if it has its tasks' log there; log has nothing then.
+	taskLog *os.File
 	// replies brings what the process answers, as it comes, and is closed when the process and all that it
 	// started are gone; dead says then why.
 	replies chan []reply
@@ -87,43 +90,69 @@ func (e *Executor) startIn(scratch string, key processKey, w Worker) (*process, 
 		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
 	p := &process{key: key, nice: !e.cfg.Private, stdin: inW, scratch: scratch, replies: make(chan []reply, 4)}
-	p.cmd = exec.Command(w.Argv[0], w.Argv[1:]...)
-	p.cmd.Env = append(e.baseEnv(), w.Env...)
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = inR, outW, &p.log
-	p.cmd.WaitDelay = time.Second // for a standard error that somebody inherited and holds open
 	p.log.logger = e.cfg.Logger.With("runtime", key.runtime)
-	err = e.starter.start(p)
+	if w.TaskLog {
+		p.taskLog, err = newTaskLog()
+	}
+	var wait func(gone <-chan struct{}) string
+	if err == nil && w.Fork && CanFork {
+		wait, err = e.fork(p, w, inR, outW)
+	} else if err == nil {
+		wait, err = e.spawn(p, w, inR, outW)
+	}
 	inR.Close()
 	outW.Close()
 	if err != nil {
 		inW.Close()
 		outR.Close()
+		p.taskLog.Close() // nil will do
 		return nil, fmt.Errorf("start %s worker: %w", key.runtime, err)
 	}
-	pid := p.cmd.Process.Pid
 	e.mu.Lock()
-	e.pids[pid] = true
+	e.pids[p.pid] = true
 	e.mu.Unlock()
-	exited := make(chan struct{})
+	gone := make(chan struct{})
+	exited := make(chan string, 1)
 	go func() {
-		err := p.cmd.Wait()
+		how := wait(gone)
 		p.tree.kill() // what it may have started
 		e.mu.Lock()
-		delete(e.pids, pid)
+		delete(e.pids, p.pid)
 		e.mu.Unlock()
-		p.explain(err)
-		close(exited)
+		exited <- how
 	}()
 	go func() {
-		readReplies(outR, p.replies)
+		spoke := readReplies(outR, p.replies)
 		p.ended = time.Now()
 		p.tree.kill()
 		outR.Close()
-		<-exited
+		close(gone)
+		p.explain(<-exited, spoke)
 		p.tree.close()
 		close(p.replies)
 	}()
 	return p, nil
+}
+
+// spawn starts the worker process p by itself. What it returns is as for fork.
+func (e *Executor) spawn(p *process, w Worker, in, out *os.File) (wait func(gone <-chan struct{}) string, err error) {
+	p.cmd = exec.Command(w.Argv[0], w.Argv[1:]...)
+	p.cmd.Env = append(e.baseEnv(), w.Env...)
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, &p.log
+	if p.taskLog != nil {
+		p.cmd.Stderr = p.taskLog
+	}
+	p.cmd.WaitDelay = time.Second // for a standard error that somebody inherited and holds open
+	if err := e.starter.start(p); err != nil {
+		return nil, err
+	}
+	p.pid = p.cmd.Process.Pid
+	return func(<-chan struct{}) string {
+		if err := p.cmd.Wait(); p.cmd.ProcessState == nil {
+			return fmt.Sprintf("its end is not known: %v", err)
+		}
+		return ending(p.cmd.ProcessState)
+	}, nil
 }
 
 // baseEnv is what a worker process sees of our environment: where its caches and temporary files are, and what
@@ -142,8 +171,9 @@ func (e *Executor) baseEnv() []string {
 	return env
 }
 
-// readReplies sends frames to out, all those together that came together, until r ends or breaks the protocol.
-func readReplies(r *os.File, out chan<- []reply) {
+// readReplies sends frames to out, all those together that came together, until r ends or breaks the protocol. It says whether there
+// were any.
+func readReplies(r *os.File, out chan<- []reply) (some bool) {
 	br := bufio.NewReaderSize(r, readBuffer)
 	for {
 		// One frame at least, however large; then those that are here already, in one piece of memory.
@@ -152,8 +182,9 @@ func readReplies(r *os.File, out chan<- []reply) {
 			if errors.Is(err, protocol.ErrProtocol) {
 				out <- []reply{{err: err}}
 			}
-			return
+			return some
 		}
+		some = true
 		batch := append(make([]reply, 0, 1+br.Buffered()/64), parseReply(kind, id, body))
 		if here, _ := br.Peek(br.Buffered()); len(here) > 0 {
 			n := wholeFrames(here)
@@ -242,6 +273,7 @@ func (p *process) end() {
 	for range p.replies {
 	}
 	p.stdin.Close()
+	p.taskLog.Close() // nil will do
 	if p.scratch != "" {
 		if err := os.RemoveAll(p.scratch); err != nil {
 			p.log.logger.Warn("remove what a worker process left", "path", p.scratch, "err", err)
@@ -249,33 +281,62 @@ func (p *process) end() {
 	}
 }
 
-// explain says why the process ended.
-func (p *process) explain(err error) {
+// explain says why the process ended: how, and what it wrote. spoke: it had answered something.
+func (p *process) explain(how string, spoke bool) {
+	p.dead = how
 	text := p.log.end()
-	state := p.cmd.ProcessState
-	switch {
-	case state == nil:
-		p.dead = fmt.Sprintf("its end is not known: %v", err)
-	default:
-		p.dead = ending(state)
+	if p.taskLog != nil {
+		if !spoke { // else it is a task's
+			text = string(p.readLog(keptLog))
+		}
+		if line := firstLine(text); line != "" {
+			p.dead += ": " + line
+		}
+		return
 	}
 	// Go's words when the system refuses it memory. Nothing that a task writes gets into this text.
 	if strings.Contains(text, "out of memory") || strings.Contains(text, "cannot allocate memory") {
 		p.memory = true
 		p.dead += ", out of memory"
-	} else if line := firstLine(text); line != "" && (state == nil || !state.Success()) {
+	} else if line := firstLine(text); line != "" && how != exitedWell {
 		p.dead += ": " + line
 	}
 }
 
-// firstLine is the line of a crash report that says what happened.
+// firstLine is the line of a crash report that says what happened: the first one, or the last of a traceback.
 func firstLine(text string) string {
+	found := ""
 	for line := range strings.Lines(text) {
 		if line = strings.TrimSpace(line); line != "" {
-			return line[:min(len(line), 200)]
+			found = line[:min(len(line), 200)]
+			if !strings.HasPrefix(strings.TrimSpace(text), "Traceback ") {
+				break
+			}
 		}
 	}
-	return ""
+	return found
+}
+
+// readLog is what is in the log of the task that runs or ran, at most limit bytes of it.
+func (p *process) readLog(limit uint64) []byte {
+	if p.taskLog == nil {
+		return nil
+	}
+	st, err := p.taskLog.Stat()
+	if err != nil || st.Size() <= 0 {
+		return nil
+	}
+	b := make([]byte, min(uint64(st.Size()), limit))
+	n, _ := p.taskLog.ReadAt(b, 0)
+	return b[:n]
+}
+
+// trimLog bounds the log of the task that runs: there is no end to what a process may write into a file. One byte is left over
+// the limit, so that the worker sees that there was more.
+func (p *process) trimLog(limit uint64) {
+	if st, err := p.taskLog.Stat(); err == nil && uint64(st.Size()) > limit+1 {
+		p.taskLog.Truncate(int64(limit) + 1)
+	}
 }
 
 // tail logs what a worker process writes to its standard error and keeps the end of it. It is written to by one

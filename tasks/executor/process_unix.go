@@ -11,6 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// newTaskLogOnDisk makes a file without a name.
+func newTaskLogOnDisk() (*os.File, error) {
+	f, err := os.CreateTemp("", "meshnode-log-")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	return os.OpenFile(f.Name(), os.O_RDWR|os.O_APPEND, 0)
+}
+
 // tree is a worker process and what it has started: a process group.
 type tree struct{ group atomic.Int64 }
 
@@ -42,9 +53,19 @@ func (t *tree) kill() {
 // close forgets the group: its number may be used again by others.
 func (t *tree) close() { t.group.Store(0) }
 
+// exitedWell is the ending of a process without an error.
+const exitedWell = "exit code 0"
+
 func ending(s *os.ProcessState) string {
-	if w, ok := s.Sys().(syscall.WaitStatus); ok && w.Signaled() {
-		return fmt.Sprintf("killed by signal %d (%v)", int(w.Signal()), w.Signal())
+	if w, ok := s.Sys().(syscall.WaitStatus); ok {
+		return endingOf(w)
 	}
 	return fmt.Sprintf("exit code %d", s.ExitCode())
+}
+
+func endingOf(w syscall.WaitStatus) string {
+	if w.Signaled() {
+		return fmt.Sprintf("killed by signal %d (%v)", int(w.Signal()), w.Signal())
+	}
+	return fmt.Sprintf("exit code %d", w.ExitStatus())
 }

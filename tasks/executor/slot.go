@@ -35,6 +35,8 @@ const (
 	maxLoaded = 4
 	// maxErrorText bounds Outcome.error.
 	maxErrorText = 4 << 10
+	// logWatch is how often the log of a running task is looked at, whether it grows too long.
+	logWatch = 100 * time.Millisecond
 	// exitTimedOut is the exit code that timeout(1) gives.
 	exitTimedOut = 124
 )
@@ -67,11 +69,14 @@ type slot struct {
 	loading   uint64    // handle of the program that proc loads, 0: none
 	loadBy    time.Time // until when
 	since     time.Time // when flight[0] became the first
+	watched   time.Time // when the log of what runs was last looked at
 	dropped   time.Time // when an item in flight was last stopped
 	idleBy    time.Time // when proc ends if there is no work
 	estimate  time.Duration
 	estimated uint64 // the program's handle that estimate is about
 	careful   bool   // one item at a time until Idle: a worker process died and it is not certain of which
+
+	lastLog []byte // of the task that ran when the process ended
 
 	out tasks.Finished // what is to be emitted
 }
@@ -368,6 +373,11 @@ func (s *slot) ended(f run, status protocol.Status, exit int32, text string, now
 	s.identify(o, f)
 	o.RunUs = uint64(max(0, now.Sub(s.since).Microseconds()))
 	o.QueuedUs = uint64(max(0, s.since.Sub(f.at).Microseconds()))
+	var err error
+	if o.Log, o.LogBlob, err = s.payload(s.lastLog); err != nil {
+		s.e.cfg.Logger.Error("store what a task wrote", "attempt", f.item.Attempt, "err", err)
+	}
+	s.lastLog = nil
 	s.out.Outcomes = append(s.out.Outcomes, o)
 }
 
@@ -412,6 +422,10 @@ func (s *slot) broken(err error) {
 func (s *slot) died() {
 	now := time.Now()
 	p, why := s.proc, s.why
+	s.lastLog = nil
+	if s.prog != nil {
+		s.lastLog = p.readLog(s.prog.load.LogBytes)
+	}
 	p.end()
 	flight := s.flight
 	loading := s.loading
@@ -421,7 +435,7 @@ func (s *slot) died() {
 	if why.protocol != nil {
 		reason = why.protocol.Error()
 	}
-	log := s.e.cfg.Logger.With("slot", s.n, "pid", p.cmd.Process.Pid, "err", reason)
+	log := s.e.cfg.Logger.With("slot", s.n, "pid", p.pid, "err", reason)
 	if loading != 0 && s.active && loading == s.prog.handle {
 		if why.load {
 			reason = fmt.Sprintf("not done after %v", maxLoad)
@@ -517,6 +531,10 @@ func (s *slot) enforce(now time.Time) {
 	if !by.IsZero() && !now.Before(by) && s.why == (killing{}) {
 		s.why = why
 		s.proc.kill()
+	}
+	if s.proc != nil && s.proc.taskLog != nil && len(s.flight) > 0 && !now.Before(s.watched.Add(logWatch)) {
+		s.watched = now
+		s.proc.trimLog(s.prog.load.LogBytes)
 	}
 	if s.proc != nil && !s.active && s.loading == 0 && len(s.flight) == 0 && !s.idleBy.IsZero() && !now.Before(s.idleBy) {
 		s.proc.end()
@@ -656,6 +674,11 @@ func (s *slot) arm(now time.Time) {
 		by = time.Time{} // its end will wake us
 	} else if by.IsZero() && s.proc != nil && !s.active {
 		by = s.idleBy
+	}
+	if s.proc != nil && s.proc.taskLog != nil && len(s.flight) > 0 {
+		if watch := now.Add(logWatch); by.IsZero() || watch.Before(by) {
+			by = watch
+		}
 	}
 	if by.IsZero() || !s.armed.IsZero() && !s.armed.After(by) {
 		return

@@ -12,9 +12,16 @@ import gc
 import io
 import json
 import os
+import stat
 import struct
 import sys
 import time
+
+if os.name == "posix":
+    import fcntl
+    import resource
+    import select
+    import signal
 
 # Frames: u32 length of what follows, u8 type, u64 id, body. Little-endian.
 HEADER = struct.Struct("<IBQ")
@@ -116,8 +123,6 @@ def log_file():
 
         fd = os.dup(tempfile.TemporaryFile(buffering=0).fileno())
     if os.name == "posix":
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
     return fd
 
@@ -144,8 +149,6 @@ class Limits:
     def set(self, memory):
         if self.own is None or memory == self.now:
             return
-        import resource
-
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         soft = self.own + memory
         if hard != resource.RLIM_INFINITY:
@@ -239,8 +242,6 @@ class Worker:
     def look(self):
         """Read what the node has sent, if it has: it may have withdrawn what is in line."""
         if os.name == "posix":
-            import select
-
             poll = select.poll()
             poll.register(self.node_in, select.POLLIN)
             if poll.poll(0):
@@ -373,7 +374,7 @@ def take_descriptors():
 
         msvcrt.setmode(node_in, os.O_BINARY)
         msvcrt.setmode(node_out, os.O_BINARY)
-    log = log_file()
+    log = os.dup(2) if stat.S_ISREG(os.fstat(2).st_mode) else log_file()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -395,10 +396,150 @@ def import_load():
     return module
 
 
+class ForkServer:
+    """Makes worker processes of itself. It has all loaded that they need, and never runs anything of a task.
+
+    The node's end of the socket is described in tasks/executor/fork_unix.go. What a request brings is four descriptors: standard input,
+    output and error of the new process, and a pipe that ends when the node does.
+    """
+
+    REQUEST = struct.Struct("<Q")
+    REPLY = struct.Struct("<QIi")
+    STARTED, NOT_STARTED, ENDED = 0, 1, 2
+
+    def __init__(self, fd):
+        import _socket
+
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+        self.rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+        self.room = _socket.CMSG_SPACE(4 * 4)
+        self.children = {}  # process ID: number of its request
+        # A signal for each that ended writes a byte into a pipe, for poll to see.
+        self.bell, ring = os.pipe()
+        os.set_blocking(self.bell, False)
+        os.set_blocking(ring, False)
+        self.ring = ring
+        signal.set_wakeup_fd(ring)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self):
+        """Serve the node until it is gone. Returns in each new process."""
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLIN)
+        poll.register(self.bell, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self.bell in ready:
+                try:
+                    os.read(self.bell, 4096)
+                except BlockingIOError:
+                    pass
+                self.reap()
+            if self.socket.fileno() in ready and self.request():
+                return
+
+    def request(self):
+        """Take a request. True in the process that it makes."""
+        data, ancillary, _, _ = self.socket.recvmsg(self.REQUEST.size, self.room)
+        if len(data) < self.REQUEST.size:
+            self.end()
+        (ident,) = self.REQUEST.unpack(data)
+        fds = []
+        for level, kind, body in ancillary:
+            if (level, kind) == self.rights:
+                fds.extend(struct.unpack("%di" % (len(body) // 4), body[: len(body) // 4 * 4]))
+        try:
+            pid = os.fork()
+        except OSError as e:
+            self.reply(ident, self.NOT_STARTED, e.errno)
+        else:
+            if pid == 0:
+                self.become(fds)
+                return True
+            try:
+                os.setpgid(pid, pid)  # both do it: it is so for the one who comes first
+            except OSError:
+                pass
+            self.children[pid] = ident
+            self.reply(ident, self.STARTED, pid)
+        for fd in fds:
+            os.close(fd)
+        return False
+
+    def become(self, fds):
+        """Be a worker process with these descriptors."""
+        try:
+            os.setpgid(0, 0)
+        except OSError:
+            pass
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.socket.close()
+        os.close(self.bell)
+        os.close(self.ring)
+        for fd, to in zip(fds, range(3)):
+            os.dup2(fd, to)
+            os.close(fd)
+        die_with(fds[3])
+
+    def reply(self, ident, kind, value):
+        try:
+            self.socket.sendall(self.REPLY.pack(ident, kind, value))
+        except OSError:
+            self.end()
+
+    def reap(self):
+        """Tell of those that ended, after killing what they have left behind."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self.kill(pid)
+            ident = self.children.pop(pid, None)
+            if ident is not None:
+                self.reply(ident, self.ENDED, status)
+
+    def kill(self, pid):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except OSError:
+            pass  # nobody is left
+
+    def end(self):
+        """The node is gone: so is all that it started."""
+        for pid in self.children:
+            self.kill(pid)
+        os._exit(0)
+
+
+def die_with(fd):
+    """Have the system kill this process and what it starts when nobody can write to this pipe any more, also while it is in a loop that
+    no signal handler and no thread of Python's would interrupt. Where the system cannot, the fork server does it."""
+    os.set_inheritable(fd, False)
+    if not hasattr(fcntl, "F_SETOWN") or not hasattr(os, "O_ASYNC") or not sys.platform.startswith("linux"):
+        return
+    F_SETSIG = 10
+    fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpid())  # the group
+    fcntl.fcntl(fd, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(fd, 0)
+    if poll.poll(0):  # it was too late for the signal
+        os._exit(0)
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if p not in ("", here)]  # of ours, tasks import nothing by accident
     load = import_load()
+    if sys.argv[1:] == ["fork"]:
+        gc.collect()
+        if hasattr(gc, "freeze"):
+            gc.freeze()  # what is here stays, and its pages are shared
+        ForkServer(3).serve()
     node_in, node_out, log = take_descriptors()
     sys.argv = ["meshnode"]
     Worker(node_in, node_out, log, load).serve()

@@ -31,6 +31,8 @@ type Config struct {
 	Interpreter Interpreter
 	// Packages is the directory in which the packages are.
 	Packages string
+	// Spawn has each worker process started by itself, also where processes fork.
+	Spawn bool
 	// Env are variables for worker processes beside those that each gets.
 	Env []string
 }
@@ -67,6 +69,7 @@ func (r *Runtime) Worker(runtime string, origin protocol.NodeID, local *protocol
 		Key:  key,
 		Argv: []string{path, "-E", filepath.Join(r.cfg.Packages, "meshnode", "worker", "__main__.py")},
 		Env:  append(environment(), r.cfg.Env...),
+		Fork: executor.CanFork && !r.cfg.Spawn, TaskLog: true,
 	}, nil
 }
 

@@ -31,9 +31,17 @@ func interpreter(t testing.TB) python.Interpreter {
 	return i
 }
 
-func newRuntime(t testing.TB) executor.Runtime {
+func newRuntime(t testing.TB, spawn bool) executor.Runtime {
 	t.Helper()
-	return python.New(python.Config{Interpreter: interpreter(t), Packages: packages(t)})
+	return python.New(python.Config{Interpreter: interpreter(t), Packages: packages(t), Spawn: spawn})
+}
+
+// both runs a test with processes that a fork server makes, where there is one, and with such as are started by themselves.
+func both(t *testing.T, test func(t *testing.T, spawn bool)) {
+	t.Run("spawn", func(t *testing.T) { test(t, true) })
+	if executor.CanFork {
+		t.Run("fork", func(t *testing.T) { test(t, false) })
+	}
 }
 
 // bundle writes a bundle of the function main, whose source this is; its argument is text, whatever it looks like.
@@ -87,10 +95,12 @@ const misbehave = `def main(word):
         return "done\n"
 `
 
-func TestRuntime(t *testing.T) {
+func TestRuntime(t *testing.T) { both(t, testRuntime) }
+
+func testRuntime(t *testing.T, spawn bool) {
 	runtimetest.Run(t, func(t testing.TB) runtimetest.Kit {
 		return runtimetest.Kit{
-			Runtime:   newRuntime(t),
+			Runtime:   newRuntime(t, spawn),
 			Echo:      bundle(t, "def main(s):\n    return s.encode('utf-8', 'surrogateescape')\n"),
 			Misbehave: bundle(t, misbehave),
 			Trap:      "ValueError: no such word",
