@@ -169,6 +169,9 @@ class Program:
         self.scratch = spec.get("scratch", "")
 
 
+no_alarm = signal.setitimer if os.name == "posix" else None
+
+
 class Worker:
     """Serves the frames that come on one descriptor and answers on another."""
 
@@ -301,6 +304,8 @@ class Worker:
         status, code, output, error = self.call(program, given, files, index + 1)
         if os.getpid() != self.pid:  # a process that the task forked, and that came back from it
             os._exit(0)
+        if no_alarm is not None:
+            no_alarm(signal.ITIMER_REAL, 0)  # one that the task has set would end another task
         log = self.log.take(program.log)
         if len(output) > program.output:
             text = "output_limit: more than %s of output" % size(program.output)

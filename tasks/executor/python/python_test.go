@@ -1,9 +1,11 @@
 package python_test
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"meshnode/tasks/executor"
@@ -24,12 +26,14 @@ func packages(t testing.TB) string {
 // interpreter is the one that a node would find.
 func interpreter(t testing.TB) python.Interpreter {
 	t.Helper()
-	i, err := python.Find(t.Context(), "")
+	i, err := found()
 	if err != nil {
 		t.Skip(err)
 	}
 	return i
 }
+
+var found = sync.OnceValues(func() (python.Interpreter, error) { return python.Find(context.Background(), "") })
 
 func newRuntime(t testing.TB, spawn bool) executor.Runtime {
 	t.Helper()
