@@ -78,6 +78,8 @@ class Log:
 
     def mine(self):
         """Have Python's own streams be these again: a task may have replaced or closed them."""
+        os.dup2(self.fd, 1)
+        os.dup2(self.fd, 2)
         if self.out.closed:
             self.out = self._stream(1)
         if self.err.closed:
@@ -99,6 +101,9 @@ class Log:
         n = self.size()
         if sys.stdout is not self.out or sys.stderr is not self.err:
             self.mine()
+        else:  # they may be closed, or be something else
+            os.dup2(self.fd, 1)
+            os.dup2(self.fd, 2)
         if not n:
             return b""
         os.lseek(self.fd, 0, 0)
