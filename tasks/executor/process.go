@@ -331,11 +331,13 @@ func (p *process) readLog(limit uint64) []byte {
 	return b[:n]
 }
 
-// trimLog bounds the log of the task that runs: there is no end to what a process may write into a file. One byte is left over
-// the limit, so that the worker sees that there was more.
+// trimLog bounds the log of the task that runs: there is no end to what a process may write into a file. The worker still sees that
+// there was more than the limit.
 func (p *process) trimLog(limit uint64) {
 	if st, err := p.taskLog.Stat(); err == nil && uint64(st.Size()) > limit+1 {
-		p.taskLog.Truncate(int64(limit) + 1)
+		if err := cutFile(p.taskLog, int64(limit)+1, st.Size()); err != nil {
+			p.log.logger.Warn("bound the log of a task", "err", err)
+		}
 	}
 }
 
