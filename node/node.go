@@ -362,6 +362,7 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 		Self: n.self, Epoch: epoch, Incarnation: n.incarnation, Key: n.journal.Key(), Rand: newRand(),
 		// At most half of the room for blobs is for the results of ended jobs: the rest is for those that go on.
 		Retention: tasks.Retention{Detached: int64(n.cfg.Retain), Bytes: n.blobs.Quota() / 2},
+		ThrowAway: n.cfg.Private,
 		Slots:     n.cfg.Slots, Runtimes: names, Tell: n.log.Enabled(context.Background(), slog.LevelDebug),
 		Facts: tasks.Facts{
 			Name: n.cfg.Name, OS: runtime.GOOS, Arch: runtime.GOARCH, Labels: n.cfg.Labels,

@@ -149,7 +149,7 @@ func (s *Scheduler) doesWell(q *peer, j *job) bool {
 
 // open is how many pending tasks of j p may have now.
 func (s *Scheduler) open(p *peer, j *job) int {
-	n := s.grantable(j)
+	n := min(s.grantable(j), s.groupRoom(p, j))
 	switch {
 	case n == 0 || !s.canRun(p, j) || s.tooFar(p, j):
 		return 0

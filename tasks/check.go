@@ -17,6 +17,7 @@ import (
 //   - the inputs in memory are those that are counted;
 //   - a task is granted only where its job wants to run;
 //   - a worker's attempt starts when all that it reads is here, and what nobody reads is let go;
+//   - what a group has here is what its jobs and slots say, and of one that is to have nothing here nothing waits here;
 //   - a worker's attempt is queued, running or unanswered, once, and is counted so, and so are the slots that an origin has.
 func (s *Scheduler) Check() error {
 	if s.unsettled {
@@ -26,6 +27,9 @@ func (s *Scheduler) Check() error {
 		if err := s.checkJob(j); err != nil {
 			return fmt.Errorf("job %s: %w", j.id.Short(), err)
 		}
+	}
+	if err := s.checkGroups(); err != nil {
+		return err
 	}
 	leases, here := 0, load{}
 	for _, id := range s.order {
@@ -139,6 +143,40 @@ func (s *Scheduler) checkJob(j *job) error {
 	}
 	if j.closed && j.ended == j.count && j.state < JobDone {
 		return fmt.Errorf("all %d tasks ended, and it is %v", j.count, j.state)
+	}
+	return nil
+}
+
+func (s *Scheduler) checkGroups() error {
+	self := s.peers[s.cfg.Self]
+	for id, g := range s.groups {
+		jobs, leases, busy, queued := 0, 0, 0, 0
+		for _, j := range s.jobOrder {
+			if j.group == g {
+				jobs++
+			}
+		}
+		for _, l := range self.leases {
+			if l.job.group == g {
+				leases++
+			}
+		}
+		for i := range s.slots {
+			if s.slots[i].busy && s.slots[i].job.group == g {
+				busy++
+			}
+		}
+		for _, j := range self.jobs {
+			if j.group == g {
+				queued += len(j.queue)
+			}
+		}
+		if jobs != g.jobs || leases != g.leases || busy != g.busy || jobs == 0 && g.limit == noLimit {
+			return fmt.Errorf("group %s: %+v in the books; %d jobs, %d attempts here in %d slots in truth", id.Short(), *g, jobs, leases, busy)
+		}
+		if queued > 0 && (g.unknown || g.limit == 0) {
+			return fmt.Errorf("group %s: %d attempts wait here, and none is to run here", id.Short(), queued)
+		}
 	}
 	return nil
 }

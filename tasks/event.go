@@ -126,6 +126,12 @@ type Transferred struct {
 // SetSlots changes how many tasks run here at once, from now on. What runs in a slot that is taken away ends first.
 type SetSlots struct{ Slots int }
 
+// SetGroup says how many tasks of a group's jobs run here at once, from now on; below 0: as many as there are slots. ErrGroups.
+type SetGroup struct {
+	Group protocol.JobID
+	Limit int
+}
+
 // SetPaused stops taking and starting work ("" goes on). Running tasks end; queued ones go back.
 type SetPaused struct{ Reason string }
 
@@ -151,6 +157,7 @@ func (Obtained) event()    {}
 func (Transferred) event() {}
 func (Loaded) event()      {}
 func (SetSlots) event()    {}
+func (SetGroup) event()    {}
 func (SetPaused) event()   {}
 func (Shutdown) event()    {}
 func (Tick) event()        {}

@@ -72,6 +72,7 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 	}
 	var rs []Reason
 	able, busy, unable := s.takers(j)
+	full := slices.ContainsFunc(busy, func(p *peer) bool { return s.groupStarts(p, j) == 0 })
 	m := int(j.spec.MaxParallel)
 	higher, equal := 0, 0
 	for _, k := range s.jobOrder {
@@ -91,8 +92,13 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 		rs = append(rs, Loading.Reason("", some(j.pending)))
 	case len(able)+len(busy) == 0:
 		rs = append(rs, NoNode.Reason("", fmt.Sprintf("none of %s takes it", counted(len(unable), "connected node"))))
+	case len(able) == 0 && full && len(busy) == 1:
+		rs = append(rs, GroupLimit.Reason("", some(j.group.limit)))
 	case len(able) == 0:
 		rs = append(rs, NoSlotFree.Reason("", names(busy)))
+		if full {
+			rs = append(rs, GroupLimit.Reason("", some(j.group.limit)))
+		}
 	default:
 		rs = append(rs, Next.Reason("", some(j.pending)))
 	}
@@ -118,7 +124,7 @@ func (s *Scheduler) takers(j *job) (able, busy []*peer, unable []refusal) {
 	for _, id := range s.order {
 		p := s.peers[id]
 		switch c := s.cannotHave(p, j); {
-		case c == None && s.free(p) > 0:
+		case c == None && s.free(p) > 0 && s.groupStarts(p, j) > 0:
 			able = append(able, p)
 		case c == None:
 			busy = append(busy, p)

@@ -148,7 +148,11 @@ func (s *Scheduler) available(p *peer) bool {
 
 // weight is p's share of the work, in slots of mean speed times 1000.
 func (s *Scheduler) weight(p *peer, j *job) int64 {
-	w := int64(max(1, p.slotsHere(s))) * 1000
+	slots := p.slotsHere(s)
+	if p.self {
+		slots = s.most(j.group)
+	}
+	w := int64(max(1, slots)) * 1000
 	if sh := j.byWorker[p.id]; sh != nil && sh.run.n > 0 && j.run.n > 0 {
 		// Between a 16th and 16 times the mean: one odd task must not starve a peer or flood it.
 		w = max(w/16, min(w*16, w*j.run.ns/sh.run.ns))
@@ -200,7 +204,10 @@ func (s *Scheduler) grant(p *peer, want int, request *protocol.StealRequest) int
 			}
 			left[j] = n
 		}
-		return n
+		if request == nil { // behind others it would wait while another node may be idle
+			return min(n, s.groupStarts(p, j))
+		}
+		return min(n, s.groupRoom(p, j))
 	}
 	enough := func() bool {
 		return given >= want || size >= maxGrantBytes || time > 0 && spent >= time && given >= max(1, least)
@@ -217,7 +224,7 @@ func (s *Scheduler) grant(p *peer, want int, request *protocol.StealRequest) int
 			of[j], g.Jobs = jg, append(g.Jobs, jg)
 		}
 		s.turns.serve(&j.claim)
-		for turn, one := j.claim.used+quantum, true; left[j] > 0 && (one || j.claim.used < turn) && !enough(); one = false {
+		for turn, one := j.claim.used+quantum, true; more(j) > 0 && (one || j.claim.used < turn) && !enough(); one = false {
 			i, in, ok := s.take(p, j)
 			if !ok {
 				left[j] = 0
@@ -324,6 +331,9 @@ func (s *Scheduler) addLease(l *lease) {
 		last.also = l
 	}
 	l.to.leases[l.attempt] = l
+	if l.to.self && j.group != nil {
+		j.group.leases++
+	}
 	if l.spare {
 		l.to.spares++
 	}
@@ -397,6 +407,9 @@ func (j *job) takeLeases(i uint32) *lease {
 func (s *Scheduler) unbook(l *lease) {
 	j := l.job
 	delete(l.to.leases, l.attempt)
+	if l.to.self && j.group != nil {
+		j.group.leases--
+	}
 	if l.spare {
 		l.to.spares--
 	}
@@ -567,7 +580,10 @@ func (s *Scheduler) grantEagerly() {
 	for _, p := range s.line {
 		slots += p.slotsHere(s)
 		if s.available(p) && (p.self || s.now >= p.eagerFrom) {
-			n := s.pendingFor(p)
+			n := 0
+			for _, j := range s.jobOrder {
+				n += min(s.open(p, j), s.groupStarts(p, j))
+			}
 			if f := min(s.free(p), n); f > 0 {
 				rooms = append(rooms, room{p: p, free: f})
 				total = max(total, n)

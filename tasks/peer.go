@@ -51,6 +51,7 @@ type peer struct {
 	slots                   int
 	running, queued         int
 	paused                  string
+	throwAway               bool // it ends with the program that started it
 
 	// Our pauses, as it knows them; see Scheduler.advance.
 	challengeSeen uint64 // its last challenge, to be answered
@@ -109,6 +110,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
+	p.throwAway = h.ThrowAway
 	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
 	p.runtimes, p.mayUseHere, p.mayUseThere = h.Runtimes, ev.MayUseHere, ev.MayUseThere
 	p.slots, p.running, p.queued, p.paused = slotsOf(h.Slots), 0, 0, ""
@@ -159,7 +161,7 @@ func (s *Scheduler) Hello(id protocol.NodeID) *protocol.Hello {
 	h := &protocol.Hello{
 		Version: protocol.Version, Epoch: s.epoch, Incarnation: s.cfg.Incarnation,
 		Slots: uint32(s.wanted), Runtimes: s.cfg.Runtimes,
-		Name: s.cfg.Name, Os: s.cfg.OS, Arch: s.cfg.Arch, Labels: s.cfg.Labels, Cpus: s.cfg.CPUs, MemoryBytes: s.cfg.Memory,
+		ThrowAway: s.cfg.ThrowAway, Name: s.cfg.Name, Os: s.cfg.OS, Arch: s.cfg.Arch, Labels: s.cfg.Labels, Cpus: s.cfg.CPUs, MemoryBytes: s.cfg.Memory,
 	}
 	if p := s.peers[id]; p != nil {
 		h.SeenEpoch, h.SeenIncarnation = p.epoch, p.epochOf

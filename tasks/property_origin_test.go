@@ -39,6 +39,8 @@ type originModel struct {
 	window      int
 	promised    map[protocol.TaskID]protocol.Attempt // results answered as accepted
 	promisedFor map[protocol.JobID]uint32            // tasks told as durably accepted
+	limits      map[protocol.JobID]int               // of groups, as they were said in this life
+	unknown     map[protocol.JobID]int64             // groups of earlier lives, until when a limit is awaited
 }
 
 type promise struct {
@@ -136,7 +138,11 @@ func (m *originModel) start(t *rapid.T) {
 		}
 	}
 	s.Restored(m.now)
+	m.limits, m.unknown = map[protocol.JobID]int{}, map[protocol.JobID]int64{}
 	for _, j := range m.jobs {
+		if len(j.spec.Group) > 0 && !j.over() {
+			m.unknown[protocol.JobID(j.spec.Group)] = m.now + limbo
+		}
 		j.told = uint32(len(j.done)) // the end of a job is told once more
 	}
 	// What ran here died with the process. In an epoch that was raised and not yet synced its attempt may be named again.
@@ -364,6 +370,7 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 		}
 	}
 	for _, x := range r.Start {
+		m.checkGroup(t, x)
 		if busy := m.slots[x.Slot]; x.Origin != "o" || busy != nil && busy[0].Attempt.Job != x.Job {
 			t.Fatalf("starts slot %d of %s: busy with %v", x.Slot, x.Origin, m.slots[x.Slot])
 		}
@@ -387,6 +394,36 @@ func (m *originModel) ready(t *rapid.T, ev Event) {
 	for _, x := range next {
 		m.step(t, x)
 	}
+}
+
+// checkGroup says whether a slot may begin to run tasks of its group.
+func (m *originModel) checkGroup(t *rapid.T, x Start) {
+	g := m.jobs[x.Job].spec.Group
+	if len(g) == 0 || m.slots[x.Slot] != nil {
+		return
+	}
+	busy := 0
+	for _, items := range m.slots {
+		if j := m.jobs[items[0].Attempt.Job]; j != nil && bytes.Equal(j.spec.Group, g) {
+			busy++
+		}
+	}
+	limit, said := m.limits[protocol.JobID(g)]
+	if said && limit >= 0 && busy >= limit || !said && m.now < m.unknown[protocol.JobID(g)] {
+		t.Fatalf("starts slot %d with %s, and %d run tasks of its group: limit %d, said %v", x.Slot, x.Job.Short(), busy, limit, said)
+	}
+}
+
+func (m *originModel) Group(t *rapid.T) {
+	g := drawGroup(t)
+	m.limits[g] = rapid.IntRange(-1, 2).Draw(t, "limit")
+	if err := m.step(t, SetGroup{g, m.limits[g]}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func drawGroup(t *rapid.T) protocol.JobID {
+	return protocol.JobID{15: byte(rapid.IntRange(1, 2).Draw(t, "group"))}
 }
 
 // checkDone says whether somebody had the right to end this task like that now.
@@ -528,6 +565,10 @@ func (m *originModel) Submit(t *rapid.T) {
 			sp.Halt = &protocol.Halt{Failed: uint32(n - 2), Now: rapid.Bool().Draw(t, "now")}
 		}
 		sp.MaxParallel = uint32(rapid.IntRange(0, 2).Draw(t, "parallel"))
+		if rapid.Bool().Draw(t, "grouped") {
+			g := drawGroup(t)
+			sp.Group = g[:]
+		}
 	}
 	ev := Submit{Job: id, Spec: sp, First: uint32(rapid.IntRange(max(0, int(has)-3), int(has)+1).Draw(t, "first"))}
 	for i := range rapid.IntRange(0, 6).Draw(t, "tasks") {
@@ -893,6 +934,10 @@ func (m *originModel) settle(t *rapid.T) {
 	m.fetches = nil
 	m.step(t, SetPaused{})
 	m.step(t, SetSlots{2})
+	for i := range byte(2) {
+		m.limits[protocol.JobID{15: i + 1}] = int(i)*2 - 1 // none, and 1
+		m.step(t, SetGroup{protocol.JobID{15: i + 1}, int(i)*2 - 1})
+	}
 	for id, j := range m.jobs {
 		if !j.over() && !j.closed {
 			if err := m.step(t, Submit{Job: id, First: j.tasks, Close: true, Count: j.tasks}); err != nil {

@@ -27,8 +27,10 @@ const (
 	retainAttached = day
 	// retainOutcomes is how long an origin may sleep, be away or be repaired.
 	retainOutcomes = 7 * day
-	retainJobs     = 10_000
-	retainTasks    = 32 << 20
+	// retainThrowAway is the same of one that ends with the program that started it: it is not coming back.
+	retainThrowAway = 60 * second
+	retainJobs      = 10_000
+	retainTasks     = 32 << 20
 	// awakeEvery is how much awake time a crash may take away from what is kept: so much longer it stays.
 	awakeEvery = 600 * second
 )
@@ -128,7 +130,7 @@ func (s *Scheduler) retain() {
 		}
 	}
 	for _, p := range s.line {
-		if p.away && now >= p.awaySince+r.Outcomes {
+		if p.away && now >= p.awaySince+s.keepFor(p) {
 			s.abandon(p)
 		}
 	}
@@ -152,7 +154,7 @@ func (s *Scheduler) retainWake(at func(int64)) {
 	away := false
 	for _, p := range s.line {
 		if p.away {
-			then(p.awaySince + s.cfg.Retention.Outcomes)
+			then(p.awaySince + s.keepFor(p))
 			away = true
 		}
 	}
@@ -198,6 +200,14 @@ func (s *Scheduler) watching(ev Watching) {
 			s.dueAt(s.until(j))
 		}
 	}
+}
+
+// keepFor is how long outcomes of p are kept once it is away.
+func (s *Scheduler) keepFor(p *peer) int64 {
+	if p.throwAway {
+		return min(retainThrowAway, s.cfg.Retention.Outcomes)
+	}
+	return s.cfg.Retention.Outcomes
 }
 
 // wentAway notes, if it is not noted, since when an origin is away of which there are outcomes here.

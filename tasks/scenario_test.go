@@ -114,6 +114,7 @@ type actor struct {
 	slots       int
 	window      int
 	retain      Retention
+	throwAway   bool
 	lives       uint64
 	epoch       uint64
 	incarnation uint64
@@ -220,6 +221,7 @@ func (st *stage) command(s string) error {
 	if verb == "node" {
 		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0),
 			retain: Retention{Detached: l.duration("retain"), Outcomes: l.duration("keep")}, work: l.duration("work")}
+		n.throwAway = l.flag("throwaway")
 		if n.facts = (Facts{OS: l.key("os", ""), Memory: uint64(l.number("memory", 0)) << 20}); l.key("labels", "") != "" {
 			n.facts.Labels = strings.Split(l.key("labels", ""), ",")
 		}
@@ -273,6 +275,8 @@ func (st *stage) command(s string) error {
 	case "slots":
 		n.slots = l.number("n", 0)
 		n.do(SetSlots{n.slots})
+	case "group":
+		err = n.client(SetGroup{protocol.JobID{15: byte(l.number("id", 0))}, l.number("limit", -1)})
 	case "pause":
 		n.do(SetPaused{l.text})
 	case "goon":
@@ -343,7 +347,7 @@ func (n *actor) start() error {
 	n.synced = len(n.disk)
 	s, err := New(Config{
 		Self: protocol.NodeID(n.name), Epoch: n.epoch, Incarnation: n.incarnation, Key: [32]byte{n.name[0]}, Slots: n.slots,
-		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Retention: n.retain, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
+		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Retention: n.retain, ThrowAway: n.throwAway, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
 	})
 	if err != nil {
 		return err
@@ -708,6 +712,9 @@ func (n *actor) submit(l *line) error {
 		ev.Spec.MaxParallel = uint32(l.number("parallel", 0))
 		ev.Spec.Priority = int32(l.number("priority", 0))
 		ev.Spec.Retries = uint32(l.number("retries", 0))
+		if g := l.number("group", 0); g > 0 {
+			ev.Spec.Group = append(make([]byte, 15), byte(g))
+		}
 		ev.Spec.Limits = &protocol.Limits{MemoryBytes: uint64(l.number("memory", 0)) << 20}
 		if at := (protocol.Placement{On: l.key("on", ""), LocalOnly: l.flag("local"), RemoteOnly: l.flag("remote")}); l.key("not", "") != "" || at.On != "" || at.LocalOnly || at.RemoteOnly {
 			ev.Spec.Placement = &protocol.Placement{On: at.On, LocalOnly: at.LocalOnly, RemoteOnly: at.RemoteOnly, Not: strings.Fields(strings.ReplaceAll(l.key("not", ""), ",", " "))}
@@ -1002,6 +1009,9 @@ func noticeText(x Notice) string {
 
 func helloText(from string, h *protocol.Hello) string {
 	t := fmt.Sprintf("Hello of %s: epoch %d, %d slots", from, h.Epoch, h.Slots)
+	if h.ThrowAway {
+		t += ", of one program"
+	}
 	if h.SeenEpoch > 0 {
 		t += fmt.Sprintf(", saw epoch %d", h.SeenEpoch)
 	}

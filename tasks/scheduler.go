@@ -14,6 +14,7 @@
 //	match.go    which nodes may run a job                                    (origin)
 //	share.go    whose turn it is: jobs in grants, origins and jobs in slots  (both)
 //	bytes.go    who is too far away for a job's bytes                        (origin)
+//	group.go    how much of a program runs at its own node                   (both)
 //	mac.go      what proves that an attempt was granted                      (origin)
 //	worker.go   queued, running in a slot, outcome kept until answered       (worker)
 //	steal.go    asking for more, giving back                                 (worker)
@@ -75,6 +76,7 @@ type Config struct {
 	Runtimes    []string   // that can run here, as in Hello: "wasm"
 	Retention   Retention
 	InputWindow int  // bytes of waiting tasks' inputs in memory; 0: 16 MiB. The others are read again (Ready.Load)
+	ThrowAway   bool // this node ends with the program that started it, and says so to others
 	Facts            // of this node
 	Tell        bool // in Ready.Happened, for logs
 }
@@ -94,10 +96,12 @@ type Scheduler struct {
 	line  []*peer                   // the same, without looking each of them up
 	here  load                      // of this node, from all origins
 
-	jobs     map[protocol.JobID]*job
-	jobOrder []*job // that have not ended, in the order of their opening
-	turns    turns  // of jobs, for grants; see share.go
-	tailWake int64  // when a straggler may be due for a spare copy, 0: not known
+	jobs       map[protocol.JobID]*job
+	jobOrder   []*job                    // that have not ended, in the order of their opening
+	turns      turns                     // of jobs, for grants; see share.go
+	groups     map[protocol.JobID]*group // see group.go
+	groupsFrom int64                     // until when the limits of those from before the start are awaited, 0: they are not
+	tailWake   int64                     // when a straggler may be due for a spare copy, 0: not known
 
 	slots   []slot
 	guests  turns // of origins, for slots; see share.go
@@ -217,6 +221,9 @@ func (s *Scheduler) advance(now int64) {
 			j.limboUntil += gap
 		}
 	}
+	if s.groupsFrom != 0 {
+		s.groupsFrom += gap
+	}
 }
 
 // ownPause is the time between two Steps from which on this node counts as having stood still. A node that waits for
@@ -260,6 +267,8 @@ func (s *Scheduler) handle(ev Event) error {
 		s.loaded(ev)
 	case SetSlots:
 		s.setSlots(ev.Slots)
+	case SetGroup:
+		return s.setGroup(ev)
 	case SetPaused:
 		s.setPaused(ev.Reason)
 	case Shutdown:
@@ -416,6 +425,7 @@ func (s *Scheduler) wake() int64 {
 		at(j.limboUntil)
 		at(j.elsewhereAt())
 	}
+	at(s.groupsFrom)
 	s.retainWake(at)
 	if s.ownWork != 0 {
 		at(s.ownWork + guestsWait)

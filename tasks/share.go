@@ -80,7 +80,7 @@ func (s *Scheduler) before(a, b *job) bool {
 func (p *peer) nextJob() *heldJob {
 	var best *heldJob
 	for _, j := range p.jobTurn {
-		if j.state == prepared && (best == nil || p.compareJobs(j, best) < 0) {
+		if j.state == prepared && j.group.mayStart() && (best == nil || p.compareJobs(j, best) < 0) {
 			best = j
 		}
 	}

@@ -24,9 +24,9 @@ const (
 	askTimeout = 3 * second
 )
 
-// low and high are between how many tasks of p this node should hold, for all its slots together.
-func (s *Scheduler) low(p *peer) (low, high int) {
-	r, d, slots := p.waited.ns, p.run.ns, int64(s.wanted)
+// low and high are between how many tasks of p this node should hold, for so many slots together.
+func (s *Scheduler) low(p *peer, ofSlots int) (low, high int) {
+	r, d, slots := p.waited.ns, p.run.ns, int64(ofSlots)
 	least := slots
 	if d > 0 && d <= aheadUpTo {
 		least = 2 * slots // one runs, and one is there when it ends
@@ -69,7 +69,7 @@ func (s *Scheduler) askForTasks() {
 		if p.asking != 0 && s.now < p.askedAt+askTimeout || s.now < p.askFrom {
 			continue
 		}
-		low, high := s.low(p)
+		low, high := s.low(p, s.wanted)
 		have := p.queuedHere + p.runningHere
 		ahead := low < high                     // its queue covers the way there and back
 		if n := len(sources); n > 1 && !ahead { // each origin has its share of the slots

@@ -12,7 +12,8 @@ import (
 type job struct {
 	id     protocol.JobID
 	spec   *protocol.Job
-	on     *On // of spec.Placement
+	on     *On    // of spec.Placement
+	group  *group // nil: it is in none
 	closed bool
 	count  uint32 // tasks it will have, if closed
 	tasks  taskList
@@ -181,6 +182,9 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 		fetching:  map[protocol.Attempt]*protocol.Outcome{}, charged: map[protocol.Attempt]bool{},
 		trouble: map[uint32]*trouble{}, elsewhere: map[protocol.NodeID][]uint32{}, byWorker: map[protocol.NodeID]*share{},
 	}
+	if j.group = s.groupOf(spec); j.group != nil {
+		j.group.jobs++
+	}
 	j.numbers, _ = protocol.NewNumbers(spec.Runs) // what is no list was refused, or is none
 	s.jobs[id] = j
 	s.jobOrder = append(s.jobOrder, j)
@@ -266,6 +270,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 		delete(p.cannot, j.id)
 		delete(p.fits, j.id)
 	}
+	s.leave(j.group)
 	s.retire(j)
 	s.notice(Notice{Kind: JobEnded, Job: j.id, State: state, Reason: reason})
 }
@@ -365,6 +370,9 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 		}
 		j.endedAwake, j.aged = r.At, true
 	case ForgetRecord:
+		if j := s.jobs[r.Job]; j != nil {
+			s.leave(j.group)
+		}
 		delete(s.jobs, r.Job)
 		s.jobOrder = slices.DeleteFunc(s.jobOrder, func(j *job) bool { return j.id == r.Job })
 		s.refuseID(r.Job, r.Until)
@@ -418,6 +426,9 @@ func (s *Scheduler) Restored(now int64) {
 			}
 		}
 	}
+	for _, g := range s.groups {
+		g.unknown, s.groupsFrom = true, now+limbo
+	}
 	for _, id := range s.order {
 		p := s.peers[id]
 		if len(p.held) == 0 {
@@ -439,6 +450,9 @@ func (s *Scheduler) answeredWithout(w protocol.NodeID) {
 }
 
 func (s *Scheduler) limboTick() {
+	if s.groupsFrom != 0 && s.now >= s.groupsFrom {
+		s.forgetUnknown()
+	}
 	for _, j := range s.jobOrder {
 		if j.limboUntil != 0 && s.now >= j.limboUntil {
 			j.limboUntil, j.awaited = 0, nil

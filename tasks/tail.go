@@ -54,7 +54,7 @@ func (s *Scheduler) hasIdleSlot(p *peer) bool {
 func (s *Scheduler) fastest(idle []*peer, j *job) *peer {
 	var best *peer
 	for _, p := range idle {
-		if s.canRun(p, j) && !s.inDoubt(p, j) && s.hasIdleSlot(p) && (best == nil || s.runOn(p, j)+s.way(p, j) < s.runOn(best, j)+s.way(best, j)) {
+		if s.canRun(p, j) && !s.inDoubt(p, j) && s.hasIdleSlot(p) && s.groupStarts(p, j) > 0 && (best == nil || s.runOn(p, j)+s.way(p, j) < s.runOn(best, j)+s.way(best, j)) {
 			best = p
 		}
 	}

@@ -32,6 +32,8 @@ const (
 	Refused   // {what} is what the node said when it gave the job back
 	Unfetched // {what} is what went wrong
 	InDoubt
+	GroupNone
+	GroupUnknown
 
 	// Why a node gets no work at all.
 	NotConnected
@@ -45,6 +47,7 @@ const (
 	Limbo
 	NoNode     // {what} is why, by node
 	NoSlotFree // {what} is the nodes
+	GroupLimit // {what} is how many
 	Halting    // {what} is why
 	Disk       // {what} is what is wrong with it
 
@@ -112,6 +115,9 @@ var table = [codes]Reason{
 	Unfetched:     {"unfetched", "{node} has results that could not be fetched: {what}", "see whether the disks of both nodes have room; it is asked again within a minute"},
 	InDoubt:       {"in_doubt", "{node} failed task after task of this job, and others do not: it gets one at a time, with pauses, and its failures count only if the task fails elsewhere too", "look at {node}; meshnode logs JOB has what its tasks said"},
 
+	GroupNone:    {"group_none", "{node} is to run none of it: the program that submitted it wants so", "let the program run some on its own node (pp: ncpus of Server, or set_ncpus), or connect another node"},
+	GroupUnknown: {"group_unknown", "{node} was started anew, and waits to hear from the program how many of its tasks may run there", "nothing: it takes 10 s at most"},
+
 	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
 	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
 	Deaf:         {"deaf", "{node} is connected, and does not hear this node", "look at the network between the two: one direction is broken, or the other computer is overloaded"},
@@ -122,6 +128,7 @@ var table = [codes]Reason{
 	Limbo:        {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
 	NoNode:       {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
 	NoSlotFree:   {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
+	GroupLimit:   {"group_limit", "this node is to run {what} of its program at once, and does: the program wants so", "nothing, they end; the program can raise it (pp: ncpus of Server, or set_ncpus); other nodes are not limited by it"},
 	RunsOn:       {"runs", "{node} runs {what}", "nothing: it ends by itself, or when meshnode cancel ends it"},
 	Overdue:      {"overdue", "it runs longer than the {what} that tasks of its job take there", "see meshnode logs JOB/TASK; a --timeout bounds it, meshnode cancel JOB/TASK ends it"},
 	QueuedOn:     {"queued", "{node} holds {what}, not started yet", "nothing: it starts when a slot there is free, or moves to a node that is idle"},
@@ -244,6 +251,10 @@ func (s *Scheduler) whyNot(p *peer, j *job) Code {
 		return NotAllowed
 	case refused && s.now < c.from:
 		return c.code
+	case p.self && j.group.bounded() && j.group.unknown:
+		return GroupUnknown
+	case p.self && j.group.bounded() && j.group.limit == 0:
+		return GroupNone
 	case j.spec.Limits.GetMemoryBytes() > 0 && p.Memory > 0 && j.spec.Limits.MemoryBytes > s.memoryOf(p):
 		return NoMemory
 	case j.spec.Placement == nil:

@@ -58,7 +58,8 @@ type heldJob struct {
 	waits []*held // queued, but for blobs that are not here yet
 	claim claim   // of what its origin has of this node's slots
 	run   mean
-	refs  int // held attempts
+	refs  int    // held attempts
+	group *group // of an own job; nil: it is in none
 	// announcedOn is the stream of its last JobInfo. On a later one no Cancel will come for it.
 	announcedOn uint64
 }
@@ -322,6 +323,9 @@ func (s *Scheduler) jobInfo(p *peer, m *protocol.JobInfo) {
 			return // its tasks go back as those of a job that was not announced, until others have ended
 		}
 		j = &heldJob{id: id, info: m}
+		if own := s.jobs[id]; p.self && own != nil {
+			j.group = own.group
+		}
 		p.jobs[id] = j
 	}
 	j.announcedOn = p.session
@@ -535,7 +539,7 @@ func (s *Scheduler) startTasks() {
 
 // startable says that a queued attempt could start if there was a slot.
 func (s *Scheduler) startable(h *held) bool {
-	return h.job != nil && h.job.state == prepared && s.confirmed(h.from) && !h.from.full()
+	return h.job != nil && h.job.state == prepared && s.confirmed(h.from) && !h.from.full() && s.most(h.job.group) > 0
 }
 
 // topUp gives slots that will soon have nothing left more of their job, if it were its turn again.
@@ -551,9 +555,11 @@ func (s *Scheduler) topUp(busy int) {
 		from, job := sl.from, sl.job
 		from.claim.busy--
 		job.claim.busy--
+		job.group.take(-1)
 		p, j := s.next(busy - 1)
 		from.claim.busy++
 		job.claim.busy++
+		job.group.take(+1)
 		if p == from && j == job {
 			s.start(i, p, j)
 		}
@@ -672,6 +678,7 @@ func (s *Scheduler) start(i int, p *peer, j *heldJob) {
 		sl.busy, sl.from, sl.job, sl.since = true, p, j, s.now
 		p.claim.busy++
 		j.claim.busy++
+		j.group.take(+1)
 	}
 	sl.some = false
 	s.guests.serve(&p.claim)
@@ -699,6 +706,7 @@ func (sl *slot) clear() {
 	if sl.busy {
 		sl.from.claim.busy--
 		sl.job.claim.busy--
+		sl.job.group.take(-1)
 	}
 	*sl = slot{}
 }
@@ -813,7 +821,9 @@ func (s *Scheduler) ended(p *peer, h *held, o *protocol.Outcome) {
 	p.countOutcome(o, 1)
 	p.beaten = false
 	if !p.self { // of an own task, the origin's record is enough
-		s.record(HeldRecord{Origin: p.id, Outcome: o})
+		if !p.throwAway { // of one that is, the outcome is to be had again sooner than this node
+			s.record(HeldRecord{Origin: p.id, Outcome: o})
+		}
 		s.wentAway(p, s.awake())
 	}
 	if len(p.results) == 0 {

@@ -315,6 +315,7 @@ func (p *process) checkStart(x tasks.Start) {
 	if !p.prepared[programKey{x.Origin, x.Job}] {
 		w.fail("%v starts tasks of %s, whose program is not prepared", n, x.Job.Short())
 	}
+	p.checkGroup(x)
 	if len(x.Items) == 0 {
 		w.fail("%v starts nothing in slot %d", n, x.Slot)
 	}

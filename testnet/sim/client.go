@@ -26,8 +26,9 @@ type job struct {
 	spread   spread
 	parallel uint32
 	priority int32
-	code     uint64 // bytes of its program; 0: 1000
-	noSpares bool   // no spare copies: they would cover up what is looked for
+	code     uint64   // bytes of its program; 0: 1000
+	program  *program // whose job it is, if that has a limit
+	noSpares bool     // no spare copies: they would cover up what is looked for
 
 	invalid   bool         // no node can run it
 	notAt     map[int]bool // nodes that cannot
@@ -177,6 +178,9 @@ func (j *job) submit(p *process, first uint32) {
 		}
 		ev.Spec = &protocol.Job{Job: j.id[:], Spare: spare, Name: "job", Detached: j.detached, MaxParallel: j.parallel, Priority: j.priority, Retries: j.retries, Halt: j.halt,
 			Program: &protocol.Program{Runtime: "wasm", Code: &protocol.Blob{Id: code[:], Size: cmp.Or(j.code, 1000)}}}
+		if j.program != nil {
+			ev.Spec.Group = j.program.id[:]
+		}
 		if j.room > 0 {
 			ev.Spec.Placement = &protocol.Placement{On: roomLabel(j.room)}
 		}

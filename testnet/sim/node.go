@@ -144,6 +144,10 @@ type process struct {
 	stale    map[heldKey]bool           // granted in an epoch below one that was seen before
 	seenNow  map[protocol.NodeID]uint64 // highest epoch
 	current  map[protocol.NodeID]uint64 // session that the scheduler was told of last
+
+	limits   map[protocol.JobID]told // of groups
+	restored map[protocol.JobID]bool // groups with jobs of an earlier life
+	born     int64                   // by the node's clock
 }
 
 // programKey names a job: its id is the choice of its origin, so another origin may use the same.
@@ -182,7 +186,8 @@ func (n *node) start() {
 	n.life++
 	p := &process{n: n, incarnation: n.lives.Uint64(), ends: map[uint64]*end{}, slot: map[int]*slot{}, hasSlots: n.slots,
 		prepared: map[programKey]bool{}, answered: map[heldKey]bool{}, gone: map[protocol.JobID]bool{},
-		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{}}
+		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{},
+		limits: map[protocol.JobID]told{}, restored: map[protocol.JobID]bool{}, born: n.clock()}
 	if n.moves && n.life > 1 && n.lives.IntN(2) == 0 {
 		n.room = 3 - n.room
 	}
@@ -205,6 +210,11 @@ func (n *node) start() {
 		}
 	}
 	s.Restored(n.clock())
+	for _, j := range s.Jobs() {
+		if k := w.jobs[j.ID]; k != nil && k.program != nil && j.State < tasks.JobDone {
+			p.restored[k.program.id] = true
+		}
+	}
 	n.p = p
 	n.mostSlots = max(n.mostSlots, p.hasSlots)
 	w.count(n, 0, p.hasSlots)
@@ -219,6 +229,11 @@ func (n *node) start() {
 	p.kick()
 	for _, l := range n.links {
 		l.dialLater(w.between(1*ms, 80*ms))
+	}
+	for _, g := range w.programs {
+		if g.n == n { // on its first day before the jobs, else when it has noticed
+			p.after(w.between(1*ms, 20*ms)*int64(min(n.life, 10)), func() { g.say(p) })
+		}
 	}
 	for _, j := range w.order {
 		if j.n == n {

@@ -269,6 +269,8 @@ var scenarios = map[string]func(*world){
 	"priorities":       priorities,
 	"owner":            owner,
 	"far":              far,
+	"groups":           groups,
+	"group elsewhere":  groupElsewhere,
 	// Everything at once.
 	"black hole":   blackHole,
 	"bad program":  badProgram,
@@ -296,7 +298,7 @@ var scenarios = map[string]func(*world){
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
 var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "hung", "boaster", "rollback", "blobs", "person", "liar",
-	"poison", "retention", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "faults", "faults", "faults", "faults"}
+	"poison", "retention", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "groups", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
 func Mix(seed uint64) string { return mixed[seed%uint64(len(mixed))] }

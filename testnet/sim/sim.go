@@ -136,11 +136,12 @@ type world struct {
 	violation string
 	over      bool
 
-	nodes []*node
-	byID  map[protocol.NodeID]*node
-	links []*link
-	jobs  map[protocol.JobID]*job
-	order []*job // jobs, as they were made
+	nodes    []*node
+	byID     map[protocol.NodeID]*node
+	links    []*link
+	jobs     map[protocol.JobID]*job
+	order    []*job // jobs, as they were made
+	programs []*program
 
 	retention     tasks.Retention
 	settleAt      int64    // faults stop
