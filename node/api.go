@@ -242,6 +242,9 @@ type clientAPI interface {
 	Rerun(ctx context.Context, of protocol.JobID, r Rerun) (Job, error)
 	// Cancel ends a job, or the task index of it.
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
+	// SetGroup says how many tasks of a group's jobs (JobSpec.Group) run at this node itself at once, from now on, while this
+	// process lives; below 0: as many as it has slots. What runs above a lower limit ends; what waits here goes back.
+	SetGroup(ctx context.Context, group protocol.JobID, limit int) error
 
 	// PutBlob stores bytes of a program, or that tasks read; put twice they are stored once. sum is their SHA-256, which is checked
 	// and remembered, or nil. The blob stays for 10 minutes, from then on or from the last OpenBlob, and as long as a job needs it.

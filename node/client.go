@@ -780,6 +780,18 @@ func (n *Node) Result(ctx context.Context, job protocol.JobID, index uint32) (Ta
 	return rs[0], true, nil
 }
 
+// SetGroup implements clientAPI.
+func (n *Node) SetGroup(ctx context.Context, group protocol.JobID, limit int) error {
+	if group.IsZero() {
+		return &Error{Code: CodeBadRequest, Message: "the group has no id"}
+	}
+	err := n.step(tasks.SetGroup{Group: group, Limit: limit})
+	if errors.Is(err, tasks.ErrGroups) {
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "open the jobs of a group after its limit was set"}
+	}
+	return err
+}
+
 // Cancel implements clientAPI.
 func (n *Node) Cancel(ctx context.Context, job protocol.JobID, index *uint32) error {
 	return jobError(n.step(tasks.Cancel{Job: job, Task: index, Reason: "cancelled by its owner"}))

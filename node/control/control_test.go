@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -631,6 +632,7 @@ func TestBrokenFrames(t *testing.T) {
 		"close of 3 bytes":    frame(nil, protocol.ControlClose, 1, []byte{1, 2, 3}),
 		"watch of 3 bytes":    frame(nil, protocol.ControlWatch, 1, []byte{1, 2, 3}),
 		"watch from far away": frame(nil, protocol.ControlWatch, 1, id[:], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0}),
+		"group of 19 bytes":   frame(nil, protocol.ControlGroup, 1, make([]byte, 19)),
 		"cancel of 3 bytes":   frame(nil, protocol.ControlCancel, 1, []byte{1, 2, 3}),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -695,6 +697,33 @@ func TestSeveralJobsOnOneConnection(t *testing.T) {
 	}
 }
 
+func TestGroup(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	conn, br := openRaw(t, dir)
+	id := func(i byte) []byte { return append(make([]byte, 15), i) }
+	var out []byte
+	for i, limit := range [][]byte{{0, 0, 0, 0}, {2, 1, 0, 0}, {0xff, 0xff, 0xff, 0xff}, {0xfe, 0xff, 0xff, 0xff}} {
+		out = protocol.AppendLocal(out, protocol.ControlGroup, uint64(i), id(byte(1+i)), limit)
+	}
+	out = protocol.AppendLocal(out, protocol.ControlGroup, 9, id(0), []byte{1, 0, 0, 0})
+	if _, err := conn.Write(out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint64{0, 1, 2, 3, 9} {
+		typ, id, body, err := protocol.ReadLocal(br, protocol.MaxLocal)
+		if err != nil || id != want || (typ == protocol.ControlOK) != (want < 9) || typ == protocol.ControlError && !bytes.Contains(body, []byte(node.CodeBadRequest)) {
+			t.Fatalf("answer %#x to %d, want one to %d: %s, %v", byte(typ), id, want, body, err)
+		}
+	}
+	for i, want := range []int{0, 258, -1, math.MaxInt32} {
+		if got := n.groups[protocol.JobID(id(byte(1+i)))]; got != want {
+			t.Errorf("group %d has the limit %d, want %d", 1+i, got, want)
+		}
+	}
+}
+
 func TestStopCutsStreams(t *testing.T) {
 	t.Parallel()
 	n, dir := newFakeNode(), t.TempDir()
@@ -729,6 +758,7 @@ func FuzzDecode(f *testing.F) {
 		decodeClose(b)
 		decodeWatch(b)
 		decodeCancel(b)
+		decodeGroup(b)
 		for _, blobs := range []bool{false, true} {
 			_, first, in, err := decodeAdd(b, blobs)
 			if err == nil && int(first)+len(in) > protocol.MaxTasks {

@@ -28,6 +28,7 @@ type fakeNode struct {
 	invited   node.InviteOptions
 	paused    time.Duration
 	slots     int
+	groups    map[protocol.JobID]int
 	joined    string
 	down      chan struct{}
 	watchers  int
@@ -48,7 +49,7 @@ type fakeJob struct {
 }
 
 func newFakeNode() *fakeNode {
-	n := &fakeNode{jobs: map[protocol.JobID]*fakeJob{}, blobsHere: map[protocol.BlobID][]byte{}, down: make(chan struct{})}
+	n := &fakeNode{jobs: map[protocol.JobID]*fakeJob{}, blobsHere: map[protocol.BlobID][]byte{}, groups: map[protocol.JobID]int{}, down: make(chan struct{})}
 	n.changed.L = &n.mu
 	return n
 }
@@ -250,6 +251,16 @@ func (n *fakeNode) Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (
 	}
 	n.CloseJob(ctx, r.ID, uint32(len(j.inputs)))
 	return n.Job(ctx, r.ID)
+}
+
+func (n *fakeNode) SetGroup(_ context.Context, group protocol.JobID, limit int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if group.IsZero() {
+		return &node.Error{Code: node.CodeBadRequest, Message: "the group has no id"}
+	}
+	n.groups[group] = limit
+	return nil
 }
 
 func (n *fakeNode) Cancel(_ context.Context, id protocol.JobID, index *uint32) error {

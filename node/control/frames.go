@@ -225,6 +225,21 @@ func decodeCancel(b []byte) (job protocol.JobID, index *uint32, err error) {
 	return protocol.JobID(b[:16]), index, nil
 }
 
+// noLimit in ControlGroup: as many as there are slots.
+const noLimit = math.MaxUint32
+
+// decodeGroup reads the body of ControlGroup. A negative limit is none.
+func decodeGroup(b []byte) (group protocol.JobID, limit int, err error) {
+	if len(b) != 20 {
+		return group, 0, fmt.Errorf("%w: group of %d bytes, want 20", protocol.ErrProtocol, len(b))
+	}
+	limit = -1
+	if n := binary.LittleEndian.Uint32(b[16:]); n != noLimit {
+		limit = int(min(n, math.MaxInt32))
+	}
+	return protocol.JobID(b[:16]), limit, nil
+}
+
 // Result is a terminal task with its input. Error, Output, Log and Input share memory with the frame
 // they came in.
 type Result struct {

@@ -35,6 +35,7 @@ type Node interface {
 	Result(ctx context.Context, job protocol.JobID, index uint32) (node.TaskResult, bool, error)
 	Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (node.Job, error)
 	Cancel(ctx context.Context, job protocol.JobID, index *uint32) error
+	SetGroup(ctx context.Context, group protocol.JobID, limit int) error
 	PutBlob(ctx context.Context, r io.Reader, sum []byte) (node.Blob, error)
 	OpenBlob(ctx context.Context, name string) (io.ReadSeekCloser, node.Blob, error)
 	Blobs(ctx context.Context) (node.BlobStore, error)

@@ -61,6 +61,12 @@ func (st *stream) serve(r io.Reader) error {
 				return derr
 			}
 			err = n.Cancel(st.ctx, job, index)
+		case protocol.ControlGroup:
+			group, limit, derr := decodeGroup(body)
+			if derr != nil {
+				return derr
+			}
+			err = n.SetGroup(st.ctx, group, limit)
 		case protocol.ControlWatch:
 			job, cursor, flags, derr := decodeWatch(body)
 			if derr != nil {

@@ -130,6 +130,7 @@ func TestFaultsHappen(t *testing.T) {
 		"killer":       {"is taken down by", "Losses:6"},
 		"retried":      {"Failed:1"},
 		"halted":       {"so it was halted"},
+		"groups":       {"SetGroup", "n0 dies", "GiveBack"},
 		"calm":         {"JobEnded"},
 		"commit":       {"cannot write", "cannot sync"},
 		"lost":         {"has lost its disk"},
@@ -171,7 +172,7 @@ func TestShare(t *testing.T) {
 	if testing.Short() {
 		seeds = 3
 	}
-	for _, s := range []string{"jobs share", "submitters share", "priorities", "owner", "far"} {
+	for _, s := range []string{"jobs share", "submitters share", "priorities", "owner", "far", "group elsewhere"} {
 		t.Run(s, func(t *testing.T) {
 			t.Parallel()
 			for seed := uint64(1); seed <= seeds; seed++ {
