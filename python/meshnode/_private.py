@@ -68,6 +68,8 @@ class PrivateNode:
     def _start(self) -> None:
         binary = find_binary()
         command = [binary, "up", "--private"]
+        if sys.executable and not hasattr(sys, "frozen"):  # else it looks for one, and a shim on PATH takes its time
+            command += ["--python", sys.executable]
         if self.slots is not None:
             command += ["--slots", str(self.slots)]
         try:
