@@ -27,10 +27,10 @@ import site
 import sys
 import sysconfig
 import types
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
 
 from . import _source
-from .worker.load import MAGIC
+from .worker.load import MAGIC, digest_of
 
 _VERSION = "%d.%d" % sys.version_info[:2]
 
@@ -52,6 +52,7 @@ class _Captured(NamedTuple):
 
 
 _MISSING = object()
+_T = TypeVar("_T")
 
 
 class Bundle:
@@ -68,6 +69,32 @@ class Bundle:
         self.runtime = runtime
         self.name = name
         self._walk = walk
+        self._layers: List["_Walk"] = []  # what arguments brought besides
+        self._digests: Dict[str, "_Walk"] = {}  # the latest of those, and of what single calls brought
+
+    def _remember(self, data: bytes, walk: "_Walk") -> None:
+        """A result may name an object that arguments brought."""
+        self._digests[digest_of(data)] = walk
+        if len(self._digests) > 1000:
+            del self._digests[next(iter(self._digests))]
+
+    def _object(self, number: int, digest: str) -> Any:
+        """The object of this program that a result means."""
+        walk = self._digests.get(digest) if digest else self._walk
+        if walk is None:
+            raise pickle.UnpicklingError("a result names a function of an older call's arguments, which is forgotten")
+        return walk.object(number)
+
+    def _shipped_as(self, name: str) -> Any:
+        """The function or class that __main__ has under a name over there, or None."""
+        for walk in [self._walk] + self._layers:
+            o = walk.shipped_as(name)
+            if o is not None:
+                return o
+        return None
+
+    def _own_modules(self) -> FrozenSet[str]:
+        return frozenset(name for walk in [self._walk] + self._layers for name in walk.sources)
 
     def __repr__(self) -> str:
         return "<Bundle of %s, %s, %d bytes>" % (self.name, self.runtime, len(self.data))
@@ -201,6 +228,11 @@ def own(module: Any) -> bool:
     )
 
 
+def module_needed(m: types.ModuleType) -> bool:
+    """Whether a module has to be sent before a pickle can name what is in it."""
+    return own(m)
+
+
 # ---- what code uses
 
 
@@ -268,8 +300,10 @@ class _Values(pickle.Pickler):
 class _Walk:
     """Makes one bundle."""
 
-    def __init__(self) -> None:
-        self.objects: List[Dict[str, Any]] = []
+    def __init__(self, before: Optional["_Walk"] = None) -> None:
+        self.before = before
+        self.base = before.count() if before is not None else 0
+        self.objects: List[Dict[str, Any]] = []  # those from number `base` on
         self.index: Dict[int, int] = {}  # of objects, by id
         self.texts: Dict[str, int] = {}  # of immutable literals
         self.keep: List[Any] = []  # so that ids stay what they are
@@ -280,6 +314,7 @@ class _Walk:
         self.captured: List[_Captured] = []
         self.trail: List[str] = []  # what is being looked at, for errors
         self.size = 0
+        self.by_number: Optional[Dict[int, Any]] = None
         self.extra: Dict[str, Any] = {}
 
     def bundle(
@@ -300,6 +335,9 @@ class _Walk:
         if self.spaces[target].get("real"):
             target = 0
         root = self.add(func)
+        own_name = getattr(func, "__name__", None)
+        if own_name in main.__dict__ and main.__dict__[own_name] is func:
+            self.bind(main.__dict__, [own_name])  # so that pickles find it
         for text in modules:
             for as_name, number in self.statement(text):
                 self.spaces[target]["bind"][as_name] = number
@@ -308,7 +346,7 @@ class _Walk:
                 v = self.extra[k]
                 known = isinstance(v, (types.FunctionType, types.ModuleType, type))
                 try:
-                    self.spaces[target]["bind"][k] = self.under(k, v)
+                    self.spaces[target]["bind"][k] = self.attempt(functools.partial(self.under, k, v))
                 except ShipError:
                     if known:
                         raise  # other things may be in a dict of globals by accident; unused, they are not missed
@@ -316,17 +354,61 @@ class _Walk:
         return Bundle(data, "python" + self.python, name, self)
 
     def encode(self, name: str, root: int, texts: Dict[str, Any]) -> bytes:
-        spec = {
-            "name": name,
-            "python": self.python,
-            "root": root,
-            "objects": self.objects,
-            "spaces": self.spaces,
-            "sources": self.sources,
-        }
+        spec = {"name": name, "python": self.python, "root": root, "sources": self.sources}
         if texts:
             spec["texts"] = texts
-        return MAGIC + b"\n" + json.dumps(spec, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return MAGIC + b"\n" + self.text(spec)
+
+    def begin(self) -> None:
+        """For a walk that continues another: namespace 0 is __main__."""
+        self.space(sys.modules["__main__"].__dict__)
+
+    def layer(self) -> bytes:
+        """What such a walk found, as it travels with calls."""
+        return self.text({"python": self.python, "sources": self.sources})
+
+    def bind_class(self, c: type) -> None:
+        """Adds a class, under its name in __main__, where the pickles of results look for it."""
+        number = self.add(c)
+        if c.__module__ == "__main__" and "." not in c.__qualname__:
+            self.spaces[0]["bind"].setdefault(c.__name__, number)
+
+    def object(self, number: int) -> Any:
+        """The function or class of this program that has a number."""
+        if self.by_number is None:
+            ids = {id(o): o for o in self.keep}
+            self.by_number = {n: ids[i] for i, n in self.index.items() if i in ids}
+        o = self.by_number[number]
+        if not isinstance(o, (type, types.FunctionType)):
+            raise pickle.UnpicklingError("object %d of the bundle is neither function nor class" % number)
+        return o
+
+    def shipped_as(self, name: str) -> Any:
+        """The function or class that __main__ has under a name in the bundle, or None."""
+        number = self.spaces[0]["bind"].get(name)
+        if number is None or self.spec(number)["k"] not in ("function", "class", "type", "namedtuple", "decorated", "call"):
+            return None
+        if self.by_number is None:
+            try:
+                self.object(number)
+            except pickle.UnpicklingError:
+                pass
+        assert self.by_number is not None
+        return self.by_number.get(number)
+
+    def count(self) -> int:
+        return self.base + len(self.objects)
+
+    def named(self, o: Any, number: int) -> bool:
+        """Whether a pickle can name an object of this walk that has this number, by its place in __main__."""
+        if number >= self.count() or not self.spaces or o.__module__ != "__main__":
+            return False
+        name = o.__qualname__
+        return self.spaces[0]["bind"].get(name) == number and sys.modules["__main__"].__dict__.get(name) is o
+
+    def text(self, spec: Dict[str, Any]) -> bytes:
+        spec = dict(spec, objects=self.objects, spaces=self.spaces)
+        return json.dumps(spec, sort_keys=True, separators=(",", ":")).encode("ascii")
 
     def contents(self) -> List[str]:
         found = []
@@ -373,19 +455,55 @@ class _Walk:
         where = ", in ".join(reversed(self.trail)) if self.trail else "it"
         return ShipError("cannot travel: %s %s" % (where, why))
 
+    def attempt(self, walk: Callable[[], _T]) -> _T:
+        """What walk returns; if it fails, all that it put in is taken out again."""
+        index, texts, space_of = dict(self.index), dict(self.texts), dict(self.space_of)
+        binds = [dict(s["bind"]) for s in self.spaces]
+        sizes = len(self.objects), len(self.keep), len(self.captured), len(self.trail)
+        sources, python, size = dict(self.sources), self.python, self.size
+        try:
+            return walk()
+        except Exception:
+            self.index, self.texts, self.space_of = index, texts, space_of
+            del self.spaces[len(binds) :]
+            for s, bind in zip(self.spaces, binds):
+                s["bind"] = bind
+            del self.objects[sizes[0] :], self.keep[sizes[1] :], self.captured[sizes[2] :], self.trail[sizes[3] :]
+            self.sources, self.python, self.size = sources, python, size
+            raise
+
     # -- objects
 
     def put(self, o: Any, spec: Dict[str, Any]) -> int:
         """Reserves the number of an object whose spec is filled in later."""
-        self.objects.append(spec)
-        number = len(self.objects) - 1
+        number = self.new(spec)
         self.index[id(o)] = number
         self.keep.append(o)
         return number
 
+    def new(self, spec: Dict[str, Any]) -> int:
+        self.objects.append(spec)
+        return self.base + len(self.objects) - 1
+
+    def spec(self, number: int) -> Dict[str, Any]:
+        if number < self.base:
+            assert self.before is not None
+            return self.before.spec(number)
+        return self.objects[number - self.base]
+
+    def known(self, o: Any) -> Optional[int]:
+        """The number of an object that is in already."""
+        number = self.index.get(id(o))
+        if number is None and self.before is not None:
+            number = self.before.known(o)
+        return number
+
+    def has_source(self, name: str) -> bool:
+        return name in self.sources or (self.before is not None and self.before.has_source(name))
+
     def add(self, o: Any) -> int:
         """The number of an object, which is walked if it is new."""
-        known = self.index.get(id(o))
+        known = self.known(o)
         if known is not None:
             return known
         literal = _literal(o)
@@ -396,7 +514,7 @@ class _Walk:
                 if known is None:
                     known = self.texts[text] = self.put(o, {"k": "literal", "text": text})
                 return known
-            return self.put(o, {"k": "literal", "text": text})
+            return self.put(o, {"k": "literal", "text": text, "mutable": True})
         t = type(o)
         if t is types.ModuleType:
             return self.module(o)
@@ -404,6 +522,8 @@ class _Walk:
         if found is not None:
             return found
         found = self.decorated(o)
+        if found is None:
+            found = self.part_of_class(o)
         if found is not None:
             return found
         if t is types.FunctionType:
@@ -412,7 +532,42 @@ class _Walk:
             return self.cell(o)
         if isinstance(o, type):
             return self.klass(o)
+        if t in (staticmethod, classmethod):
+            return self.made(o, t, (o.__func__,))
+        if t is property:
+            return self.made(o, t, (o.fget, o.fset, o.fdel, o.__doc__))
         return self.value(o)
+
+    def made(self, o: Any, by: Any, args: Tuple[Any, ...], **set: str) -> int:
+        """An object that calling something with other objects makes."""
+        spec: Dict[str, Any] = {"k": "call"}
+        number = self.put(o, spec)
+        spec["of"] = self.add(by)
+        spec["args"] = [self.add(a) for a in args]
+        if set:
+            spec["set"] = set
+        return number
+
+    def part_of_class(self, o: Any) -> Optional[int]:
+        """A function that is an attribute of a class of the program: Class.method."""
+        if type(o) is not types.FunctionType or "<" in o.__qualname__:
+            return None
+        path, _, name = o.__qualname__.rpartition(".")
+        if not path:
+            return None
+        c = _attribute(sys.modules.get(o.__module__), path)
+        if not isinstance(c, type) or vars(c).get(name) is not o or self.known(c) is None and self.by_name_of(c):
+            return None
+        spec: Dict[str, Any] = {"k": "attribute", "name": name}
+        spec["of"] = self.under("class %s" % c.__qualname__, c)
+        known = self.known(o)
+        return known if known is not None else self.put(o, spec)
+
+    def by_name_of(self, c: Any) -> bool:
+        """Whether importing finds a function or class."""
+        if not isinstance(c.__module__, str) or "<" in c.__qualname__:
+            return False
+        return c.__module__ != "__main__" and _attribute(sys.modules.get(c.__module__), c.__qualname__) is c
 
     def by_name(self, o: Any) -> Optional[int]:
         """An object that importing finds: of the standard library, of what is installed, of the user's own modules."""
@@ -449,7 +604,7 @@ class _Walk:
     def need(self, m: types.ModuleType) -> None:
         """The module must be there: if it is the user's own, its source travels, with what it imports of the user's own."""
         name = m.__name__
-        if name in self.sources or name == "__main__":
+        if self.has_source(name) or name == "__main__":
             return
         parent = name.rpartition(".")[0]
         if parent and parent in sys.modules:
@@ -500,16 +655,14 @@ class _Walk:
                     spec: Dict[str, Any] = {"k": "import", "module": top}
                     if top != a.name:
                         spec["also"] = [a.name]
-                    self.objects.append(spec)
-                    found.append((a.asname or top, len(self.objects) - 1))
+                    found.append((a.asname or top, self.new(spec)))
             elif isinstance(s, ast.ImportFrom) and s.module and not s.level:
                 self.need_name(s.module)
                 for a in s.names:
                     if a.name == "*":
                         raise ShipError("not an import that names what it imports: %r" % text)
                     self.need_name(s.module + "." + a.name)
-                    self.objects.append({"k": "import", "module": s.module, "name": a.name})
-                    found.append((a.asname or a.name, len(self.objects) - 1))
+                    found.append((a.asname or a.name, self.new({"k": "import", "module": s.module, "name": a.name})))
             else:
                 raise ShipError("not an import: %r" % text)
         return found
@@ -601,17 +754,27 @@ class _Walk:
         """`import a.b` binds a; so of a module that is used, those below are imported that the code names and that are here."""
         for name in uses.names:
             m = ns.get(name)
-            if type(m) is not types.ModuleType or id(m) not in self.index:
+            number = self.known(m)
+            if type(m) is not types.ModuleType or number is None:
                 continue
-            spec = self.objects[self.index[id(m)]]
+            if number < self.base and self.submodules_of(m, uses):
+                number = self.put(m, {"k": "import", "module": _portable(m.__name__)})
+            spec = self.spec(number)
             prefix = m.__name__ + "."
-            for other in sorted(sys.modules):
-                if other.startswith(prefix) and uses.every.issuperset(other[len(prefix) :].split(".")):
-                    also = spec.setdefault("also", [])
-                    if other not in also and sys.modules[other] is not None:
-                        also.append(other)
-                        also.sort()
-                        self.need(sys.modules[other])
+            for other in self.submodules_of(m, uses):
+                also = spec.setdefault("also", [])
+                if other not in also:
+                    also.append(other)
+                    also.sort()
+                    self.need(sys.modules[other])
+
+    def submodules_of(self, m: types.ModuleType, uses: _Uses) -> List[str]:
+        prefix = m.__name__ + "."
+        return [
+            n
+            for n in sorted(sys.modules)
+            if n.startswith(prefix) and uses.every.issuperset(n[len(prefix) :].split(".")) and sys.modules[n] is not None
+        ]
 
     def source(self, code: types.CodeType) -> Optional[_source.Source]:
         return _source.of_code(code)
@@ -651,7 +814,7 @@ class _Walk:
         attributes = {k: v for k, v in f.__dict__.items() if k != "__wrapped__"}
         if attributes:
             try:
-                spec["attributes"] = self.under("an attribute", dict(sorted(attributes.items())))
+                spec["attributes"] = self.attempt(lambda: self.under("an attribute", dict(sorted(attributes.items()))))
             except ShipError:
                 pass  # what decorators of other libraries left there
         self.trail.pop()
@@ -810,20 +973,73 @@ class _Walk:
         return number
 
     def sourceless(self, c: type) -> int:
-        raise self.error("is the class %s, whose source is not found" % c.__qualname__)
+        """A class whose statement is not found, or that none made: from its parts, and its functions as byte code."""
+        import enum
+
+        if issubclass(c, enum.Enum) and c.__members__:
+            values = [(k, v.value) for k, v in c.__members__.items()]
+            return self.made(c, c.__bases__[-1], (c.__name__, values), __module__=c.__module__, __qualname__=c.__qualname__)
+        try:
+            return self.attempt(lambda: self.parts(c))
+        except ShipError as e:
+            data = _cloudpickle(c)
+            if data is None:
+                raise ShipError("%s; the source of the class %s is not found" % (e, c.__qualname__)) from None
+            self.python = _VERSION
+            return self.put(c, {"k": "pickle", "data": data})
+
+    def parts(self, c: type) -> int:
+        spec: Dict[str, Any] = {"k": "type"}
+        number = self.put(c, spec)
+        self.trail.append("class %s" % c.__qualname__)
+        spec.update(name=c.__name__, qualname=c.__qualname__, module=c.__module__)
+        spec["meta"] = self.add(type(c))
+        spec["bases"] = [self.add(b) for b in c.__bases__]
+        slots = vars(c).get("__slots__")
+        if slots is not None:
+            spec["slots"] = [slots] if isinstance(slots, str) else list(slots)
+        if isinstance(c.__doc__, str) and "__doc__" in vars(c):
+            spec["doc"] = c.__doc__
+        spec["attributes"] = {}
+        for k, v in sorted(vars(c).items()):
+            if k in _NOT_PARTS or isinstance(v, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+                continue
+            spec["attributes"][k] = self.under("attribute %s" % k, v)
+        self.trail.pop()
+        return number
 
     def value(self, o: Any) -> int:
         """Anything else: its pickle."""
         out = io.BytesIO()
-        before = len(self.objects)
         try:
-            _Values(self, out).dump(o)
-        except ShipError:
-            raise
+            self.attempt(lambda: _Values(self, out).dump(o))
         except Exception as e:
-            del self.objects[before:]
+            data = _cloudpickle(o)
+            if data is not None:
+                self.python = _VERSION
+                return self.put(o, {"k": "pickle", "data": data})
+            if isinstance(e, ShipError):
+                raise
             raise self.error("is %s, which cannot be pickled (%s)" % (_label(o), e)) from None
-        return self.put(o, {"k": "pickle", "data": base64.b64encode(out.getvalue()).decode("ascii")})
+        data = base64.b64encode(out.getvalue()).decode("ascii")
+        return self.put(o, {"k": "pickle", "data": data, "mutable": True})
+
+
+# Attributes of a class that making it makes.
+_NOT_PARTS = {
+    "__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__slots__", "_abc_impl", "__abstractmethods__",
+    "__annotations__", "__static_attributes__", "__firstlineno__", "__annotate__", "__annotations_cache__",
+}  # fmt: skip
+
+
+def _cloudpickle(o: Any) -> Optional[str]:
+    """What cloudpickle makes of an object, if it is installed and can."""
+    try:
+        import cloudpickle  # type: ignore[import-not-found,unused-ignore]
+
+        return base64.b64encode(cloudpickle.dumps(o, 4)).decode("ascii")
+    except Exception:
+        return None
 
 
 # ---- parts

@@ -145,11 +145,11 @@ def _find(code: types.CodeType) -> Optional[Source]:
 
 
 def _compiles_to(file: _File, node: _Definition, code: types.CodeType) -> bool:
-    from .worker.load import compile_function, future_flags
+    from .worker.load import compile_function
 
     s = file.source(node)
     try:
-        other = compile_function(s.text, s.file, s.line, list(code.co_freevars), "", future_flags(s.future))
+        other = compile_function(s.text, s.file, s.line, list(code.co_freevars), "", s.future)
     except (SyntaxError, StopIteration):
         return False
     return same(other, code)

@@ -17,6 +17,11 @@ item runs, the names that the bundle brought are those of `__main__` and of its 
 takes them away again. An item must not begin before the last one has ended. When a program is not wanted any more,
 `program.close()` takes its modules away.
 
+What a call may count on: it sees the globals, closure variables, defaults and attributes that were shipped, whatever other
+calls did before it in this process. Names that functions rebind (`global`) are put back after each call, and so are values that
+can change, if they are small (SMALL); larger ones are shared by the calls of one program in one process, as is the state of
+classes, caches and imported modules. Two programs see nothing of each other but what they do to installed modules.
+
 The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writes it):
 
     name         what the function is called, for people
@@ -29,6 +34,9 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
 """
 
 import builtins
+import collections
+import dis
+import hashlib
 import importlib
 import importlib.abc
 import importlib.util
@@ -36,12 +44,12 @@ import io
 import json
 import linecache
 import marshal
-import os
+import mmap
+import opcode
 import pickle
 import re
 import struct
 import sys
-import threading
 import traceback
 import types
 from base64 import b64decode
@@ -50,6 +58,9 @@ MAGIC = b"meshnode-python 1"
 
 # A buffer that the caller handed over apart from its pickle is at least this large, and so is one that goes back.
 LARGE = 64 << 10
+
+# Values up to this size (of their text or pickle, in bytes) are made anew for each call.
+SMALL = 4 << 10
 
 _VERSION = "%d.%d" % sys.version_info[:2]
 _HERE = __file__
@@ -115,17 +126,30 @@ def _why(e):
 
 
 def future_flags(names):
+    """The compiler's flags for futures. Python 3.6 lacks annotations; there parse() sees to them."""
     import __future__
 
     flags = 0
     for n in names:
-        if not hasattr(__future__, n):
-            raise Unable("needs a Python that has the future %s; this is %s" % (n, _VERSION))
-        flags |= getattr(__future__, n).compiler_flag
+        if hasattr(__future__, n):
+            flags |= getattr(__future__, n).compiler_flag
     return flags
 
 
-def parse(text, file, line, flags):
+def _texts(tree):
+    """Makes annotations texts, as the future annotations does; what they say is lost."""
+    import ast
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = ast.copy_location(ast.Str(s="object"), node.annotation)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+
+
+def parse(text, file, line, future):
     """The statement (or lambda expression) whose text begins at that line, as a tree with the lines of the file."""
     import ast
 
@@ -135,7 +159,9 @@ def parse(text, file, line, flags):
         block, shift = "if 1:\n" + text, 2
     else:
         block, shift = text, 1
-    tree = compile(block, file, "exec", flags | ast.PyCF_ONLY_AST, True)
+    tree = compile(block, file, "exec", future_flags(future) | ast.PyCF_ONLY_AST, True)
+    if "annotations" in future and sys.version_info < (3, 7):
+        _texts(tree)
     node = tree.body[0]
     if shift == 2:
         node = node.body[0]
@@ -154,12 +180,13 @@ def _module(body, like):
     return tree
 
 
-def compile_function(text, file, line, free, owner, flags):
+def compile_function(text, file, line, free, owner, future):
     """The code object of the function whose source this is; free: names of its free variables; owner: the class whose
-    private names (__x) it uses, or ''."""
+    private names (__x) it uses, or ''; future: the names of what it imports from __future__."""
     import ast
 
-    node = parse(text, file, line, flags)
+    node = parse(text, file, line, future)
+    flags = future_flags(future)
     none = ast.parse("None", mode="eval").body
     args = node.args
     args.defaults = [none for _ in args.defaults]
@@ -263,94 +290,158 @@ class _Active:
     program = None  # the one whose names are in sys.modules
 
 
+if sys.version_info >= (3, 8):
+    _Unpickler = pickle.Unpickler
+else:
+
+    class _Unpickler(pickle._Unpickler):
+        """Reads protocol 5, which these versions do not."""
+
+        dispatch = dict(pickle._Unpickler.dispatch)
+
+        def load_proto(self):
+            self.proto = self.read(1)[0]
+
+        dispatch[pickle.PROTO[0]] = load_proto
+
+        def load_bytearray8(self):
+            (n,) = struct.unpack("<Q", self.read(8))
+            self.append(bytearray(self.read(n)))
+
+        dispatch[0x96] = load_bytearray8
+
+        def load_next_buffer(self):
+            self.append(next(self.apart))
+
+        dispatch[0x97] = load_next_buffer
+
+        def load_readonly_buffer(self):
+            self.stack[-1] = bytes(self.stack[-1])
+
+        dispatch[0x98] = load_readonly_buffer
+
+
 class _Values(pickle.Unpickler):
     """Reads the values of a bundle: numbers in them stand for the bundle's objects."""
 
-    def __init__(self, program, data):
+    def __init__(self, part, data):
         pickle.Unpickler.__init__(self, io.BytesIO(data))
-        self.persistent_load = program._object
+        self.persistent_load = part.object
+
+    def find_class(self, module, name):
+        return _find_class(pickle.Unpickler.find_class, self, module, name)
+
+
+def _find_class(find, unpickler, module, name):
+    try:
+        return find(unpickler, module, name)
+    except ModuleNotFoundError:
+        # numpy 2 calls numpy._core what is numpy.core before.
+        if module.startswith("numpy._core"):
+            return find(unpickler, "numpy.core" + module[11:], name)
+        if module.startswith("numpy.core"):
+            return find(unpickler, "numpy._core" + module[10:], name)
+        raise
+
+
+class _Part(object):
+    """Objects that came together: those of a bundle, or those that a call's arguments brought besides.
+
+    Numbers below `base` are objects of the part that this one continues.
+    """
+
+    def __init__(self, program, spec, before=None, apart=False):
         self.program = program
-
-
-class Program(object):
-    """A loaded bundle."""
-
-    def __init__(self, spec):
+        self.before = before
+        self.apart = apart  # its names are not those of __main__
+        self.back = None  # puts back what a call may have changed of it
         try:
-            self.name = spec["name"]
+            self.base = before.base + len(before.specs) if before else 0
             self.specs = spec["objects"]
             self.spaces = spec["spaces"]
-            self.root = spec["root"]
-            self.sources = spec["sources"]
-            self.texts = spec.get("texts") or {}
-            self.main = types.ModuleType("__main__")
-            self.main.__dict__["__builtins__"] = builtins
-            package = self.spaces[0].get("package")
-            if package:
-                self.main.__package__ = package
-        except (KeyError, TypeError, IndexError) as e:
+        except (KeyError, TypeError) as e:
             raise Invalid("the bundle is damaged: %r" % (e,))
-        self.own = {"__main__": self.main}  # the modules that are in sys.modules while an item of it runs
-        self.finder = _Sources(self)
         self.objects = {}
         self.globals = {}
         self.making = set()
         self.fills = {}  # how to fill the cells that are empty yet
-        self.call = None
-        self.words = []  # of the command line, after the function: in each, {} is the input and {#} the number from 1
+        self.cells = {}  # how to fill the others, and what is in them
+        self.rebound = set()  # the cells whose variables functions rebind
+        self.sites = {}  # where the values are that are made anew for each call: number to setters
+        self.stores = {}  # names that code rebinds: space to names
 
-    # ---- building
-
-    def _build(self):
-        self._enter()
-        self.call = self._object(self.root)
+    def build(self):
         for i in range(len(self.spaces)):
             for name in self.spaces[i]["bind"]:
-                self._bind(i, name)
-        if not callable(self.call):
-            raise Invalid("%s cannot be called: it is of type %s" % (self.name, type(self.call).__name__))
-        self._note_state()
+                self.bind(i, name)
+        for number in list(self.fills):
+            self.fill(number)
 
-    def _space(self, i):
+    def space(self, i):
         """The dict of a namespace."""
         ns = self.globals.get(i)
         if ns is None:
             name = self.spaces[i]["name"]
-            if i == 0:
-                ns = self.main.__dict__
-            elif self.spaces[i].get("real"):
-                ns = self._import(name).__dict__
+            if self.spaces[i].get("real"):
+                ns = self.program.imported(name).__dict__
+            elif i == 0 and self.fits():
+                ns = self.program.main.__dict__
+                for k, n in self.spaces[0]["bind"].items():
+                    self.program.names[k] = self.owner(n), n
             else:
                 ns = {"__name__": name, "__builtins__": builtins}
             self.globals[i] = ns
         return ns
 
-    def _import(self, name):
-        if name == "__main__":
-            return self.main
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            if not e.name:
-                e.name = name
-            raise
+    def fits(self):
+        """Whether the names of this part's __main__ can be among those that are there already."""
+        if self.apart:
+            return False
+        names, there = self.program.names, self.program.main.__dict__
+        return all(
+            names[k] == (self.owner(n), n) if k in names else k not in there for k, n in self.spaces[0]["bind"].items()
+        )
 
-    def _bind(self, space, name):
+    def owner(self, number):
+        """The part that has this object."""
+        return self if number >= self.base else self.before.owner(number)
+
+    def drop(self):
+        """Its names are those of __main__ no more."""
+        names = self.program.names
+        for k in [k for k, (part, _) in names.items() if part is self]:
+            del names[k]
+            self.program.main.__dict__.pop(k, None)
+
+    def bind(self, space, name):
         """Makes sure that the namespace has the name."""
         number = self.spaces[space]["bind"].get(name)
         if number is None:
             return
-        ns = self._space(space)
+        ns = self.space(space)
         if name not in ns and number not in self.making:
-            value = self._object(number)
+            value = self.object(number)
             ns[name] = value
+            self.site(number, lambda v: ns.__setitem__(name, v))
 
-    def _object(self, i):
+    def site(self, number, setter):
+        """Value `number` is where setter puts it; if it can change, it is put there anew for each call."""
+        if number < self.base:
+            return
+        s = self.specs[number - self.base]
+        if s["k"] == "literal" and s.get("mutable") and len(s["text"]) <= SMALL:
+            self.sites.setdefault(number, []).append(setter)
+        elif s["k"] == "pickle" and s.get("mutable") and len(s["data"]) <= SMALL * 4 // 3:
+            self.sites.setdefault(number, []).append(setter)
+
+    def object(self, i):
         if i in self.objects:
             return self.objects[i]
+        if self.before is not None and i < self.base:
+            return self.before.object(i)
         try:
-            s = self.specs[i]
-            make = getattr(self, "_make_" + s["k"])
+            s = self.specs[i - self.base]
+            make = getattr(self, "make_" + s["k"])
         except (IndexError, KeyError, TypeError, AttributeError):
             raise Invalid("the bundle is damaged at object %r" % (i,))
         if i in self.making:
@@ -363,23 +454,38 @@ class Program(object):
         self.objects[i] = value
         return value
 
-    def _done(self, i, value):
+    def done(self, i, value):
         """The object exists, though what it uses may not yet."""
         self.objects[i] = value
         self.making.discard(i)
 
-    def _make_literal(self, i, s):
-        return eval(s["text"], {"__builtins__": {}, "set": set, "frozenset": frozenset, "bytearray": bytearray})
+    def make_literal(self, i, s):
+        if "compiled" not in s:
+            s["compiled"] = compile(s["text"], "<value>", "eval", 0, True)
+        return eval(s["compiled"], _LITERAL)
 
-    def _make_pickle(self, i, s):
-        for space, name in s.get("uses", ()):
-            self._bind(space, name)
-        return _Values(self, b64decode(s["data"])).load()
+    def make_pickle(self, i, s):
+        if isinstance(s["data"], str):
+            s["raw"] = b64decode(s["data"])
+        return _Values(self, s["raw"]).load()
 
-    def _make_import(self, i, s):
-        m = self._import(s["module"])
+    def make_call(self, i, s):
+        """What a call of one object with others gives: static methods, properties, enumerations."""
+        value = self.object(s["of"])(*[self.object(n) for n in s["args"]])
+        for k, v in s.get("set", {}).items():
+            setattr(value, k, v)
+        return value
+
+    def make_attribute(self, i, s):
+        value = self.object(s["of"])
+        for part in s["name"].split("."):
+            value = getattr(value, part)
+        return value
+
+    def make_import(self, i, s):
+        m = self.program.imported(s["module"])
         for also in s.get("also", ()):
-            self._import(also)
+            self.program.imported(also)
         if not s.get("name"):
             return m
         for part in s["name"].split("."):
@@ -396,71 +502,90 @@ class Program(object):
                 raise Unable("needs %s.%s, which is not here" % (s["module"], s["name"]))
         return m
 
-    def _code(self, s):
+    def code(self, s):
         if "code" in s:
             return marshal.loads(b64decode(s["code"]))
         _remember(s["file"], s["line"], s["source"])
         return compile_function(
-            s["source"], s["file"], s["line"], s["free"], s.get("owner", ""), future_flags(s.get("future", ()))
+            s["source"], s["file"], s["line"], s["free"], s.get("owner", ""), s.get("future", ())
         )
 
-    def _make_function(self, i, s):
-        code = self._code(s)
-        ns = self._space(s["space"])
+    def make_function(self, i, s):
+        code = self.code(s)
+        ns = self.space(s["space"])
+        self.note_stores(s["space"], code)
         cells = dict(zip(s["free"], s["cells"]))
         try:
             # Cells are made here, empty, so that functions that use each other can be.
-            closure = tuple(self._cell_object(cells[name]) for name in code.co_freevars)
+            closure = tuple(self.cell(cells[name]) for name in code.co_freevars)
         except KeyError as e:
             raise Unable("Python %s sees a free variable %s in %s that the caller's does not" % (_VERSION, e, s["name"]))
+        for c in _codes(code):
+            if _has_stores(c, _CELL_STORES):
+                self.rebound.update(cells[name] for name in _stored(c, _CELL_STORES) if name in cells)
         f = types.FunctionType(code, ns, s["name"], None, closure or None)
         f.__qualname__ = s.get("qualname", s["name"])
         f.__module__ = s["module"]
-        self._done(i, f)
+        self.done(i, f)
         for name in s["uses"]:
-            self._bind(s["space"], name)
+            self.bind(s["space"], name)
         for number in s["cells"]:
-            self._fill(number)
-        if s.get("defaults") is not None:
-            f.__defaults__ = self._object(s["defaults"])
-        if s.get("kwdefaults") is not None:
-            f.__kwdefaults__ = self._object(s["kwdefaults"])
-        if s.get("attributes") is not None:
-            f.__dict__.update(self._object(s["attributes"]))
+            self.fill(number)
+        n = s.get("defaults")
+        if n is not None:
+            f.__defaults__ = self.object(n)
+            self.site(n, lambda v: setattr(f, "__defaults__", v))
+        n = s.get("kwdefaults")
+        if n is not None:
+            f.__kwdefaults__ = self.object(n)
+            self.site(n, lambda v: setattr(f, "__kwdefaults__", v))
+        n = s.get("attributes")
+        if n is not None:
+            f.__dict__.update(self.object(n))
+            self.site(n, lambda v: (f.__dict__.clear(), f.__dict__.update(v)))
         return f
 
-    def _cell_object(self, number):
+    def cell(self, number):
+        if number < self.base:
+            return self.before.cell(number)
         if number not in self.objects:
-            cell, fill = _cell()
-            self.objects[number] = cell
-            self.fills[number] = fill
+            self.objects[number], self.fills[number] = _cell()
         return self.objects[number]
 
-    def _fill(self, number):
+    def fill(self, number):
         fill = self.fills.pop(number, None)
-        if fill is not None and self.specs[number]["value"] is not None:
-            fill(self._object(self.specs[number]["value"]))
+        if fill is not None:
+            n = self.specs[number - self.base]["value"]
+            if n is not None:
+                fill(self.object(n))
+                self.site(n, fill)
+                self.cells[number] = fill, n
 
-    def _make_decorated(self, i, s):
-        f = self._object(s["function"])
-        ns = self._space(s["space"])
+    def make_cell(self, i, s):
+        self.done(i, self.cell(i))
+        self.fill(i)
+        return self.objects[i]
+
+    def make_decorated(self, i, s):
+        f = self.object(s["function"])
+        ns = self.space(s["space"])
         for name in s["uses"]:
-            self._bind(s["space"], name)
+            self.bind(s["space"], name)
         for text in reversed(s["expressions"]):
             f = eval(compile("(" + text + "\n)", s["file"], "eval", 0, True), ns)(f)
         return f
 
-    def _make_class(self, i, s):
+    def make_class(self, i, s):
         import ast
 
         for name in s["now"]:
-            self._bind(s["space"], name)
-        ns = self._space(s["space"])
+            self.bind(s["space"], name)
+        ns = self.space(s["space"])
         flags = future_flags(s.get("future", ()))
         _remember(s["file"], s["line"], s["source"])
-        node = parse(s["source"], s["file"], s["line"], flags)
+        node = parse(s["source"], s["file"], s["line"], s.get("future", ()))
         if s["free"]:
-            values = [self._object(n) for n in s["values"]]
+            values = [self.object(n) for n in s["values"]]
             wrap = ast.parse("def wrap(%s):\n    return %s" % (", ".join(s["free"]), s["name"])).body[0]
             wrap.body.insert(0, node)
             code = compile(_module([wrap], node), s["file"], "exec", flags, True)
@@ -468,34 +593,221 @@ class Program(object):
             c = types.FunctionType(code, ns)(*values)
         else:
             found = {}
-            exec(compile(_module([node], node), s["file"], "exec", flags, True), ns, found)
+            code = compile(_module([node], node), s["file"], "exec", flags, True)
+            exec(code, ns, found)
             c = found[s["name"]]
-        if isinstance(c, type):
-            for k, v in (("__qualname__", s.get("qualname", s["name"])), ("__module__", s["module"])):
-                try:
-                    if getattr(c, k) != v:
-                        setattr(c, k, v)
-                except (AttributeError, TypeError):
-                    pass
-        self._done(i, c)
-        for name, number in s.get("attributes", {}).items():
-            setattr(c, name, self._object(number))
+        self.note_stores(s["space"], code)
+        self.name_class(c, s)
+        self.done(i, c)
         for name in s["uses"]:
-            self._bind(s["space"], name)
+            self.bind(s["space"], name)
+        self.set_attributes(c, s)
         return c
 
-    def _make_namedtuple(self, i, s):
+    def name_class(self, c, s):
+        if not isinstance(c, type):
+            return  # a decorator made something else of it
+        for k, v in (("__qualname__", s.get("qualname", s["name"])), ("__module__", s["module"])):
+            try:
+                if getattr(c, k) != v:
+                    setattr(c, k, v)
+            except (AttributeError, TypeError):
+                pass
+
+    def set_attributes(self, c, s):
+        for name, number in sorted(s.get("attributes", {}).items()):
+            setattr(c, name, self.object(number))
+            self.site(number, lambda v, name=name: setattr(c, name, v))
+
+    def make_type(self, i, s):
+        """A class without a statement, from its parts."""
+        body = {"__module__": s["module"], "__qualname__": s["qualname"]}
+        if "slots" in s:
+            body["__slots__"] = s["slots"]
+        if "doc" in s:
+            body["__doc__"] = s["doc"]
+        bases = tuple(self.object(n) for n in s["bases"])
+        c = self.object(s["meta"])(s["name"], bases, body)
+        self.done(i, c)
+        self.set_attributes(c, s)
+        return c
+
+    def make_namedtuple(self, i, s):
         import collections
 
         c = collections.namedtuple(s["name"], s["fields"])
         c.__module__ = s["module"]
         c.__qualname__ = s["qualname"]
+        self.done(i, c)
         if s.get("defaults") is not None:
-            c.__new__.__defaults__ = self._object(s["defaults"])
+            c.__new__.__defaults__ = self.object(s["defaults"])
         return c
 
-    def _note_state(self):
-        pass
+    # ---- state
+
+    def note_stores(self, space, code):
+        """Which globals code rebinds."""
+        names = self.stores.setdefault(space, set())
+        for c in _codes(code):
+            if not _ANY.isdisjoint(c.co_names):
+                names.add("*")
+            if _has_stores(c):
+                names.update(_stored(c))
+
+    def state(self):
+        """Setters that put back what calls may have changed: a list of functions without arguments."""
+        back = []
+        for space, names in self.stores.items():
+            if names:
+                back.append(_restorer(self.space(space), names))
+        for number in sorted(self.rebound):
+            fill, n = self.cells.get(number, (None, None))
+            if fill is not None and n not in self.sites:
+                back.append(_refiller(fill, self.object(n)))
+        for number, setters in sorted(self.sites.items()):
+            s = self.specs[number - self.base]
+            back.append(_remaker(getattr(self, "make_" + s["k"]), number, s, setters))
+        return back
+
+
+def _remaker(make, number, s, setters):
+    if len(setters) == 1:
+        (only,) = setters
+        return lambda: only(make(number, s))
+
+    def again():
+        value = make(number, s)
+        for put in setters:
+            put(value)
+
+    return again
+
+
+def _refiller(fill, value):
+    return lambda: fill(value)
+
+
+_ABSENT = object()
+
+
+def _restorer(ns, names):
+    if "*" in names:
+        before = dict(ns)
+
+        def restore():
+            if len(ns) != len(before) or any(v is not ns.get(k, _ABSENT) for k, v in before.items()):
+                ns.clear()
+                ns.update(before)
+
+        return restore
+    values = [(k, ns.get(k, _ABSENT)) for k in sorted(names)]
+
+    def put_back():
+        for k, v in values:
+            if v is not _ABSENT:
+                ns[k] = v
+            else:
+                ns.pop(k, None)
+
+    return put_back
+
+
+# Names by which code gets at its globals as a dict, or at __main__.
+_ANY = frozenset(["globals", "vars", "locals", "exec", "eval", "__main__"])
+
+_LITERAL = {"__builtins__": {}, "set": set, "frozenset": frozenset, "bytearray": bytearray}
+
+
+_GLOBAL_STORES = ("STORE_GLOBAL", "DELETE_GLOBAL")
+_CELL_STORES = ("STORE_DEREF", "DELETE_DEREF")
+
+
+def _codes(code):
+    yield code
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType):
+            for d in _codes(c):
+                yield d
+
+
+def _has_stores(code, names=_GLOBAL_STORES):
+    """Whether there may be one of these instructions in it; each is two bytes, or begins with two."""
+    return not {opcode.opmap[n] for n in names}.isdisjoint(code.co_code[::2])
+
+
+def _stored(code, names=_GLOBAL_STORES):
+    return {i.argval for i in dis.get_instructions(code) if i.opname in names}
+
+
+class Program(object):
+    """A loaded bundle."""
+
+    def __init__(self, spec):
+        try:
+            self.name = spec["name"]
+            self.root = spec["root"]
+            self.sources = spec["sources"]
+            self.texts = spec.get("texts") or {}
+            package = spec["spaces"][0].get("package")
+        except (KeyError, TypeError, IndexError, AttributeError) as e:
+            raise Invalid("the bundle is damaged: %r" % (e,))
+        self.main = types.ModuleType("__main__")
+        self.main.__dict__["__builtins__"] = builtins
+        if package:
+            self.main.__package__ = package
+        self.own = {"__main__": self.main}  # the modules that are in sys.modules while an item of it runs
+        self.hidden = {}  # modules of this process that have the names of those
+        self.finder = _Sources(self)
+        self.names = {}  # of __main__: the part and the number of what has it
+        self.part = _Part(self, spec)
+        self.more = collections.OrderedDict()  # parts that calls brought, by their bytes
+        self.call = None
+        self.words = []  # of the command line, after the function: in each, {} is the input and {#} the number from 1
+        self.back = []  # puts back what a call may have changed
+        self.changed = False  # a call ran since that was done
+
+    def _build(self):
+        self._enter()
+        self.call = self.part.object(self.root)
+        self.part.build()
+        if not callable(self.call):
+            raise Invalid("%s cannot be called: it is of type %s" % (self.name, type(self.call).__name__))
+        self.back = self.part.state() + self._module_state()
+
+    def _module_state(self):
+        """The same as _Part.state for the user's own modules."""
+        back = []
+        for name, s in sorted(self.sources.items()):
+            m = sys.modules.get(name)
+            if m is not None:
+                names = set()
+                for c in _codes(self.finder.get_code(name)):
+                    if _has_stores(c):
+                        names |= _stored(c)
+                if names:
+                    back.append(_restorer(m.__dict__, names))
+        return back
+
+    def imported(self, name):
+        """A module, imported."""
+        if name == "__main__":
+            return self.main
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if not e.name:
+                e.name = name
+            raise
+
+    def numbers(self):
+        """How results name functions and classes that were shipped, by id."""
+        found = {}
+        for text, part in [(key[-1], part) for key, part in self.more.items()] + [(None, self.part)]:
+            digest = () if text is None else (digest_of(text),)
+            for i, o in part.objects.items():
+                if isinstance(o, (type, types.FunctionType)) and part.specs[i - part.base]["k"] != "import":
+                    found[id(o)] = (i,) + digest
+        return found
 
     # ---- running
 
@@ -507,7 +819,9 @@ class Program(object):
         if other is not None:
             other._leave()
         for name in self.sources:
-            sys.modules.pop(name, None)
+            m = sys.modules.pop(name, None)
+            if m is not None:
+                self.hidden[name] = m
         sys.modules.update(self.own)
         if self.sources:
             sys.meta_path.insert(0, self.finder)
@@ -518,6 +832,7 @@ class Program(object):
             m = sys.modules.pop(name, None)
             if m is not None:
                 self.own[name] = m
+        sys.modules.update(self.hidden)
         if self.finder in sys.meta_path:
             sys.meta_path.remove(self.finder)
         _Active.program = None
@@ -541,50 +856,122 @@ class Program(object):
 
     def _calls(self, data, files, mark):
         data = bytes(data)
+        cut = True, b"", "the packet of calls is cut off"
         if len(data) < 5:
-            return True, b"", "the packet of calls is cut off"
+            return cut
         (count,) = _U32.unpack_from(data, 1)
-        at = 5
+        end, at, error, logged = len(data), 5, "", 0
         out = [_U32.pack(count)]
-        error = ""
-        logged = 0
-        call = self.call
+        call, back = self.call, self.back
         loads, dumps, unpack, pack = pickle.loads, pickle.dumps, _U32.unpack_from, _RESULT.pack
         for _ in range(count):
-            if at + 4 > len(data):
-                return True, b"", "the packet of calls is cut off"
+            if at + 4 > end:
+                return cut
             (n,) = unpack(data, at)
-            at += 4
-            if at + n > len(data):
-                return True, b"", "the packet of calls is cut off"
-            failure = None
+            at += 4 + n
+            if at > end:
+                return cut
+            if back:
+                self.restore()
+            kind = 0
             try:
-                args, kwargs = loads(data[at : at + n])
+                args, kwargs = loads(data[at - n : at])
                 if type(args) is bytes:
                     args, kwargs = self._extended(args, kwargs, files)
                 result = call(*args, **kwargs) if kwargs else call(*args)
-                if type(result) not in _ATOMS:
+                if type(result) in _ATOMS:
+                    value = dumps(result, 4)
+                else:
                     if type(result) in _LAZY:
                         result = _settle(result)
-                    value = encode(result)
-                else:
-                    value = dumps(result, 4)
+                    value = self.encode(result)
             except MemoryError:
                 raise
             except BaseException as e:
-                failure = e
-            args = kwargs = result = None
-            at += n
-            if failure is not None:
-                text, last = describe(failure)
-                value = _exception(failure, text)
-                failure.__traceback__ = None
+                kind = 1
+                text, last = describe(e)
+                value = _exception(e, text)
                 error = error or last
+                e.__traceback__ = None
+            args = kwargs = result = None
             now = mark() if mark is not None else 0
-            out.append(pack(failure is not None, len(value), now - logged))
+            out.append(pack(kind, len(value), now - logged))
             out.append(value)
             logged = now
         return bool(error), b"".join(out), error
+
+    def restore(self):
+        """Puts back what a call changed of what was shipped."""
+        if self.changed:
+            for put in self.back:
+                put()
+        self.changed = True
+
+    def _extended(self, inner, more, files):
+        """The arguments of a call that brought more than a pickle: a dict with
+
+        defs: definitions besides the bundle's, a tuple of JSON texts, each of which continues the one before
+        own: the same once more, for this call alone
+        apart: the numbers of the blobs that are buffers of the pickle
+        inner: the number of the blob that is the pickle
+        """
+        part = self.part
+        key = ()
+        for text in more.get("defs", ()):
+            key += (text,)
+            part = self._continued(key, text, part, False)
+        if "own" in more:
+            part = self._continued(key + (more["own"],), more["own"], part, True)
+        if "inner" in more:
+            with open(files[more["inner"]], "rb") as f:
+                inner = f.read()
+        return _Arguments(part, inner, files).read(more.get("apart", ()))
+
+    def _continued(self, key, text, before, apart):
+        part = self.more.get(key)
+        if part is not None:
+            self.more.move_to_end(key)
+            for put in part.back:
+                put()
+            return part
+        spec = json.loads(text.decode("ascii"))
+        if spec.get("python") and spec["python"] != _VERSION:
+            raise RuntimeError("the arguments have byte code of Python %s in them; this is %s" % (spec["python"], _VERSION))
+        for name, s in spec.get("sources", {}).items():
+            self._bring(name, s)
+        part = _Part(self, spec, before, apart)
+        part.build()
+        part.back = part.state()
+        while len(self.more) >= _PARTS:
+            self.more.popitem(last=False)[1].drop()
+        self.more[key] = part
+        return part
+
+    def _bring(self, name, source):
+        """Adds one of the user's own modules to those that the bundle brought."""
+        if self.sources.get(name) == source:
+            return
+        m = sys.modules.pop(name, None)
+        if m is not None and name not in self.sources:
+            self.hidden[name] = m
+        self.sources[name] = source
+        if self.finder not in sys.meta_path:
+            sys.meta_path.insert(0, self.finder)
+
+    def encode(self, result):
+        """The pickle of a result. Raises TypeError if it has none, and says what cannot be sent."""
+        try:
+            return pickle.dumps(result, 4)
+        except MemoryError:
+            raise
+        except Exception as e:
+            out = io.BytesIO()
+            try:
+                _Results(out, self).dump(result)
+                return out.getvalue()
+            except Exception:
+                pass
+            raise TypeError("the result cannot be sent back: it is %s: %s" % (_kind(result), e)) from None
 
     def _arguments(self, data, number):
         """The arguments that text of the command line stands for. No data at all, not even b"T": there are none."""
@@ -599,6 +986,7 @@ class Program(object):
 
     def _text(self, data, number):
         try:
+            self.restore()
             result = self.call(*self._arguments(data, number))
             if type(result) in _LAZY:
                 result = _settle(result)
@@ -618,6 +1006,120 @@ class Program(object):
                 pass
             return True, b"", last
 
+
+class _Arguments(_Unpickler):
+    """Reads the pickle of a call's arguments."""
+
+    def __init__(self, part, data, files):
+        self.part, self.files, self.mapped = part, files, {}
+        self.data = data
+
+    def read(self, apart):
+        buffers = [self.map(i) for i in apart]
+        if sys.version_info >= (3, 8):
+            _Unpickler.__init__(self, io.BytesIO(self.data), buffers=buffers)
+        else:
+            _Unpickler.__init__(self, io.BytesIO(self.data))
+            self.apart = iter(buffers)
+        args, kwargs = self.load()
+        return args, kwargs
+
+    def path(self, i):
+        try:
+            return self.files[i]
+        except IndexError:
+            raise ValueError("the call names blob %d, and its task has %d" % (i, len(self.files))) from None
+
+    def map(self, i):
+        """Blob i as memory; what the task writes there is its own."""
+        if i not in self.mapped:
+            self.mapped[i] = map_file(self.path(i))
+        return self.mapped[i]
+
+    def persistent_load(self, what):
+        kind, i = what
+        if kind == "o":
+            return read_object(self.map(i), self.part)
+        with open(self.path(i), "rb") as f:
+            data = f.read()
+        return bytearray(data) if kind == "y" else data
+
+    def find_class(self, module, name):
+        if module == "meshnode._values":
+            if name == "_shipped":
+                return self.part.object
+            if name == "_stored":
+                return lambda i: self.persistent_load(("o", i))
+        return _find_class(_Unpickler.find_class, self, module, name)
+
+
+def map_file(path):
+    """A file as memory that can be written without changing it."""
+    with open(path, "rb") as f:
+        f.seek(0, 2)
+        if f.tell() == 0:
+            return bytearray()
+        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+# What a stored object's blob begins with; then u32 number of buffers, for each u64 offset and u64 length, u64 length of the
+# pickle, and the pickle. Buffers begin at multiples of 64.
+OBJECT = b"meshnode-object\n"
+
+
+def read_object(memory, part):
+    """The object that a blob has: a plain pickle, or one with buffers behind it."""
+    view = memoryview(memory)
+    if bytes(view[: len(OBJECT)]) != OBJECT:
+        return _Stored(part, bytes(view)).load()
+    at = len(OBJECT)
+    (count,) = _U32.unpack_from(view, at)
+    at += 4
+    buffers = []
+    for _ in range(count):
+        offset, size = struct.unpack_from("<QQ", view, at)
+        at += 16
+        buffers.append(view[offset : offset + size])
+    (size,) = struct.unpack_from("<Q", view, at)
+    data = bytes(view[at + 8 : at + 8 + size])
+    return _Stored(part, data, buffers).load()
+
+
+class _Stored(_Unpickler):
+    """Reads an object that was stored for many calls."""
+
+    def __init__(self, part, data, buffers=()):
+        self.part = part
+        if sys.version_info >= (3, 8):
+            _Unpickler.__init__(self, io.BytesIO(data), buffers=buffers)
+        else:
+            _Unpickler.__init__(self, io.BytesIO(data))
+            self.apart = iter(buffers)
+
+    def find_class(self, module, name):
+        return _find_class(_Unpickler.find_class, self, module, name)
+
+
+class _Results(pickle.Pickler):
+    """Pickles results that have functions or classes in them which were shipped, but which no name leads to."""
+
+    def __init__(self, out, program):
+        pickle.Pickler.__init__(self, out, 4)
+        self.known = program.numbers()
+
+    def persistent_id(self, o):
+        if isinstance(o, (type, types.FunctionType)):
+            return self.known.get(id(o))
+        return None
+
+
+def digest_of(text):
+    """What names definitions that arguments brought, in results."""
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+# So many sets of definitions that came with arguments are kept for the calls to come.
+_PARTS = 64
 
 _U32 = struct.Struct("<I")
 _RESULT = struct.Struct("<BII")
@@ -671,18 +1173,10 @@ def _settle(result):
 _LAZY = frozenset([types.CoroutineType])
 
 
-def encode(result):
-    """The pickle of a result. Raises TypeError if it has none, and says what cannot be sent."""
-    try:
-        return pickle.dumps(result, 4)
-    except Exception as e:
-        raise TypeError("the result cannot be sent back: %s: %s" % (_kind(result), e)) from None
-
-
 def _kind(value):
     t = type(value)
     name = t.__qualname__ if t.__module__ in ("builtins", "__main__") else t.__module__ + "." + t.__qualname__
-    return "it is of type " + name
+    return "of type " + name
 
 
 def describe(e):

@@ -1,0 +1,3 @@
+"""A package of a user's program."""
+
+NAME = "shapes"
