@@ -6,7 +6,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 export CGO_ENABLED=0
 
-everything="packages format vet staticcheck generated imports unit simulation processes wasm cross"
+everything="packages format vet staticcheck generated imports unit simulation processes python mypy pip wasm cross"
 
 # skip WHY: ends the stage that calls it. Stages run in subshells.
 skip() {
@@ -74,6 +74,84 @@ stage_simulation() {
 
 # Nodes as processes of their own; -count=1 because the test cache does not see the binary that they start.
 stage_processes() { go test -count=1 -timeout 15m ./testnet ./testnet/bench; }
+
+# pythons MINOR prints "VERSION PATH" of each Python 3 from 3.MINOR on that is found here, oldest first, one for each version.
+pythons() {
+  local p
+  for p in $(compgen -c python3 | grep -Ex 'python3(\.[0-9]+)?' | sort -u) "$HOME"/.pyenv/versions/3.*/bin/python3; do
+    # Asked, for it may be a shim or broken; a name for a version that the shim does not have says so on standard error.
+    timeout 20 "$p" -c 'import sys; print("%d.%d %s" % (sys.version_info[:2] + (sys.executable,)))' 2>/dev/null </dev/null
+  done | sort -t. -k2,2n -u | awk -v least="$1" '{ split($1, v, "."); if (v[2] >= least && !seen[$1]++) print }'
+}
+
+# meshnode_bin sets MESHNODE_BIN for what starts nodes, and is called in a stage's subshell that has set dir.
+meshnode_bin() {
+  [ -n "${MESHNODE_BIN:-}" ] || { go build -o "$dir/bin/meshnode" ./cmd/meshnode && export MESHNODE_BIN="$dir/bin/meshnode"; }
+}
+
+# The clients under the oldest and the newest Python that they support; each test finds the interpreters for its workers itself.
+stage_python() {
+  local clients failed=0 p
+  clients=$(pythons 8)
+  [ -n "$clients" ] || skip "no Python from 3.8 on"
+  dir=$(mktemp -d) || return # short: there are sockets below it
+  trap 'rm -rf "$dir"' EXIT
+  meshnode_bin || return
+  export PYTHONDONTWRITEBYTECODE=1 TMPDIR="$dir"
+  echo "found: $(pythons 6 | cut -d' ' -f1 | xargs)"
+  for p in $(printf '%s\n' "$clients" | sed -n '1p;$p' | cut -d' ' -f2 | uniq); do
+    echo "client: $p"
+    timeout 600 "$p" -W error::ResourceWarning -m unittest discover -s python/tests || failed=1
+  done
+  return $failed
+}
+
+stage_mypy() { # the client side; in an environment of its own, which is kept
+  local newest venv
+  newest=$(pythons 10 | tail -n 1 | cut -d' ' -f2)
+  [ -n "$newest" ] || skip "no Python from 3.10 on, which mypy needs"
+  venv=${XDG_CACHE_HOME:-$HOME/.cache}/meshnode-tools/mypy-$mypy-$("$newest" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  if [ ! -x "$venv/bin/mypy" ]; then
+    rm -rf "$venv"
+    { "$newest" -m venv "$venv" && "$venv/bin/pip" install -q --disable-pip-version-check --retries 1 --timeout 20 "mypy==$mypy"; } ||
+      { rm -rf "$venv"; skip "mypy $mypy cannot be installed here: no access to a package index?"; }
+  fi
+  (cd python && MYPYPATH=. "$venv/bin/mypy" --cache-dir "$venv/cache" $(for p in meshnode pp ppft; do [ -d $p ] && echo -p $p; done))
+}
+mypy=2.4.1
+
+stage_pip() { # pip install ./python, and what it installs starts
+  local newest
+  newest=$(pythons 8 | tail -n 1 | cut -d' ' -f2)
+  [ -n "$newest" ] || skip "no Python from 3.8 on"
+  "$newest" -c 'import ensurepip' 2>/dev/null || skip "$newest has no ensurepip"
+  dir=$(mktemp -d) || return
+  trap 'rm -rf "$dir"' EXIT
+  meshnode_bin || return
+  "$newest" -m venv "$dir/venv" || return
+  cp -R python "$dir/source" || return # pip writes beside what it builds
+  "$dir/venv/bin/pip" install -q --disable-pip-version-check --no-index "$dir/source" || return
+  export TMPDIR="$dir"
+  cd "$dir" || return
+  unset MESHNODE_BIN
+  export PATH=$dir/venv/bin:/usr/bin:/bin
+  ppserver --help >/dev/null && meshnode-python -c 'import meshnode, pp, ppft' && meshnode version || return
+  # No node runs here: a private one does it, with the binary that pip installed.
+  MESHNODE_DATA_DIR=$dir/none timeout 60 python - <<'PROGRAM'
+import meshnode
+import pp
+
+def twice(x):
+    return 2 * x
+
+with meshnode.Executor() as executor:
+    assert list(executor.map(twice, range(100))) == list(range(0, 200, 2))
+server = pp.Server(1)
+assert server.submit(twice, (21,))() == 42
+server.destroy()
+print("installed:", meshnode.__file__)
+PROGRAM
+}
 
 stage_wasm() { # the examples build, and the committed modules are what their sources make
   dir=$(mktemp -d) || return

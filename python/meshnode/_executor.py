@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from typing import Any, Callable, Iterable, Iterator, Optional, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, Literal, Optional, TypeVar, Union
 
 from meshnode import _client
 from meshnode._client import Client, Lane, shared_client
@@ -130,7 +130,7 @@ class Executor(concurrent.futures.Executor):
             jobs.wait(group)
         self._finalizer()
 
-    def __exit__(self, kind: Any, value: Any, tb: Any) -> Optional[bool]:
+    def __exit__(self, kind: Any, value: Any, tb: Any) -> Literal[False]:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._lane.jobs.abandon(self._lane.group)
             self.shutdown(wait=True, cancel_futures=True)

@@ -51,7 +51,7 @@ class Future(_Base[T]):
         self._packet: Optional["Packet"] = None
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         try:
             return self.__dict__["_made"]  # type: ignore[no-any-return]
         except KeyError:

@@ -159,7 +159,7 @@ def _key(func: Any, depfuncs: Tuple[Any, ...], modules: Tuple[str, ...], globals
 
 def _texts(func: Any) -> Dict[str, Any]:
     """Which of a callable's positional arguments are annotated with str: of the command line they get the text as it is."""
-    annotated = func.__init__ if isinstance(func, type) else func
+    annotated = func.__init__ if isinstance(func, type) else func  # type: ignore[misc]
     try:
         if not any(a in (str, "str") for a in getattr(annotated, "__annotations__", {}).values()):
             return {}
@@ -1261,7 +1261,7 @@ def _imports_of(source: str, name: str, package: bool) -> Tuple[str, ...]:
         tree = ast.parse(source)
     except SyntaxError:
         return ()
-    found = []
+    found: List[str] = []
     home = name if package else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
