@@ -27,7 +27,7 @@ const (
 	// blobStall is how long a blob's stream may stand still.
 	blobStall = 15 * time.Second
 	// blobServes streams of blobs are served at once.
-	blobServes = 32
+	blobServes = 64
 )
 
 // programs knows which programs are here for which jobs.
@@ -69,7 +69,7 @@ func (f *fetching) of(p protocol.NodeID) chan struct{} {
 // with the jobs that use them.
 func (n *Node) serveBlobs() {
 	slots := make(chan struct{}, blobServes)
-	n.host.SetStreamHandler(blob.Protocol, func(s network.Stream) {
+	serve := func(s network.Stream) {
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
@@ -79,15 +79,22 @@ func (n *Node) serveBlobs() {
 			return
 		}
 		defer s.Close()
-		m := &metered{ReadWriter: stalling{s}}
-		err := blob.Serve(m, n.blobs, nil)
+		var turn func(protocol.BlobID) blob.Turn
+		if s.Protocol() == blob.Protocol {
+			turn = func(id protocol.BlobID) blob.Turn {
+				return n.gifts.turn(s.Conn().RemotePeer(), id, n.blobs.Size(id), func(p peer.ID) bool { return n.host.Network().Connectedness(p) == network.Connected })
+			}
+		}
+		m := &metered{ReadWriter: stalling{s}, all: &n.meter.sent}
+		err := blob.Serve(m, n.blobs, turn)
 		n.transferred(protocol.NodeID(s.Conn().RemotePeer().String()), m.bytes, m.took)
-		n.meter.sent.Add(m.bytes)
 		if err != nil {
 			s.Reset()
 			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
 		}
-	})
+	}
+	n.host.SetStreamHandler(blob.Protocol, serve)
+	n.host.SetStreamHandler(blob.ProtocolAlone, serve)
 }
 
 // stalling is a stream that may be slow, but not stand still.
@@ -108,12 +115,14 @@ type metered struct {
 	io.ReadWriter
 	bytes uint64
 	took  time.Duration
+	all   *atomic.Uint64 // of all streams
 }
 
 func (m *metered) Write(b []byte) (int, error) {
 	began := time.Now()
 	n, err := m.ReadWriter.Write(b)
 	m.bytes += uint64(n)
+	m.all.Add(uint64(n))
 	m.took += time.Since(began)
 	return n, err
 }
@@ -124,11 +133,13 @@ type meter struct{ sent, received atomic.Uint64 }
 // counted counts what is read.
 type counted struct {
 	stalling
-	to *atomic.Uint64
+	n  uint64
+	to *atomic.Uint64 // counts those of all streams
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.stalling.Read(b)
+	c.n += uint64(n)
 	c.to.Add(uint64(n))
 	return n, err
 }
@@ -138,44 +149,6 @@ func (n *Node) transferred(p protocol.NodeID, bytes uint64, took time.Duration) 
 	if bytes > 0 {
 		n.post(input{event: tasks.Transferred{Peer: p, Bytes: bytes, Took: took.Nanoseconds()}})
 	}
-}
-
-// fetch brings a blob of at most limit bytes from a peer and pins it.
-func (n *Node) fetch(ctx context.Context, from protocol.NodeID, b *protocol.Blob, limit uint64) error {
-	id, err := protocol.BlobIDFrom(b.GetId())
-	if err != nil {
-		return err
-	}
-	if b.Size > limit {
-		return fmt.Errorf("blob %s of %d bytes: at most %d", id, b.Size, limit)
-	}
-	if from == n.self || n.blobs.Has(id) {
-		return n.blobs.Pin(id)
-	}
-	select {
-	case n.fetching.of(from) <- struct{}{}:
-		defer func() { <-n.fetching.of(from) }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	p, err := peer.Decode(string(from))
-	if err != nil {
-		return err
-	}
-	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "blob"), helloTimeout)
-	defer cancel()
-	s, err := n.host.NewStream(octx, p, blob.Protocol)
-	if err != nil {
-		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
-	}
-	began := time.Now()
-	if err := blob.Fetch(ctx, &counted{stalling{s}, &n.meter.received}, b, n.blobs); err != nil {
-		s.Reset()
-		return fmt.Errorf("fetch blob %s from %s: %w", id, from.Short(), err)
-	}
-	s.Close()
-	n.transferred(from, b.Size, time.Since(began))
-	return nil
 }
 
 // prepare fetches a job's program and has it compiled, or drops it.

@@ -79,6 +79,8 @@ type Node struct {
 	fetching fetching
 	leases   leases
 	meter    meter
+	gifts    gifts
+	flights  flights
 	sums     sums
 	names    sync.Map // string: the label that each NodeID said last that it has
 	pause    pauseEnd

@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		os.Exit(wasm.WorkerMain(os.Stdin, os.Stdout, os.Stderr))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "reader" {
+		os.Exit(readerMain())
+	}
 	if len(os.Args) == 5 && os.Args[1] == "node" {
 		os.Exit(nodeMain(os.Args[2], os.Args[3], os.Args[4]))
 	}

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,9 +104,24 @@ type partial struct {
 	size int64 // of the blob
 	file string
 	have int64
+	old  bool // of an earlier process: that it is on disk as it was verified is not certain
 }
 
-// Open opens the store in dir, or creates it, and removes what a crash left unfinished. One process at a
+// partialName is the pattern of names of unfinished fetches: a later process goes on with them.
+func partialName(id protocol.BlobID, size int64) string { return fmt.Sprintf("%s-%d-*", id, size) }
+
+// parsePartial reads such a name.
+func parsePartial(name string) (id protocol.BlobID, size int64, ok bool) {
+	parts := strings.Split(name, "-")
+	if len(parts) != 3 {
+		return id, 0, false
+	}
+	id, err := protocol.ParseBlobID(parts[0])
+	size, serr := strconv.ParseInt(parts[1], 10, 64)
+	return id, size, err == nil && serr == nil && size > 0 && size <= MaxSize
+}
+
+// Open opens the store in dir, or creates it, and removes what a crash left unfinished, but for the beginnings of blobs that were fetched. One process at a
 // time: the data directory's lock sees to that. It reads names, not contents.
 func Open(dir string, c Config) (*Store, error) {
 	if c.Logger == nil {
@@ -115,13 +132,13 @@ func Open(dir string, c Config) (*Store, error) {
 	}
 	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, volatile: c.Volatile, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, idle: list.New()}
 	s.trees.max = maxTrees
-	if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
-		return nil, fmt.Errorf("blobs %s: %w", dir, err)
-	}
 	if err := os.MkdirAll(filepath.Join(dir, "tmp"), 0o700); err != nil {
 		return nil, fmt.Errorf("blobs %s: %w", dir, err)
 	}
 	if err := s.scan(); err != nil {
+		return nil, fmt.Errorf("blobs %s: %w", dir, err)
+	}
+	if err := s.scanPartials(); err != nil {
 		return nil, fmt.Errorf("blobs %s: %w", dir, err)
 	}
 	if s.quota == 0 {
@@ -165,6 +182,50 @@ func (s *Store) scan() error {
 		s.entries[e.id] = e
 		e.elem = s.idle.PushBack(e)
 		s.occupied += e.size
+	}
+	return nil
+}
+
+// scanPartials finds what an earlier process had fetched of blobs, whole slices of it, and removes what else it left.
+func (s *Store) scanPartials() error {
+	dir := filepath.Join(s.dir, "tmp")
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	best := map[protocol.BlobID]*partial{}
+	at := map[*partial]time.Time{}
+	for _, f := range files {
+		name := filepath.Join(dir, f.Name())
+		id, size, ok := parsePartial(f.Name())
+		info, err := f.Info()
+		if err == nil && ok && s.entries[id] == nil && info.Mode().IsRegular() {
+			p := &partial{id: id, size: size, file: name, have: min(info.Size(), size-1) / slice * slice, old: true}
+			if q := best[id]; p.have > 0 && (q == nil || q.have < p.have) {
+				if q != nil {
+					err = os.Remove(q.file)
+				}
+				if err == nil {
+					err = os.Truncate(name, p.have)
+				}
+				if err != nil {
+					return err
+				}
+				best[id], at[p] = p, info.ModTime()
+				continue
+			}
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	for _, p := range best {
+		s.partials = append(s.partials, p)
+		s.occupied += p.have
+	}
+	slices.SortFunc(s.partials, func(a, b *partial) int { return cmp.Or(at[a].Compare(at[b]), cmp.Compare(a.file, b.file)) })
+	for len(s.partials) > maxPartials {
+		s.dropPartial(0)
 	}
 	return nil
 }
@@ -367,6 +428,16 @@ func (s *Store) Path(id protocol.BlobID) (string, error) {
 		return "", err
 	}
 	return s.path(id), nil
+}
+
+// Size is how many bytes the blob has; 0: it is not here, or empty.
+func (s *Store) Size(id protocol.BlobID) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		return e.size
+	}
+	return 0
 }
 
 // Has reports whether the blob is here.

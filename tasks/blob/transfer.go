@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -18,8 +19,12 @@ import (
 	"meshnode/protocol"
 )
 
-// Protocol is the libp2p protocol ID of the streams that Serve and Fetch speak on.
-const Protocol = "/meshnode/blob/1"
+// Protocol is the libp2p protocol ID of the streams that Serve and Fetch speak on. On streams of ProtocolAlone, of earlier versions,
+// Serve is not to say that it is busy.
+const (
+	Protocol      = "/meshnode/blob/2"
+	ProtocolAlone = "/meshnode/blob/1"
+)
 
 const (
 	// group is bao's: chunks of 1 KiB that are hashed as one, as a power of two.
@@ -39,7 +44,29 @@ const (
 	answerNotFound    = 2
 	answerBadRequest  = 3
 	answerUnavailable = 4
+	answerBusy        = 5
 )
+
+// MaxHolders is how many others a busy source names at most.
+const MaxHolders = 16
+
+// BusyError says that the other side gives the blob to others now: it is to be asked for at Holders, who have it, or later.
+type BusyError struct {
+	Holders []string // names that both sides know nodes by, at most MaxHolders of up to 255 bytes
+}
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("the other side is busy; %d others have it", len(e.Holders))
+}
+
+// Turn is how Serve is to answer a request. The zero Turn sends the blob, if it is here.
+type Turn struct {
+	Refuse  bool     // as if it were not here
+	Busy    bool     // not now; Holders have it
+	Holders []string // as BusyError has them
+	// End, if set, is called when the answer is over. Whole: all that was asked for was sent.
+	End func(whole bool)
+}
 
 func appendRequest(b []byte, id protocol.BlobID, offset uint64) []byte {
 	return binary.LittleEndian.AppendUint64(append(b, id[:]...), offset)
@@ -49,10 +76,9 @@ func parseRequest(b [requestSize]byte) (id protocol.BlobID, offset uint64) {
 	return protocol.BlobID(b[:32]), binary.LittleEndian.Uint64(b[32:])
 }
 
-// Serve answers requests for blobs on a stream until it ends, which is no error. allow is asked for each; what it
-// refuses is answered as if it were not here; nil allows all. Deadlines are the caller's, who also closes the stream.
-// An error is the stream's or the disk's, or wraps ErrProtocol.
-func Serve(rw io.ReadWriter, s *Store, allow func(id protocol.BlobID) bool) error {
+// Serve answers requests for blobs on a stream until it ends, which is no error. turn is asked how, for each; nil: all are
+// answered. Deadlines are the caller's, who also closes the stream. An error is the stream's or the disk's, or wraps ErrProtocol.
+func Serve(rw io.ReadWriter, s *Store, turn func(id protocol.BlobID) Turn) error {
 	w := bufio.NewWriterSize(pacer{rw, s.pace}, slice)
 	for {
 		var req [requestSize]byte
@@ -62,47 +88,65 @@ func Serve(rw io.ReadWriter, s *Store, allow func(id protocol.BlobID) bool) erro
 			return fmt.Errorf("read blob request: %w", err)
 		}
 		id, offset := parseRequest(req)
-		if err := s.answer(w, id, offset, allow); err != nil {
-			return fmt.Errorf("serve blob %s: %w", id, err)
+		var t Turn
+		if turn != nil {
+			t = turn(id)
 		}
-		if err := w.Flush(); err != nil {
+		sent, err := s.answer(w, id, offset, &t)
+		if err == nil {
+			err = w.Flush()
+		}
+		if t.End != nil {
+			t.End(sent && err == nil)
+		}
+		if err != nil {
 			return fmt.Errorf("serve blob %s: %w", id, err)
 		}
 	}
 }
 
-func (s *Store) answer(w *bufio.Writer, id protocol.BlobID, offset uint64, allow func(id protocol.BlobID) bool) error {
-	if allow != nil && !allow(id) {
-		return w.WriteByte(answerNotFound)
+// answer answers a request; sent: with all that was asked for.
+func (s *Store) answer(w *bufio.Writer, id protocol.BlobID, offset uint64, t *Turn) (sent bool, err error) {
+	if t.Refuse {
+		return false, w.WriteByte(answerNotFound)
+	}
+	if t.Busy {
+		w.WriteByte(answerBusy) // its error, if any, comes back from the next write
+		w.WriteByte(byte(len(t.Holders)))
+		for _, h := range t.Holders {
+			w.WriteByte(byte(len(h)))
+			w.WriteString(h)
+		}
+		return false, nil
 	}
 	f, size, err := s.Open(id)
 	if errors.Is(err, ErrNotFound) {
-		return w.WriteByte(answerNotFound)
+		return false, w.WriteByte(answerNotFound)
 	}
 	if err != nil {
 		s.log.Warn("blob: cannot be served", "blob", id, "err", err)
-		return w.WriteByte(answerUnavailable)
+		return false, w.WriteByte(answerUnavailable)
 	}
 	defer f.Close()
 	if offset%slice != 0 || offset >= max(1, uint64(size)) {
 		w.WriteByte(answerBadRequest)
 		w.Flush()
-		return fmt.Errorf("%w: offset %d of %d", ErrProtocol, offset, size)
+		return false, fmt.Errorf("%w: offset %d of %d", ErrProtocol, offset, size)
 	}
 	tree, err := s.trees.of(id, f, size)
 	if errors.Is(err, ErrCorrupt) {
 		s.drop(id)
-		return w.WriteByte(answerNotFound)
+		return false, w.WriteByte(answerNotFound)
 	}
 	if err != nil {
 		s.log.Warn("blob: cannot be served", "blob", id, "err", err)
-		return w.WriteByte(answerUnavailable)
+		return false, w.WriteByte(answerUnavailable)
 	}
 	if _, err := f.Seek(int64(offset), io.SeekStart); err != nil {
-		return err
+		return false, err
 	}
-	w.WriteByte(answerBlob) // its error, if any, comes back from the next write
-	return bao.ExtractSlice(w, f, bytes.NewReader(tree), group, offset, uint64(size)-offset)
+	w.WriteByte(answerBlob)
+	return true, bao.ExtractSlice(w, f, bytes.NewReader(tree), group, offset, uint64(size)-offset)
 }
 
 // pacer asks pace before each write. The buffer before it passes on at most a slice at once.
@@ -181,11 +225,11 @@ func (w writerAt) WriteAt(p []byte, off int64) (int, error) { return copy(w[off:
 
 // Fetch brings a blob here from the node at the other end of rw, verified slice by slice, and returns when it is synced
 // to disk; it is pinned once for the caller (see Put). A blob that is here already is only pinned. Fetches on one stream
-// may follow each other as long as none fails otherwise than with ErrNotFound.
+// may follow each other as long as none fails otherwise than with ErrNotFound or a *BusyError.
 // When ctx ends, rw is reset (or closed), if it can be; deadlines on the stream are the caller's.
 // ErrNotFound: the other side has none. ErrCorrupt: it sent wrong bytes, or b names a size that its bytes do not have; ask
 // another one. ErrFull, ErrTooLarge: refused before anything is asked or allocated. What was verified before a stream broke is kept,
-// and a later Fetch in this process goes on there.
+// and a later Fetch goes on there, from any source, also in a later process.
 func Fetch(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store) error {
 	id, err := protocol.BlobIDFrom(b.GetId())
 	if err != nil {
@@ -219,32 +263,46 @@ func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID,
 		return err
 	}
 
-	f, have, err := s.begin(id, size)
-	if err != nil {
+	for {
+		f, have, old, err := s.begin(id, size)
+		if err != nil {
+			return err
+		}
+		stop := context.AfterFunc(ctx, func() { reset(rw) })
+		dst := &counter{w: f, n: have}
+		err = receive(rw, id, size, have, dst)
+		stop()
+		if err == nil && old { // of an earlier process, which may have died with its machine before all of it was on disk
+			if root, herr := hash(ctx, f, size); herr != nil || root != id {
+				s.log.Warn("blob: what an earlier process had fetched of it is damaged, begun anew", "blob", id, "err", herr)
+				f.Close()
+				os.Remove(f.Name())
+				s.release(size)
+				if herr != nil {
+					return herr
+				}
+				continue // the stream is good
+			}
+		}
+		if err == nil {
+			return s.install(f, id, size)
+		}
+		// Whole slices are verified and worth keeping, unless it is the source or the disk that failed.
+		if cerr := f.Close(); cerr == nil && dst.err == nil && dst.n > 0 && dst.n < size && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrProtocol) {
+			s.release(size - dst.n)
+			s.keepPartial(&partial{id: id, size: size, file: f.Name(), have: dst.n, old: old})
+			return err
+		}
+		os.Remove(f.Name())
+		s.release(size)
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { reset(rw) })
-	dst := &counter{w: f, n: have}
-	err = receive(rw, id, size, have, dst)
-	stop()
-	if err == nil {
-		return s.install(f, id, size)
-	}
-	// Whole slices are verified and worth keeping, unless it is the source or the disk that failed.
-	if cerr := f.Close(); cerr == nil && dst.err == nil && dst.n > 0 && dst.n < size && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrProtocol) {
-		s.release(size - dst.n)
-		s.keepPartial(&partial{id: id, size: size, file: f.Name(), have: dst.n})
-		return err
-	}
-	os.Remove(f.Name())
-	s.release(size)
-	return err
 }
 
-// begin opens a file for the blob, with what an earlier fetch left, and reserves the room for all of it.
-func (s *Store) begin(id protocol.BlobID, size int64) (f *os.File, have int64, err error) {
+// begin opens a file for the blob, with what an earlier fetch left (of an earlier process: old), and reserves the room for all of it.
+func (s *Store) begin(id protocol.BlobID, size int64) (f *os.File, have int64, old bool, err error) {
 	if p := s.takePartial(id, size); p != nil {
-		f, err = os.OpenFile(p.file, os.O_WRONLY, 0)
+		f, err = os.OpenFile(p.file, os.O_RDWR, 0)
 		if err == nil {
 			_, err = f.Seek(p.have, io.SeekStart)
 		}
@@ -252,23 +310,23 @@ func (s *Store) begin(id protocol.BlobID, size int64) (f *os.File, have int64, e
 			err = s.reserve(size - p.have)
 		}
 		if err == nil {
-			return f, p.have, nil
+			return f, p.have, p.old, nil
 		}
 		if f != nil {
 			f.Close()
 		}
 		os.Remove(p.file)
 		s.release(p.have)
-		return nil, 0, err
+		return nil, 0, false, err
 	}
 	if err := s.reserve(size); err != nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
-	if f, err = s.temp(); err != nil {
+	if f, err = os.CreateTemp(filepath.Join(s.dir, "tmp"), partialName(id, size)); err != nil {
 		s.release(size)
-		return nil, 0, err
+		return nil, 0, false, err
 	}
-	return f, 0, nil
+	return f, 0, false, nil
 }
 
 // receive asks for the bytes from have on and writes those that are verified, slice by slice.
@@ -284,6 +342,8 @@ func receive(rw io.ReadWriter, id protocol.BlobID, size, have int64, dst *counte
 	case answerBlob:
 	case answerNotFound:
 		return ErrNotFound
+	case answerBusy:
+		return readBusy(rw)
 	case answerBadRequest, answerUnavailable:
 		return fmt.Errorf("the other side cannot: answer %d", head[0])
 	default:
@@ -303,6 +363,29 @@ func receive(rw io.ReadWriter, id protocol.BlobID, size, have int64, dst *counte
 		err = fmt.Errorf("%w: after %d bytes", ErrCorrupt, dst.n)
 	}
 	return err
+}
+
+// readBusy reads what follows an answerBusy.
+func readBusy(r io.Reader) error {
+	var n [1]byte
+	if err := readFull(r, n[:]); err != nil {
+		return err
+	}
+	if n[0] > MaxHolders {
+		return fmt.Errorf("%w: %d holders", ErrProtocol, n[0])
+	}
+	busy := &BusyError{Holders: make([]string, n[0])}
+	for i := range busy.Holders {
+		if err := readFull(r, n[:]); err != nil {
+			return err
+		}
+		name := make([]byte, n[0])
+		if err := readFull(r, name); err != nil {
+			return err
+		}
+		busy.Holders[i] = string(name)
+	}
+	return busy
 }
 
 func readFull(r io.Reader, b []byte) error {

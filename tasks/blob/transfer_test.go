@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,7 +24,9 @@ func serve(t testing.TB, s *Store, allow func(protocol.BlobID) bool) net.Conn {
 	t.Helper()
 	a, b := net.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- Serve(a, s, allow) }()
+	go func() {
+		done <- Serve(a, s, func(id protocol.BlobID) Turn { return Turn{Refuse: allow != nil && !allow(id)} })
+	}()
 	t.Cleanup(func() {
 		b.Close()
 		select {
@@ -374,6 +377,7 @@ func FuzzFetch(f *testing.F) {
 	f.Add(good.Bytes())
 	f.Add(good.Bytes()[:slice])
 	f.Add([]byte{answerNotFound})
+	f.Add([]byte{answerBusy, 1, 3, 'a', 'b', 'c'})
 	f.Add([]byte{9, 1, 2, 3})
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, answer []byte) {
@@ -422,5 +426,101 @@ func BenchmarkPut(b *testing.B) {
 				s.GC(0)
 			}
 		})
+	}
+}
+
+// What was fetched of a blob before a stream broke is there after a restart, and the rest comes from another source. What is damaged
+// of it meanwhile is noticed, and all of it is fetched again on the same stream.
+func TestResumeAfterRestart(t *testing.T) {
+	t.Parallel()
+	for _, damage := range []int64{-1, 0, slice + 5} {
+		b := content(9*slice+500, 1)
+		one, other, dir := open(t, t.TempDir(), 100<<20), open(t, t.TempDir(), 100<<20), t.TempDir()
+		put(t, one, b)
+		put(t, other, b)
+		cut := &flip{Conn: serve(t, one, nil), at: 5*slice + 1000, cut: true}
+		if err := Fetch(ctx, cut, blobOf(b), open(t, dir, 100<<20)); err == nil {
+			t.Fatal("the cut was not noticed")
+		}
+		names, _ := filepath.Glob(filepath.Join(dir, "tmp", "*"))
+		if len(names) != 1 {
+			t.Fatal(names)
+		}
+		// A crash in the middle of a write; what has another name, or is the shorter one, goes.
+		f, err := os.OpenFile(names[0], os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Seek(0, io.SeekEnd)
+		f.Write(make([]byte, 1000))
+		if damage >= 0 {
+			f.WriteAt([]byte{^b[damage]}, damage)
+		}
+		f.Close()
+		id := protocol.BlobID(blake3.Sum256(b))
+		for _, name := range []string{"123", fmt.Sprintf("%s-%d-77", id, len(b)), fmt.Sprintf("%s-99999999999999-1", id)} {
+			if err := os.WriteFile(filepath.Join(dir, "tmp", name), make([]byte, slice), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open(t, dir, 100<<20)
+		if left := files(t, s); s.Occupied() != 5*slice && s.Occupied() != 4*slice || len(left) != 1 {
+			t.Fatalf("%d bytes occupied after a restart, files %v", s.Occupied(), left)
+		}
+		kept := s.Occupied()
+		again := &flip{Conn: serve(t, other, nil), at: -1}
+		if err := Fetch(ctx, again, blobOf(b), s); err != nil {
+			t.Fatalf("damage at %d: %v", damage, err)
+		}
+		check(t, s, b)
+		most := len(b) + 10*64 + 9 - int(kept)
+		if damage >= 0 {
+			most += len(b) + 10*64 + 9
+		}
+		if again.read > most || s.Occupied() != int64(len(b)) || len(files(t, s)) != 1 {
+			t.Errorf("damage at %d: %d bytes were read, at most %d; %d occupied, files %v", damage, again.read, most, s.Occupied(), files(t, s))
+		}
+	}
+}
+
+// A source that is busy names others, and can be asked again on the same stream; one that gives is told when it has given all.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	b := content(3*slice, 1)
+	from, to := open(t, t.TempDir(), 1<<20), open(t, t.TempDir(), 1<<20)
+	id := put(t, from, b)
+	a, conn := net.Pipe()
+	defer conn.Close()
+	busy, whole := 2, []bool{}
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(a, from, func(asked protocol.BlobID) Turn {
+			if asked != id {
+				t.Errorf("asked for %s", asked)
+			}
+			if busy--; busy >= 0 {
+				return Turn{Busy: true, Holders: []string{"one", strings.Repeat("x", 255)}[:busy+1]}
+			}
+			return Turn{End: func(w bool) { whole = append(whole, w) }}
+		})
+	}()
+	for want := 2; want > 0; want-- {
+		var e *BusyError
+		if err := Fetch(ctx, conn, blobOf(b), to); !errors.As(err, &e) || len(e.Holders) != want || e.Holders[0] != "one" {
+			t.Fatalf("%v, want %d holders", err, want)
+		}
+	}
+	if err := Fetch(ctx, conn, blobOf(b), to); err != nil {
+		t.Fatal(err)
+	}
+	check(t, to, b)
+	conn.Close()
+	if <-done; len(whole) != 1 || !whole[0] {
+		t.Errorf("whole: %v", whole)
+	}
+	for name, answer := range map[string][]byte{"17 holders": append([]byte{answerBusy, 17}, make([]byte, 17)...), "cut": {answerBusy, 2, 1, 'a', 5}} {
+		if err := Fetch(ctx, rw{bytes.NewReader(answer), io.Discard}, blobOf(content(5, 9)), to); err == nil || errors.As(err, new(*BusyError)) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
