@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -18,13 +19,15 @@ func (w slowWriter) Write(b []byte) (int, error) {
 func TestMetered(t *testing.T) {
 	t.Parallel()
 	var sent bytes.Buffer
-	m := &metered{ReadWriter: slowWriter{&sent}}
+	var all atomic.Uint64
+	all.Store(5)
+	m := &metered{ReadWriter: slowWriter{&sent}, all: &all}
 	for range 3 {
 		if n, err := m.Write(make([]byte, 1000)); n != 1000 || err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if m.bytes != 3000 || m.took < 3*time.Millisecond || sent.Len() != 3000 {
+	if m.bytes != 3000 || all.Load() != 3005 || m.took < 3*time.Millisecond || sent.Len() != 3000 {
 		t.Errorf("%d bytes in %v", m.bytes, m.took)
 	}
 }
