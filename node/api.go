@@ -191,6 +191,8 @@ const (
 	MaxNot = 256
 	// MaxRuns bounds what a job remembers of the list that its tasks are some of: it is in memory with the job.
 	MaxRuns = 2_000_000
+	// maxPathEntries of a program's places of modules, and maxPath bytes of each: they are in memory and in the journal with each of its jobs.
+	maxPathEntries, maxPath = 1000, 4096
 )
 
 // Placement says which nodes may run a job; all that is set must hold.

@@ -182,7 +182,7 @@ func (n *Node) prepare(p tasks.Prepare) {
 				n.blobs.Unpin(id)
 			}
 		}
-		if n.fetched(key, pr, p.Info, id, path, err) || err == nil {
+		if n.fetched(key, pr, p, id, path, err) || err == nil {
 			return
 		}
 		n.log.Warn("program not to be had", "job", key.job, "origin", key.origin, "err", err)
@@ -192,7 +192,7 @@ func (n *Node) prepare(p tasks.Prepare) {
 
 // fetched has a program compiled that is here and pinned now. True: it was dropped meanwhile, nobody waits for it.
 // The lock ends with it: the loop takes it too, and must never wait for somebody who waits for the loop.
-func (n *Node) fetched(key programKey, pr *program, info *protocol.JobInfo, id protocol.BlobID, path string, err error) (dropped bool) {
+func (n *Node) fetched(key programKey, pr *program, p tasks.Prepare, id protocol.BlobID, path string, err error) (dropped bool) {
 	n.programs.mu.Lock()
 	defer n.programs.mu.Unlock()
 	switch {
@@ -202,7 +202,7 @@ func (n *Node) fetched(key programKey, pr *program, info *protocol.JobInfo, id p
 		n.blobs.Unpin(id)
 	case err == nil:
 		pr.id, pr.pinned = id, true
-		n.executor.Prepare(key.origin, info, nil, path)
+		n.executor.Prepare(key.origin, p.Info, p.Local, path)
 	}
 	return pr.dropped
 }

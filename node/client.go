@@ -362,6 +362,19 @@ func (s *JobSpec) check() error {
 			return bad("%.60q is no peer ID", string(id))
 		}
 	}
+	if l := s.Local; l != nil {
+		for _, t := range append([]string{l.Interpreter, l.Version, l.Dir}, l.Path...) {
+			if len(t) > maxPath || !utf8.ValidString(t) {
+				return bad("how it runs here: %.60q: want UTF-8 of at most %d bytes", t, maxPath)
+			}
+		}
+		if len(l.Path) > maxPathEntries {
+			return bad("how it runs here: %d places of modules, at most %d", len(l.Path), maxPathEntries)
+		}
+		if len(l.Version) > 16 || strings.Trim(l.Version, "0123456789.") != "" {
+			return bad("how it runs here: version %.60q: want one like 3.12", l.Version)
+		}
+	}
 	if protocol.Spare_name[int32(s.Spare)] == "" {
 		return bad("spare %d: not known", s.Spare)
 	}

@@ -244,6 +244,10 @@ func (l *loop) log(h *tasks.Happening) {
 	if h.What != "" {
 		as = append(as, slog.String("reason", h.What))
 	}
+	if h.Code == tasks.Trespass {
+		l.n.log.LogAttrs(l.n.ctx, slog.LevelWarn, "a member wants to run here what it may not", as...)
+		return
+	}
 	l.n.log.LogAttrs(l.n.ctx, slog.LevelDebug, "scheduler", as...)
 }
 

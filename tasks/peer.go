@@ -52,6 +52,7 @@ type peer struct {
 	running, queued         int
 	paused                  string
 	throwAway               bool // it ends with the program that started it
+	warned                  bool // that it wants here what it may not
 
 	// Our pauses, as it knows them; see Scheduler.advance.
 	challengeSeen uint64 // its last challenge, to be answered
@@ -110,7 +111,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
-	p.throwAway = h.ThrowAway
+	p.throwAway, p.warned = h.ThrowAway, false
 	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
 	p.runtimes, p.mayUseHere, p.mayUseThere = h.Runtimes, ev.MayUseHere, ev.MayUseThere
 	p.slots, p.running, p.queued, p.paused = slotsOf(h.Slots), 0, 0, ""

@@ -22,7 +22,7 @@ type Ready struct {
 	Load     []Load
 	Unpin    []protocol.BlobID // blobs at this node, each named once per Outcome, job or Obtain that held it
 	Notices  []Notice
-	Happened []Happening // only with Config.Tell, and for logs only
+	Happened []Happening // for logs only, and only with Config.Tell, but for Trespass
 	// Wake is when the next Tick is due, in the time of Step; 0: not before another event.
 	Wake int64
 }
@@ -79,6 +79,7 @@ type Stop struct {
 type Prepare struct {
 	Origin protocol.NodeID
 	Info   *protocol.JobInfo
+	Local  *protocol.Local // how it runs here, of a job of this very node that says so; else nil
 	Drop   bool
 }
 

@@ -115,6 +115,8 @@ type actor struct {
 	window      int
 	retain      Retention
 	throwAway   bool
+	runtimes    []string
+	owner       string
 	lives       uint64
 	epoch       uint64
 	incarnation uint64
@@ -221,7 +223,8 @@ func (st *stage) command(s string) error {
 	if verb == "node" {
 		n := &actor{st: st, name: arg(1), slots: l.number("slots", 1), window: l.number("window", 0),
 			retain: Retention{Detached: l.duration("retain"), Outcomes: l.duration("keep")}, work: l.duration("work")}
-		n.throwAway = l.flag("throwaway")
+		n.throwAway, n.owner = l.flag("throwaway"), l.key("owner", "")
+		n.runtimes = strings.Split(l.key("runtimes", "wasm"), ",")
 		if n.facts = (Facts{OS: l.key("os", ""), Memory: uint64(l.number("memory", 0)) << 20}); l.key("labels", "") != "" {
 			n.facts.Labels = strings.Split(l.key("labels", ""), ",")
 		}
@@ -347,7 +350,7 @@ func (n *actor) start() error {
 	n.synced = len(n.disk)
 	s, err := New(Config{
 		Self: protocol.NodeID(n.name), Epoch: n.epoch, Incarnation: n.incarnation, Key: [32]byte{n.name[0]}, Slots: n.slots,
-		Runtimes: []string{"wasm"}, Facts: n.facts, InputWindow: n.window, Retention: n.retain, ThrowAway: n.throwAway, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
+		Runtimes: n.runtimes, Facts: n.facts, InputWindow: n.window, Retention: n.retain, ThrowAway: n.throwAway, Rand: rand.New(rand.NewPCG(uint64(n.name[0]), n.lives)),
 	})
 	if err != nil {
 		return err
@@ -458,7 +461,7 @@ func (n *actor) carryOut(r Ready) {
 			st.say("%s drops the program of %d of %s", n.name, id[0], x.Origin)
 			continue
 		}
-		st.say("%s prepares %d of %s", n.name, id[0], x.Origin)
+		st.say("%s prepares %d of %s%s", n.name, id[0], x.Origin, localText(x.Local))
 		ev := Prepared{Origin: x.Origin, Job: id}
 		switch n.answer {
 		case "invalid":
@@ -495,6 +498,13 @@ func (n *actor) carryOut(r Ready) {
 	for _, x := range r.Notices {
 		when(x.Durable, func() { st.say("%s tells %s", n.name, noticeText(x)) })
 	}
+}
+
+func localText(l *protocol.Local) string {
+	if l.GetInterpreter() == "" {
+		return ""
+	}
+	return " with " + l.Interpreter
 }
 
 // readInputs is what a node does for a Load.
@@ -583,9 +593,17 @@ func (st *stage) connect(n, m *actor, latency int64) {
 	for i, a := range y.ends {
 		if h := hellos[1-i]; h != nil && hellos[i] != nil {
 			st.say("%s reads %s", a.name, helloText(y.ends[1-i].name, h))
-			a.do(PeerUp{Peer: protocol.NodeID(y.ends[1-i].name), Session: y.number, Hello: h, MayUseHere: []string{"wasm"}, MayUseThere: []string{"wasm"}})
+			a.do(PeerUp{Peer: protocol.NodeID(y.ends[1-i].name), Session: y.number, Hello: h, MayUseHere: mayUse(y), MayUseThere: mayUse(y)})
 		}
 	}
+}
+
+// mayUse is what nodes run for each other: of different owners, wasm alone.
+func mayUse(y *stream) []string {
+	if y.ends[0].owner != y.ends[1].owner {
+		return []string{"wasm"}
+	}
+	return []string{"wasm", "python", "command"}
 }
 
 // cut breaks a stream: what was on its way is lost. Only one of the ends may notice.
@@ -712,6 +730,10 @@ func (n *actor) submit(l *line) error {
 		ev.Spec.MaxParallel = uint32(l.number("parallel", 0))
 		ev.Spec.Priority = int32(l.number("priority", 0))
 		ev.Spec.Retries = uint32(l.number("retries", 0))
+		ev.Spec.Program.Runtime = l.key("runtime", "wasm")
+		if v := l.key("interpreter", ""); v != "" {
+			ev.Spec.Local = &protocol.Local{Interpreter: "/bin/python" + v, Version: v}
+		}
 		if g := l.number("group", 0); g > 0 {
 			ev.Spec.Group = append(make([]byte, 15), byte(g))
 		}

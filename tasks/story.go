@@ -62,7 +62,7 @@ func (s *Scheduler) tell(c Code, a protocol.Attempt, p *peer, what string) {
 	} else {
 		s.story.rare.add(h)
 	}
-	if s.cfg.Tell {
+	if s.cfg.Tell || c == Trespass {
 		s.out.Happened = append(s.out.Happened, h)
 	}
 }

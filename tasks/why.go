@@ -22,7 +22,7 @@ const (
 	None Code = iota
 
 	// Why a node gets no work of a job, whatever else it does.
-	NoRuntime  // {what} is the runtime
+	NoRuntime  // {what} is the runtime, and those that it has
 	NotAllowed // {what} is the runtime
 	NoMatch    // {what} is what it has instead
 	Excluded   // by name
@@ -98,14 +98,15 @@ const (
 	Recalled      // {what} is how many tasks
 	Connected
 	Disconnected // {what} is why
+	Trespass     // {what} is the runtime
 
 	codes // their number
 )
 
 // table has the words of each code. {node} is a node's name or "this node", {what} what the constant says.
 var table = [codes]Reason{
-	NoRuntime:     {"no_runtime", "{node} does not run {what}", "use a node that does; {node} may need a newer meshnode"},
-	NotAllowed:    {"not_allowed", "{node} does not let this node use {what}", "let {node} join with a ticket that allows it: meshnode invite --runtime {what}"},
+	NoRuntime:     {"no_runtime", "{node} does not run {what}", "use a node that does: meshnode peers says who runs what; what Python {node} has, meshnode up --python says there"},
+	NotAllowed:    {"not_allowed", "{node} is not to run {what} of this node", "Python runs only between machines of one owner: let {node} join with a ticket of meshnode invite --mine"},
 	NoMatch:       {"no_match", "{node} {what}", "use a node that has it, start one with meshnode up --label K=V, or submit with another --on"},
 	Excluded:      {"excluded", "{node} is excluded by --not", "submit without --not {node} if it may run there"},
 	OnlyHere:      {"only_here", "{node} gets none of it: the job runs only where it was submitted", "submit without --local-only"},
@@ -175,6 +176,7 @@ var table = [codes]Reason{
 	CancelledTask: {"cancelled", "cancelled: {what}", "submit it again if it is wanted after all"},
 	Recalled:      {"recalled", "{node} was asked to give back {what}, for a node that was idle", "nothing: so the last tasks of a job end sooner"},
 	Connected:     {"connected", "{node} connected", "nothing: it gets work from now on"},
+	Trespass:      {"trespass", "{node} wants this node to run {what}, and may not: it is not of the same owner", "nothing: what it grants goes back; if it is yours, let it join with a ticket of meshnode invite --mine"},
 	Disconnected:  {"disconnected", "the connection to {node} ended: {what}", "nothing: it is tried again; meshnode peers says when"},
 }
 
@@ -223,7 +225,9 @@ func (s *Scheduler) idle(p *peer) Code {
 func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 	what := ""
 	switch c {
-	case NoRuntime, NotAllowed:
+	case NoRuntime:
+		what = j.spec.Program.GetRuntime() + ", only " + cmp.Or(strings.Join(p.runtimes, ", "), "nothing")
+	case NotAllowed:
 		what = j.spec.Program.GetRuntime()
 	case Refused, Unfetched:
 		what = p.cannot[j.id].reason
@@ -244,11 +248,14 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 // whyNot is why p could run no task of j, or None. See available for what keeps it from work of all jobs.
 func (s *Scheduler) whyNot(p *peer, j *job) Code {
 	r := j.spec.Program.GetRuntime()
-	switch c, refused := p.cannot[j.id]; {
+	switch {
+	case p.self && j.bringsInterpreter():
 	case !runs(p.runtimes, r):
 		return NoRuntime
 	case !permits(p.mayUseThere, r):
 		return NotAllowed
+	}
+	switch c, refused := p.cannot[j.id]; {
 	case refused && s.now < c.from:
 		return c.code
 	case p.self && j.group.bounded() && j.group.unknown:
@@ -287,8 +294,11 @@ func runs(have []string, want string) bool {
 
 // permits says whether a list of runtimes without versions has the one that is asked for, with its version or without.
 func permits(have []string, want string) bool {
-	return runs(have, want) || slices.Contains(have, strings.TrimRight(want, "0123456789."))
+	return runs(have, want) || slices.Contains(have, strings.TrimRight(want, versionDigits))
 }
+
+// versionDigits are what the version behind a runtime's name is made of.
+const versionDigits = "0123456789."
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 

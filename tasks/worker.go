@@ -340,11 +340,18 @@ func (s *Scheduler) prepare(p *peer, j *heldJob) {
 	if j.state == preparing || j.state == prepared || j.state == invalid || s.wanted == 0 {
 		return
 	}
-	if r := m.Program.Runtime; !runs(s.cfg.Runtimes, r) {
+	local := s.localOf(p, j)
+	if r := m.Program.Runtime; local.GetInterpreter() != "" {
+		// It brings what runs it.
+	} else if !runs(s.cfg.Runtimes, r) {
 		j.state, j.why = unable, "this node does not run "+r
 		return
 	} else if !permits(p.mayUseHere, r) {
 		j.state, j.why = unable, "this node does not run "+r+" for that origin"
+		if !p.warned { // once for each stream: it may have a thousand such jobs
+			p.warned = true
+			s.tellPeer(Trespass, p, r)
+		}
 		return
 	}
 	if own, need := s.memoryOf(s.peers[s.cfg.Self]), m.Limits.GetMemoryBytes(); s.cfg.Memory > 0 && need > own {
@@ -352,7 +359,26 @@ func (s *Scheduler) prepare(p *peer, j *heldJob) {
 		return
 	}
 	j.state = preparing
-	s.out.Prepare = append(s.out.Prepare, Prepare{Origin: p.id, Info: m})
+	s.out.Prepare = append(s.out.Prepare, Prepare{Origin: p.id, Info: m, Local: local})
+}
+
+// localOf is how an own job runs here, nil for others. An interpreter of another version than the program needs is not named.
+func (s *Scheduler) localOf(p *peer, j *heldJob) *protocol.Local {
+	own := s.jobs[j.id]
+	if !p.self || own == nil || own.spec.Local == nil {
+		return nil
+	}
+	l := own.spec.Local
+	if !own.bringsInterpreter() {
+		l = &protocol.Local{Path: l.Path, Dir: l.Dir}
+	}
+	return l
+}
+
+// bringsInterpreter says that the job's program runs at its origin on the interpreter of the submitting program, whatever the node has.
+func (j *job) bringsInterpreter() bool {
+	l, r := j.spec.Local, j.spec.Program.GetRuntime()
+	return l.GetInterpreter() != "" && runs([]string{strings.TrimRight(r, versionDigits) + l.Version}, r)
 }
 
 func (s *Scheduler) prepared(ev Prepared) {
