@@ -79,7 +79,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
 	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
-	fs.StringVar(&f.python, "python", "", "the `interpreter` that runs Python functions, a path or a name on PATH (default: python3)")
+	fs.StringVar(&f.python, "python", "", "the `interpreter` that runs Python functions, a path or a name on PATH; none: they do not run here (default: python3)")
 	fs.StringArrayVar(&f.labels, "label", nil, "`K=V` that jobs can ask for with --on; may be repeated")
 	f.retain = duration(7 * 24 * time.Hour)
 	fs.Var(&f.retain, "retain", "how long ended jobs and their results are kept, in time awake: `7d`, 36h; of attached jobs at most a day")
@@ -139,10 +139,10 @@ func pythonRuntime(ctx context.Context, named string, log *slog.Logger) (executo
 	if err != nil {
 		return nil, err
 	}
-	found, err := python.Find(ctx, named)
+	found, err := python.Find(ctx, named, filepath.Join(packages, "interpreters"))
 	if err != nil {
 		log.Warn("this node runs no Python functions", "err", err, "fix", "install Python 3.6 or later, or name an interpreter with --python, and start the node again")
-	} else {
+	} else if found.Path != "" {
 		log.Info("Python functions run here", "interpreter", found.Path, "version", found.Version)
 	}
 	return python.New(python.Config{Interpreter: found, Packages: packages}), nil

@@ -394,6 +394,15 @@ def take_descriptors():
     return node_in, node_out, Log(log)
 
 
+def prefer_this():
+    """Have the system end this process first, if it has to end one for want of memory."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as f:
+            f.write("1000")
+    except OSError:
+        pass  # there is no such thing here
+
+
 def import_load():
     """The module load, from beside this file, under a name that no module of a task has."""
     import importlib.util
@@ -484,6 +493,8 @@ class ForkServer:
             pass
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if "random" in sys.modules:  # what site has imported; each process has numbers of its own
+            sys.modules["random"].seed()
         self.socket.close()
         os.close(self.bell)
         os.close(self.ring)
@@ -546,10 +557,12 @@ def main():
     sys.path[:] = [p for p in sys.path if p not in ("", here)]  # of ours, tasks import nothing by accident
     load = import_load()
     if sys.argv[1:] == ["fork"]:
+        __import__("ast")  # load wants it for the first function that it makes
         gc.collect()
         if hasattr(gc, "freeze"):
             gc.freeze()  # what is here stays, and its pages are shared
         ForkServer(3).serve()
+    prefer_this()
     node_in, node_out, log = take_descriptors()
     sys.argv = ["meshnode"]
     Worker(node_in, node_out, log, load).serve()

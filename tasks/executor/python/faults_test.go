@@ -319,7 +319,7 @@ func interpreters(t testing.TB) (found []python.Interpreter) {
 	}
 	seen := map[string]bool{}
 	for _, c := range candidates {
-		if i, err := python.Find(t.Context(), c); err == nil && !seen[i.Version] {
+		if i, err := python.Find(t.Context(), c, ""); err == nil && !seen[i.Version] {
 			seen[i.Version] = true
 			found = append(found, i)
 		}
@@ -408,12 +408,28 @@ func readPIDs(t testing.TB, path string) (pids []int) {
 
 func TestFind(t *testing.T) {
 	t.Parallel()
-	if _, err := python.Find(t.Context(), "/no/such/python"); err == nil || !strings.Contains(err.Error(), "/no/such/python") {
+	if _, err := python.Find(t.Context(), "/no/such/python", ""); err == nil || !strings.Contains(err.Error(), "/no/such/python") {
 		t.Errorf("%v", err)
 	}
 	real := interpreter(t)
 	if !filepath.IsAbs(real.Path) || !strings.HasPrefix(real.Version, "3.") || real.CacheTag == "" {
 		t.Errorf("%+v", real)
+	}
+	cache := filepath.Join(t.TempDir(), "cache")
+	for range 2 { // asked, and remembered
+		if i, err := python.Find(t.Context(), real.Path, cache); err != nil || i != real {
+			t.Errorf("%+v, %v", i, err)
+		}
+	}
+	kept, _ := os.ReadDir(cache)
+	if len(kept) != 1 {
+		t.Fatalf("%v", kept)
+	}
+	if err := os.WriteFile(filepath.Join(cache, kept[0].Name()), []byte(`{"Path":"/remembered","Version":"3.99"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := python.Find(t.Context(), real.Path, cache); err != nil || i.Version != "3.99" {
+		t.Errorf("asked again: %+v, %v", i, err)
 	}
 	if executor.CanFork { // there are scripts with #! then
 		for script, text := range map[string]string{
@@ -427,7 +443,7 @@ func TestFind(t *testing.T) {
 			if err := os.Chmod(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			i, err := python.Find(t.Context(), path)
+			i, err := python.Find(t.Context(), path, "")
 			if text == "" && (err != nil || i != real) || text != "" && (err == nil || !strings.Contains(err.Error(), text)) {
 				t.Errorf("%s: %+v, %v; want %q", script, i, err, text)
 			}

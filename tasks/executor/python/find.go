@@ -3,8 +3,12 @@ package python
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +24,9 @@ type Interpreter struct {
 	CacheTag string // of its byte code: "cpython-311"
 }
 
+// None is the name of no interpreter at all.
+const None = "none"
+
 // findTimeout is how long all candidates together may take to answer. A shim takes 0.3 s.
 const findTimeout = 5 * time.Second
 
@@ -31,8 +38,11 @@ const question = `import sys
 print("%d.%d" % sys.version_info[:2], sys.implementation.cache_tag, sys.executable)`
 
 // Find finds the interpreter: the one that is named, by its path or by a name on PATH, or else python3 or python on PATH. Its error is
-// one line that says what was tried.
-func Find(ctx context.Context, named string) (Interpreter, error) {
+// one line that says what was tried. What interpreters said is kept in the folder cache, if there is one: asking takes 20 ms to 0.1 s.
+func Find(ctx context.Context, named, cache string) (Interpreter, error) {
+	if named == None {
+		return Interpreter{}, nil
+	}
 	candidates := []string{"python3", "python"}
 	if named != "" {
 		candidates = []string{named}
@@ -48,8 +58,13 @@ func Find(ctx context.Context, named string) (Interpreter, error) {
 			}
 			continue
 		}
+		known := remembered(cache, path)
+		if i, ok := known.read(); ok {
+			return i, nil
+		}
 		i, err := ask(ctx, path)
 		if err == nil {
+			known.write(i)
 			return i, nil
 		}
 		tried = append(tried, fmt.Sprintf("%s: %v", path, err))
@@ -87,4 +102,54 @@ func ask(ctx context.Context, path string) (Interpreter, error) {
 		return Interpreter{}, fmt.Errorf("it says that it is %s, where nothing is", words[2])
 	}
 	return Interpreter{Path: words[2], Version: words[0], CacheTag: words[1]}, nil
+}
+
+// memory is the file that has what an interpreter said; "": none is kept.
+type memory string
+
+// remembered is where that of the interpreter at path is. Its name says which program that is, to its last change. A script may be
+// another interpreter each time, and is always asked.
+func remembered(cache, path string) memory {
+	if cache == "" || !filepath.IsAbs(path) {
+		return ""
+	}
+	program, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return ""
+	}
+	f, err := os.Open(program)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	head := make([]byte, 2)
+	st, err := f.Stat()
+	if _, e := io.ReadFull(f, head); err != nil || e != nil || string(head) == "#!" {
+		return ""
+	}
+	key := sha256.Sum256(fmt.Appendf(nil, "%q %q %d %d", path, program, st.Size(), st.ModTime().UnixNano()))
+	return memory(filepath.Join(cache, hex.EncodeToString(key[:12])+".json"))
+}
+
+func (m memory) read() (i Interpreter, ok bool) {
+	if m == "" {
+		return i, false
+	}
+	b, err := os.ReadFile(string(m))
+	return i, err == nil && json.Unmarshal(b, &i) == nil && filepath.IsAbs(i.Path) && i.Version != ""
+}
+
+// write keeps what was said. If that does not work it is asked again.
+func (m memory) write(i Interpreter) {
+	if m == "" || os.MkdirAll(filepath.Dir(string(m)), 0o700) != nil {
+		return
+	}
+	f, err := os.CreateTemp(filepath.Dir(string(m)), "*.new")
+	if err != nil {
+		return
+	}
+	err = json.NewEncoder(f).Encode(i)
+	if e := f.Close(); err != nil || e != nil || os.Rename(f.Name(), string(m)) != nil {
+		os.Remove(f.Name())
+	}
 }

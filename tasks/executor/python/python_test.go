@@ -33,7 +33,7 @@ func interpreter(t testing.TB) python.Interpreter {
 	return i
 }
 
-var found = sync.OnceValues(func() (python.Interpreter, error) { return python.Find(context.Background(), "") })
+var found = sync.OnceValues(func() (python.Interpreter, error) { return python.Find(context.Background(), "", "") })
 
 func newRuntime(t testing.TB, spawn bool) executor.Runtime {
 	t.Helper()
