@@ -27,7 +27,7 @@ from meshnode._executor import Executor
 from meshnode._future import Future
 from meshnode._jobs import Options
 from meshnode._ship import ShipError
-from meshnode._values import RemoteError
+from meshnode._values import Ref, RemoteError
 
 __all__ = [
     "BrokenMesh",
@@ -42,6 +42,7 @@ __all__ = [
     "NodeError",
     "Options",
     "OutputLimit",
+    "Ref",
     "RemoteError",
     "RemoteTraceback",
     "ShipError",

@@ -21,18 +21,15 @@ from meshnode._jobs import (
     PACKET_CALLS,
     Call,
     Calls,
-    CallsPacket,
     Group,
     Jobs,
     Options,
-    Outcome,
     Program,
-    Work,
 )
-from meshnode._map import Map, Part
+from meshnode._map import Map
 from meshnode._private import PrivateNode
 from meshnode._ship import Bundle, ship
-from meshnode._values import Encoder, results
+from meshnode._values import Decoder, Encoder, Ref, store
 
 T = TypeVar("T")
 
@@ -52,8 +49,9 @@ class Function:
         self.bundle = bundle
         self.options = options
         self._work = jobs.work(lane.group, Program(bundle.data, bundle.runtime, bundle.name), options)
-        self._feed = Calls(jobs, self._work, self._end)
         self._encoder = Encoder(bundle, jobs.put)
+        self._decoder = Decoder(bundle, lane.client.allow)
+        self._feed = Calls(jobs, self._work, self._decoder, lane.print_log)
         self._lock = threading.Lock()  # guards the encoder
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -96,7 +94,7 @@ class Function:
             self._work,
             zip(*iterables),
             lambda args: encode(args, {}),
-            _values,
+            self._decoder,
             self._lane.print_log,
             ordered,
             min(chunksize, PACKET_CALLS),
@@ -111,45 +109,13 @@ class Function:
         """How many inputs a lazy map() reads ahead: enough for all slots, and little to lose."""
         return max(64, min(64 << 10, 8 * self._jobs.slots * self._work.size))
 
-    def _end(self, packet: CallsPacket, outcome: Outcome) -> None:
-        """Gives the futures of a packet their results."""
-        node, log = outcome.node_name, outcome.log
-        if log:
-            self._lane.print_log(log)
-        futures = iter(packet.futures)
-        for value, error, text in results(outcome.output, log, node, outcome.foreign):
-            f = next(futures)
-            f.node = node
-            if text:
-                f._log = text
-            f.finish(value, error)
-        for f in futures:
-            raise ValueError("it has fewer results than calls")
-
-
-def _values(part: Part) -> Iterator[Any]:
-    """What the calls of a part of a map() returned. Raises what the first of them raised."""
-    if part.error is not None:
-        raise part.error
-    count = 0
-    try:
-        for value, error, _ in results(part.output, b"", part.node, part.foreign):
-            if error is not None:
-                raise error
-            yield value
-            count += 1
-    except ValueError as e:
-        raise e
-    if count != part.calls:
-        raise MeshError("the node %s answered %d calls of %d" % (part.node, count, part.calls))
-
 
 class Lane:
     """The calls of a client or of an executor, which end together."""
 
     def __init__(self, client: "Client", limit: Optional[int], options: Options, print_logs: bool) -> None:
         self.client = client
-        self.jobs = client._jobs
+        self.jobs: Jobs = client._jobs
         self.group = Group(limit)
         self.options = options
         self.print_logs = print_logs
@@ -158,7 +124,7 @@ class Lane:
     def function(self, fn: Callable[..., Any]) -> Function:
         """The function with the usual options."""
         known = self._functions.get(fn) if type(fn) in _REMEMBERED else None
-        if known is not None and known.bundle.current():
+        if known is not None and self.jobs.broken is None and known.bundle.current():
             return known
         self.client._ready()
         made = Function(self, ship(fn), self.options)
@@ -194,6 +160,8 @@ class Client:
         slots: of a private node: how many calls run at once. None: one for each processor.
         patience: seconds that a node which went away has to come back, before what is not answered fails with BrokenMesh.
         print_logs: what calls print is printed here when they end. It is in Future.log in any case.
+        allow: names of modules whose classes may be in results that come from other people's nodes, besides those that are
+            known to be harmless; "mypackage" means also what is below it.
 
     All methods may be called from several threads. It is a context manager: leaving it waits for all calls, and closes it.
     After os.fork() the child has a client of its own, with none of the parent's calls.
@@ -206,13 +174,15 @@ class Client:
         private: Optional[bool] = None,
         slots: Optional[int] = None,
         patience: float = wire.PATIENCE,
-        print_logs: bool = True
+        print_logs: bool = True,
+        allow: Iterable[str] = ()
     ) -> None:
         if data_dir is not None and private:
             raise ValueError("data_dir and private: a private node has a directory of its own")
         if data_dir is not None:
             private = False
         self._given_private = private
+        self.allow = tuple(allow)
         self._slots = slots
         self._node: Optional[PrivateNode] = None
         self._ready_lock = threading.Lock()
@@ -319,6 +289,18 @@ class Client:
         self._ready()
         return Function(self._lane, bundle, made)
 
+    def put(self, obj: Any) -> Ref:
+        """Sends a value to the mesh once, and returns what to give to calls in its place: they get the value.
+
+        Large arguments go only once by themselves; what this saves is to look at them again for each call.
+
+        Raises ShipError, NoNodeError.
+        """
+        self._check()
+        self._ready()
+        parts, needs = store(obj)
+        return Ref(self._jobs.put(parts), sum(memoryview(p).nbytes for p in parts), needs)
+
     # The mesh.
 
     def nodes(self) -> List[Dict[str, Any]]:
@@ -383,7 +365,7 @@ class Client:
         encoder = Encoder(bundle, self._jobs.put)
         calls = [encoder.call(args, {}) for args in zip(*iterables)]
         work = self._jobs.work(self._lane.group, Program(bundle.data, bundle.runtime, bundle.name), made)
-        return submit(self._jobs, work, calls, max(1, chunksize))
+        return submit(self._jobs, work, calls, max(1, chunksize), Decoder(bundle, self.allow))
 
     def job(self, ident: str) -> DetachedJob:
         """A job by its id, the first digits of one, or "@last"; also one that another run of a program submitted.
@@ -393,7 +375,7 @@ class Client:
         self._check()
         self._ready()
         info = self._jobs.connection.persist("GET", wire.job_path(ident))
-        return DetachedJob(self._jobs, info["id"])
+        return DetachedJob(self._jobs, info["id"], Decoder(None, self.allow))
 
     # The end.
 

@@ -108,8 +108,8 @@ def connect(data_dir: Path, timeout: float) -> Tuple[socket.socket, Address]:
     return s, at
 
 
-def _read_head(s: socket.socket) -> Tuple[int, bytes]:
-    """The status of an answer, and what was read after its headers."""
+def _read_head(s: socket.socket) -> Tuple[int, bytes, bytes]:
+    """The status of an answer, what was read after its headers, and these."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = s.recv(4096)
@@ -122,7 +122,7 @@ def _read_head(s: socket.socket) -> Tuple[int, bytes]:
     words = head.split(None, 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
         raise MeshError("what listens at the node's address is no node")
-    return int(words[1]), rest
+    return int(words[1]), rest, head
 
 
 def _error(body: Bytes, inner: bool) -> MeshError:
@@ -179,7 +179,7 @@ class Connection:
         Raises:
             Lost, NodeError, MeshError.
         """
-        status, answer = self._request(method, path, body, timeout, headers)
+        status, answer, _ = self._request(method, path, body, timeout, headers)
         if status != 200:
             raise _error(answer, True)
         try:
@@ -187,57 +187,69 @@ class Connection:
         except ValueError:
             raise Lost("the node went away during an answer") from None
 
-    def has(self, path: str) -> bool:
-        """Asks by HEAD whether something is there. Raises Lost, MeshError."""
-        status, _ = self._request("HEAD", path, None, _CALL_TIMEOUT, "")
-        return status == 200
+    def blob(self, path: str) -> bytes:
+        """Asks by HEAD for a blob: its id, b"" if it is not there. Raises Lost, MeshError."""
+        status, _, head = self._request("HEAD", path, None, _CALL_TIMEOUT, "")
+        for line in head.split(b"\r\n") if status == 200 else ():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"meshnode-blob":
+                return bytes.fromhex(value.strip().decode("ascii", "replace"))
+        return b""
 
     def download(self, path: str, size: int) -> bytes:
         """Gets size bytes. Raises Lost, NodeError, MeshError."""
-        status, answer = self._request("GET", path, None, _CALL_TIMEOUT, "")
+        status, answer, _ = self._request("GET", path, None, _CALL_TIMEOUT, "")
         if status != 200:
             raise _error(answer, True)
         if len(answer) != size:
             raise Lost("the node went away during an answer")
         return answer
 
-    def _request(self, method: str, path: str, body: Any, timeout: Optional[float], headers: str) -> Tuple[int, bytes]:
-        raw = body if isinstance(body, (bytes, bytearray, memoryview)) else b"" if body is None else json.dumps(body).encode()
+    def _request(self, method: str, path: str, body: Any, timeout: Optional[float], headers: str) -> Tuple[int, bytes, bytes]:
+        """One request: the status, the body of the answer, and its head."""
+        if isinstance(body, list):
+            raw = [memoryview(b).cast("B") for b in body]
+        elif isinstance(body, (bytes, bytearray, memoryview)):
+            raw = [memoryview(body).cast("B")]
+        else:
+            raw = [memoryview(b"" if body is None else json.dumps(body).encode())]
+        size = sum(len(b) for b in raw)
         s, at = connect(self.data_dir, 5.0)
         with s:
             try:
                 s.settimeout(timeout)
-                refused = None
+                head = self._head(at, "%s %s HTTP/1.0" % (method, path), "%sContent-Length: %d\r\n" % (headers, size))
                 try:
-                    s.sendall(self._head(at, "%s %s HTTP/1.0" % (method, path), "%sContent-Length: %d\r\n" % (headers, len(raw))))
-                    if len(raw):  # after the last byte of a request its answer may come, and the end: then even nothing cannot be sent
-                        s.sendall(raw)
-                except (BrokenPipeError, ConnectionResetError) as e:
-                    refused = e  # the answer may say why
-                status, data = _read_head(s)
+                    if size < _RECEIVE:
+                        s.sendall(head + b"".join(raw))
+                    else:
+                        s.sendall(head)
+                        for b in raw:
+                            s.sendall(b)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the answer, if there is one, says why
+                status, data, head = _read_head(s)
                 parts = [data]
                 while True:
                     data = s.recv(1 << 20)
                     if not data:
                         break
                     parts.append(data)
-                if refused is not None and status < 400:
-                    raise refused
             except socket.timeout:
                 raise Lost("the node does not answer: %s %s took more than %.0f s" % (method, path, timeout or 0)) from None
             except OSError as e:
                 raise Lost("the node went away during a request: %s" % e) from None
-        return status, b"".join(parts)
+        return status, b"".join(parts), head
 
     def persist(
         self, method: str, path: str, body: Any = None, timeout: Optional[float] = _CALL_TIMEOUT, headers: str = ""
     ) -> Any:
-        """call(), waiting for a node that is away; of HEAD whether it is there. Raises NoNodeError after patience seconds."""
+        """call(), waiting for a node that is away; blob() for HEAD. Raises NoNodeError after patience seconds."""
         end = time.monotonic() + self.patience
         wait = 0.02
         while True:
             try:
-                return self.has(path) if method == "HEAD" else self.call(method, path, body, timeout, headers)
+                return self.blob(path) if method == "HEAD" else self.call(method, path, body, timeout, headers)
             except Lost as e:
                 if time.monotonic() + wait > end:
                     raise NoNodeError(str(e)) from None
@@ -267,7 +279,7 @@ class Connection:
         s, at = connect(self.data_dir, 5.0)
         try:
             s.sendall(self._head(at, "POST /v1/stream HTTP/1.1", "Connection: Upgrade\r\nUpgrade: meshnode/1\r\n"))
-            status, rest = _read_head(s)
+            status, rest, _ = _read_head(s)
             if status != 101:
                 while len(rest) < 64 << 10:
                     try:

@@ -10,7 +10,7 @@ from meshnode import _connection as wire
 from meshnode._connection import Connection, Lost
 from meshnode._errors import MeshError, NoNodeError, TaskError
 from meshnode._jobs import FAILED, Call, Job, Jobs, Outcome, Packet, Work, error_of, read_results
-from meshnode._values import results
+from meshnode._values import Decoder
 
 _ADD_BYTES = 256 << 10
 
@@ -22,8 +22,9 @@ class DetachedJob:
         id: 32 hex digits.
     """
 
-    def __init__(self, jobs: Jobs, ident: str) -> None:
+    def __init__(self, jobs: Jobs, ident: str, decoder: Decoder) -> None:
         self._jobs = jobs
+        self._decoder = decoder
         self.id = ident
 
     def __repr__(self) -> str:
@@ -115,7 +116,10 @@ class DetachedJob:
         if outcome.status > FAILED or not outcome.output:
             return [(None, error_of(outcome))]
         foreign = not self._jobs.mine(outcome.node)
-        return [(value, error) for value, error, _ in results(outcome.output, outcome.log, outcome.node_name, foreign)]
+        try:
+            return [(r.value, r.error) for r in self._decoder.results(outcome.output, outcome.log, outcome.node_name, foreign)]
+        except ValueError as e:
+            return [(None, TaskError("the result cannot be read: %s" % e, outcome.node_name))]
 
 
 def _talk(connection: Connection, frames: Callable[[], List[bytes]]) -> Iterator[Tuple[int, int, bytes]]:
@@ -139,7 +143,7 @@ def _talk(connection: Connection, frames: Callable[[], List[bytes]]) -> Iterator
         pause = min(2 * pause, 0.5)
 
 
-def submit(jobs: Jobs, work: Work, calls: Sequence[Call], chunk: int) -> DetachedJob:
+def submit(jobs: Jobs, work: Work, calls: Sequence[Call], chunk: int, decoder: Decoder) -> DetachedJob:
     """Makes a detached job of calls, chunk of them a task; returns when it is on disk."""
     job = Job(work, 1)
     packets: List[Packet] = []
@@ -160,4 +164,4 @@ def submit(jobs: Jobs, work: Work, calls: Sequence[Call], chunk: int) -> Detache
             raise wire.node_error(body)
         if ident == closed:
             break
-    return DetachedJob(jobs, job.ident.hex())
+    return DetachedJob(jobs, job.ident.hex(), decoder)

@@ -58,6 +58,7 @@ class Executor(concurrent.futures.Executor):
         self._shutdown_lock = threading.Lock()
         self._shut_down = False
         self._broken: Optional[BaseException] = None
+        self._breaks = self._lane.jobs.breaks
         # What it submitted goes on without it.
         self._finalizer = weakref.finalize(self, _retire, self._lane.jobs, self._lane.group)
         self._finalizer.atexit = False
@@ -106,8 +107,8 @@ class Executor(concurrent.futures.Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _client._exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-        if self._broken is None and self._lane.jobs.broken is not None:
-            self._broken = self._lane.jobs.broken
+        if self._broken is None and self._lane.jobs.breaks != self._breaks:
+            self._broken = self._lane.jobs.broken or BrokenMesh("the node went away and did not come back in time")
         if self._broken is not None:
             raise BrokenMesh(str(self._broken))
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from meshnode import _connection as wire
 from meshnode._connection import Connection, Lost
@@ -32,6 +32,7 @@ from meshnode._errors import (
     WorkerLost,
 )
 from meshnode._future import Future
+from meshnode._values import Decoder
 
 # Statuses of a task.
 OK, FAILED, TIMED_OUT, OUTPUT_LIMIT, MEMORY_LIMIT, WORKER_LOST, CANCELLED, INVALID = range(1, 9)
@@ -308,6 +309,7 @@ class Jobs:
         self._errands: "queue.SimpleQueue[Optional[Callable[[], None]]]" = queue.SimpleQueue()
         self._closing = False
         self.broken: Optional[BaseException] = None  # the node is gone
+        self.breaks = 0  # how often it went
         self._blobs: Dict[bytes, Tuple[bytes, float]] = {}  # SHA-256 → id at the node, and when it was there
 
     # Making works.
@@ -348,18 +350,23 @@ class Jobs:
                 self._groups[group.number] = group
             return group.works.setdefault(key, Work(group, program, options, blob))
 
-    def put(self, data: wire.Bytes) -> bytes:
-        """Has bytes at the node, as a blob, and returns its id. The same bytes are sent once. Raises NoNodeError, MeshError."""
-        digest = hashlib.sha256(data).digest()
+    def put(self, data: Union[wire.Bytes, List[wire.Bytes]]) -> bytes:
+        """Has bytes, or a list of their parts, at the node, as a blob, and returns its id. The same bytes are sent once.
+
+        Raises NoNodeError, MeshError.
+        """
+        summing = hashlib.sha256()
+        for part in data if isinstance(data, list) else [data]:
+            summing.update(part)
+        digest = summing.digest()
         now = time.monotonic()
         known = self._blobs.get(digest)
         if known is not None and now - known[1] < BLOB_SECONDS:
             return known[0]
         self.start()
         name = digest.hex()
-        if known is not None and self.connection.persist("HEAD", "/v1/blobs/" + known[0].hex()):
-            ident = known[0]
-        else:
+        ident: bytes = self.connection.persist("HEAD", "/v1/blobs/sha256:" + name)
+        if not ident:
             answer = self.connection.persist("PUT", "/v1/blobs", data, None, "Meshnode-Sha256: %s\r\n" % name)
             ident = bytes.fromhex(answer["id"])
         self._blobs[digest] = (ident, now)
@@ -563,6 +570,8 @@ class Jobs:
             self._deliver(packet, outcome)
 
     def _deliver(self, packet: Packet, outcome: Outcome) -> None:
+        if outcome.status == FAILED and not outcome.output:
+            outcome.status = WORKER_LOST  # the node gave up on it
         if outcome.status in _GUILTY and len(packet.payloads) > 1:
             # One of its calls is to blame: each goes alone now, and that one finds its own end.
             again = packet.singly()
@@ -770,6 +779,7 @@ class Jobs:
     def gone(self, why: BaseException) -> None:
         """Called by the connection: the node did not come back."""
         self.broken = BrokenMesh("the node in %s went away and did not come back: %s" % (self.connection.data_dir, why))
+        self.breaks += 1
         self.break_off(self.broken)
 
     def break_off(self, error: BaseException) -> None:
@@ -1004,7 +1014,7 @@ def error_of(outcome: Outcome) -> BaseException:
     if s == MEMORY_LIMIT:
         return MemoryLimit("the call wanted more memory than it may have%s%s" % (at, ": " + text if text else ""), where)
     if s == WORKER_LOST:
-        return WorkerLost("the process that ran the call died%s%s" % (at, ": " + text if text else ""), where)
+        return WorkerLost("%s%s" % (text or "the process that ran the call died", at), where)
     if s == CANCELLED:
         return CancelledError(text or "the call was cancelled")
     return TaskError("%s%s" % (text or "the call has no result", at), where)
@@ -1027,11 +1037,12 @@ def local() -> Dict[str, Any]:
 class Calls(Feed):
     """Calls with a future each."""
 
-    def __init__(self, jobs: Jobs, work: Work, decode: Callable[["CallsPacket", Outcome], None]) -> None:
+    def __init__(self, jobs: Jobs, work: Work, decoder: Decoder, log: Callable[[bytes], None]) -> None:
         super().__init__(work)
         self.jobs = jobs
         self.futures: Deque[Future[Any]] = deque()
-        self.decode = decode
+        self.decoder = decoder
+        self.log = log  # is given what calls printed
 
     def take(self, most: int) -> Optional[Packet]:
         payloads, blobs = self._pop(most)
@@ -1042,7 +1053,7 @@ class Calls(Feed):
             if not kept:
                 return None
             payloads, futures = [p for p, _ in kept], [f for _, f in kept]
-        packet = CallsPacket(self.work, payloads, blobs, futures, self.decode)
+        packet = CallsPacket(self, payloads, blobs, futures)
         for f in futures:
             f._packet = packet
         return packet
@@ -1051,22 +1062,30 @@ class Calls(Feed):
 class CallsPacket(Packet):
     """A packet of calls with a future each."""
 
-    __slots__ = ("futures", "decode")
+    __slots__ = ("feed", "futures")
 
     def __init__(
-        self,
-        work: Work,
-        payloads: Sequence[bytes],
-        blobs: Tuple[bytes, ...],
-        futures: List[Future[Any]],
-        decode: Callable[["CallsPacket", Outcome], None],
+        self, feed: Calls, payloads: Sequence[bytes], blobs: Tuple[bytes, ...], futures: List[Future[Any]]
     ) -> None:
-        super().__init__(work, payloads, blobs)
+        super().__init__(feed.work, payloads, blobs)
+        self.feed = feed
         self.futures = futures
-        self.decode = decode
 
     def end(self, outcome: Outcome) -> None:
-        self.decode(self, outcome)
+        node, log = outcome.node_name, outcome.log
+        if log:
+            self.feed.log(log)
+        futures = iter(self.futures)
+        for value, error, text in self.feed.decoder.results(outcome.output, log, node, outcome.foreign):
+            f = next(futures, None)
+            if f is None:
+                raise ValueError("it has more results than calls")
+            f.node = node
+            if text:
+                f._log = text
+            f.finish(value, error)
+        if next(futures, None) is not None:
+            raise ValueError("it has fewer results than calls")
 
     def fail(self, error: BaseException) -> None:
         for f in self.futures:
@@ -1080,7 +1099,7 @@ class CallsPacket(Packet):
         again: List[Packet] = []
         for p, f in zip(self.payloads, self.futures):
             if not f.done():
-                packet = CallsPacket(self.work, [p], self.blobs, [f], self.decode)
+                packet = CallsPacket(self.feed, [p], self.blobs, [f])
                 f._packet = packet
                 again.append(packet)
         return again

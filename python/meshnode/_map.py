@@ -8,7 +8,9 @@ from collections import deque
 from concurrent.futures import TimeoutError as FuturesTimeout
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from meshnode._errors import MeshError
 from meshnode._jobs import PACKET_CALLS, WINDOW_BYTES, Call, Feed, Jobs, Outcome, Packet, Work
+from meshnode._values import Decoder
 
 FLUSH_SECONDS = 0.002
 """Inputs that come slowly wait no longer than this for others to go with."""
@@ -60,7 +62,7 @@ class Map(Feed):
         work: Work,
         inputs: Iterator[Tuple[Any, ...]],
         encode: Callable[[Tuple[Any, ...]], Call],
-        decode: Callable[[Part], Iterator[Any]],
+        decoder: Decoder,
         log: Callable[[bytes], None],
         ordered: bool,
         chunk: int,
@@ -69,7 +71,7 @@ class Map(Feed):
         self.jobs = jobs
         self.inputs = inputs
         self.encode = encode
-        self.decode = decode
+        self.decoder = decoder
         self.log = log
         self.ordered = ordered
         self.chunk = chunk
@@ -163,15 +165,26 @@ class Map(Feed):
                 part = self._next(given, end)
                 if part is None:
                     return
-                values = self.decode(part)
-                calls = part.calls
-                del part  # nothing here keeps a result alive that was yielded
-                for value in values:
-                    yield value
-                    del value
-                given += calls
+                yield from self._values(part)
+                given += part.calls
         finally:
             self.stop()
+
+    def _values(self, part: Part) -> Iterator[Any]:
+        """What the calls of a packet returned. Raises what the first of them raised."""
+        if part.error is not None:
+            raise part.error
+        count = 0
+        kept = []
+        for result in self.decoder.results(part.output, b"", part.node, part.foreign):
+            if result.error is not None:
+                raise result.error
+            kept.append(result.value)
+            del result
+            yield kept.pop()  # nothing here keeps it alive
+            count += 1
+        if count != part.calls:
+            raise MeshError("the node %s answered %d calls of %d" % (part.node, count, part.calls))
 
     def _next(self, given: int, end: Optional[float]) -> Optional[Part]:
         with self.changed:

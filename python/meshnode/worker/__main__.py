@@ -554,8 +554,8 @@ def die_with(fd):
 
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if p not in ("", here)]  # of ours, tasks import nothing by accident
-    sys.path.append(os.path.dirname(os.path.dirname(here)))  # but modules that import meshnode or pp find it, if it is not installed
+    # Of ours, tasks import nothing by accident, but their modules may well import meshnode or pp: last of all, it is here.
+    sys.path[:] = [p for p in sys.path if p not in ("", here)] + [os.path.dirname(os.path.dirname(here))]
     load = import_load()
     if sys.argv[1:] == ["fork"]:
         __import__("ast")  # load wants it for the first function that it makes

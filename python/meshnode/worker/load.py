@@ -473,10 +473,7 @@ class _Part(object):
         """What a call of one object with others gives: static methods, properties, enumerations."""
         value = self.object(s["of"])(*[self.object(n) for n in s["args"]])
         for k, v in s.get("set", {}).items():
-            try:
-                setattr(value, k, v)
-            except AttributeError:
-                pass
+            setattr(value, k, v)
         return value
 
     def make_attribute(self, i, s):
