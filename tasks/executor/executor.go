@@ -180,7 +180,26 @@ func New(cfg Config) (*Executor, error) {
 		e.runtimes[r.Name()] = r
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if cfg.Private { // the program that started it is about to use it
+		e.warm()
+	}
 	return e, nil
+}
+
+// warm starts the fork servers of the runtimes that have them, so that the first task does not wait for that.
+func (e *Executor) warm() {
+	for _, rt := range e.cfg.Runtimes {
+		if _, here := rt.Version(); !here || !CanFork {
+			continue
+		}
+		w, err := rt.Worker(rt.Name(), "", nil)
+		if err == nil && w.Fork {
+			err = e.startForker(rt.Name(), w)
+		}
+		if err != nil {
+			e.cfg.Logger.Warn("start a fork server", "runtime", rt.Name(), "err", err)
+		}
+	}
 }
 
 // Prepare has a program compiled by a worker process, in the background, unless the same one, with the same words and limits,

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -57,7 +58,7 @@ type child struct {
 // closed when nobody has p's standard output any more.
 func (e *Executor) fork(p *process, w Worker, in, out *os.File) (wait func(gone <-chan struct{}) string, err error) {
 	for range 2 { // one that was there may just have ended, for want of work
-		f, fresh, e := e.forker(p, w)
+		f, fresh, e := e.forker(p.key.runtime, w)
 		if e != nil {
 			return nil, e
 		}
@@ -117,9 +118,15 @@ func (f *forker) fork(p *process, in, out *os.File) (wait func(gone <-chan struc
 	}, nil
 }
 
+// startForker starts a fork server that nobody needs yet.
+func (e *Executor) startForker(runtime string, w Worker) error {
+	_, _, err := e.forker(runtime, w)
+	return err
+}
+
 // forker finds or starts the fork server for a kind of worker processes.
-func (e *Executor) forker(like *process, w Worker) (f *forker, fresh bool, err error) {
-	key := strings.Join(append(append([]string{fmt.Sprint(like.nice)}, w.Argv...), w.Env...), "\x00")
+func (e *Executor) forker(runtime string, w Worker) (f *forker, fresh bool, err error) {
+	key := strings.Join(append(slices.Clone(w.Argv), w.Env...), "\x00")
 	e.forking.Lock()
 	defer e.forking.Unlock()
 	if f := e.forkers[key]; f != nil {
@@ -143,13 +150,13 @@ func (e *Executor) forker(like *process, w Worker) (f *forker, fresh bool, err e
 		return nil, false, fmt.Errorf("fork server: %w", err)
 	}
 	f = &forker{
-		p:        &process{key: like.key, nice: like.nice},
+		p:        &process{key: processKey{runtime: runtime}, nice: !e.cfg.Private},
 		conn:     conn.(*net.UnixConn),
 		gone:     make(chan struct{}),
 		idleEnd:  e.cfg.IdleEnd,
 		children: make(map[uint64]*child),
 	}
-	f.p.log.logger = like.log.logger
+	f.p.log.logger = e.cfg.Logger.With("runtime", runtime)
 	f.p.cmd = exec.Command(w.Argv[0], append(w.Argv[1:len(w.Argv):len(w.Argv)], "fork")...)
 	f.p.cmd.Env = append(e.baseEnv(), w.Env...)
 	f.p.cmd.Stderr = &f.p.log

@@ -14,4 +14,6 @@ func (e *Executor) fork(*process, Worker, *os.File, *os.File) (func(<-chan struc
 	return nil, errors.New("no process forks on this system")
 }
 
+func (e *Executor) startForker(string, Worker) error { return nil }
+
 func (e *Executor) endForkers() {}

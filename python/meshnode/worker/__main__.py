@@ -114,6 +114,7 @@ class Log:
                 break
             data += more
         os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, 0)  # where files are not appended to, what comes next belongs there
         if n > limit:
             data += b"\n[the log is cut here: it has more than %s]\n" % size(limit).encode()
         return data
@@ -284,11 +285,10 @@ class Worker:
             failure = {"unable": one_line(e)}
         if os.getpid() != self.pid:
             os._exit(0)
-        said = self.log.take(MAX_ERROR)
+        self.log.take(0)  # what was written so far is no task's
         if failure is None:
             body, kind = b"{}", LOADED
         else:
-            failure["log"] = said.decode("utf-8", "replace")
             body, kind = json.dumps(failure).encode(), LOAD_FAILED
         self.write(HEADER.pack(9 + len(body), kind, ident) + body)
 
@@ -553,9 +553,9 @@ def die_with(fd):
 
 
 def main():
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.realpath(os.path.dirname(os.path.abspath(__file__)))
     # Of ours, tasks import nothing by accident, but their modules may well import meshnode or pp: last of all, it is here.
-    sys.path[:] = [p for p in sys.path if p not in ("", here)] + [os.path.dirname(os.path.dirname(here))]
+    sys.path[:] = [p for p in sys.path if p and os.path.realpath(p) != here] + [os.path.dirname(os.path.dirname(here))]
     load = import_load()
     if sys.argv[1:] == ["fork"]:
         __import__("ast")  # load wants it for the first function that it makes
