@@ -73,7 +73,7 @@ type Peer struct {
 	RTT      float64  `json:"rtt_ms"`
 	Path     string   `json:"path"` // direct, or relay
 	Runtimes []string `json:"runtimes"`
-	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm" as long as that is the only runtime
+	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm", or "wasm; python: none" where Python runs: it has none yet
 	Version  string   `json:"version"`
 	Reason   string   `json:"reason"` // why it is not connected, and when the next try is
 	Addrs    []string `json:"addrs"`

@@ -880,6 +880,11 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		p.Slots, p.Running, p.Queued = st.Slots, st.Running, st.Queued
 		p.Version, p.Reason = st.Version, st.Paused
 		p.Runtimes = append(p.Runtimes, st.Runtimes...)
+		for _, r := range st.Runtimes {
+			if kind := strings.TrimRight(r, "0123456789."); kind != "wasm" {
+				p.Sandbox += "; " + kind + ": none"
+			}
+		}
 		p.OS, p.Arch, p.CPUs, p.Memory = st.OS, st.Arch, st.CPUs, st.Memory
 		p.Labels = append(p.Labels, st.Labels...)
 		switch {

@@ -27,7 +27,7 @@ import site
 import sys
 import sysconfig
 import types
-from typing import Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
 
 from . import _source
 from .worker.load import MAGIC, digest_of
@@ -107,6 +107,18 @@ class Bundle:
         """Whether the function, and what travelled by value with it, is still as it was. What is changed inside of large
         values (over 4 KiB as a pickle) is not seen: pass such things as arguments."""
         return self._walk.current()
+
+
+def _sure_imports(body: Iterable[ast.stmt]) -> Iterator[str]:
+    """The packages of what statements import, but for those that may not come to it, or go on without: in try, if and with."""
+    for s in body:
+        if isinstance(s, ast.Import):
+            for a in s.names:
+                yield a.name.partition(".")[0]
+        elif isinstance(s, ast.ImportFrom) and s.module and not s.level and s.module != "__future__":
+            yield s.module.partition(".")[0]
+        elif isinstance(s, (ast.For, ast.While)):
+            yield from _sure_imports(s.body)
 
 
 def ship(
@@ -316,6 +328,7 @@ class _Walk:
         self.size = 0
         self.by_number: Optional[Dict[int, Any]] = None
         self.extra: Dict[str, Any] = {}
+        self.wants: Set[str] = set()  # modules that functions import when they run
 
     def bundle(
         self, func: Any, depfuncs: Tuple[Any, ...], modules: Tuple[str, ...], globals: Optional[Mapping[str, Any]]
@@ -335,6 +348,8 @@ class _Walk:
         if self.spaces[target].get("real"):
             target = 0
         root = self.add(func)
+        if isinstance(func, types.FunctionType):
+            self.want(func.__code__)
         own_name = getattr(func, "__name__", None)
         if own_name in main.__dict__ and main.__dict__[own_name] is func:
             self.bind(main.__dict__, [own_name])  # so that pickles find it
@@ -357,6 +372,8 @@ class _Walk:
         spec = {"name": name, "python": self.python, "root": root, "sources": self.sources}
         if texts:
             spec["texts"] = texts
+        if self.wants:
+            spec["wants"] = sorted(self.wants)
         return MAGIC + b"\n" + self.text(spec)
 
     def begin(self) -> None:
@@ -734,6 +751,7 @@ class _Walk:
     def follow(self, code: types.CodeType, ns: Dict[str, Any]) -> List[str]:
         """Takes along what code uses; the names of its globals."""
         uses = _uses(code)
+        self.want(code)
         names = self.bind(ns, uses.names)
         self.submodules(uses, ns)
         for name, level, froms in uses.imports:
@@ -749,6 +767,22 @@ class _Walk:
                 if base + "." + f in sys.modules:
                     self.need_name(base + "." + f)
         return names
+
+    def want(self, code: types.CodeType) -> None:
+        """Notes what a function imports in any case when it is called: a machine without it cannot run it."""
+        source = _source.of_code(code)
+        if source is None or not isinstance(source.node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return
+        for name in _sure_imports(source.node.body):
+            if name in self.wants or name in sys.builtin_module_names:
+                continue
+            m = sys.modules.get(name)
+            try:
+                here = m is not None or importlib.util.find_spec(name) is not None
+            except (ImportError, ValueError, AttributeError):
+                continue
+            if here and not (m is not None and own(m)):
+                self.wants.add(name)
 
     def submodules(self, uses: _Uses, ns: Dict[str, Any]) -> None:
         """`import a.b` binds a; so of a module that is used, those below are imported that the code names and that are here."""

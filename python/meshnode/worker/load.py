@@ -30,6 +30,7 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
     objects      the list of objects, each a dict whose "k" says what it is (see Program._make); they name each other by number
     spaces       the list of namespaces: {"name", "bind": {name: number}, "package"}; the first is __main__
     sources      the user's own modules, by name: {"file", "source", "package"}
+    wants        modules that its functions import when they run, if some: where one is missing, nothing of the program runs
     texts        which arguments a text from the command line stays text for, if some: {"at": [positions], "rest": from which on}
 """
 
@@ -748,6 +749,7 @@ class Program(object):
             self.root = spec["root"]
             self.sources = spec["sources"]
             self.texts = spec.get("texts") or {}
+            self.wants = [str(w) for w in spec.get("wants") or ()]
             package = spec["spaces"][0].get("package")
         except (KeyError, TypeError, IndexError, AttributeError) as e:
             raise Invalid("the bundle is damaged: %r" % (e,))
@@ -768,6 +770,13 @@ class Program(object):
 
     def _build(self):
         self._enter()
+        for name in self.wants:
+            try:
+                found = importlib.util.find_spec(name) is not None
+            except (ImportError, ValueError):  # it was imported, and has no spec
+                found = name in sys.modules
+            if not found:
+                raise Unable("needs the Python module %s, which is not here" % name)
         self.call = self.part.object(self.root)
         self.part.build()
         if not callable(self.call):
@@ -959,7 +968,7 @@ class Program(object):
             sys.meta_path.insert(0, self.finder)
 
     def encode(self, result):
-        """The pickle of a result. Raises TypeError or PicklingError if it has none, and says what cannot be sent."""
+        """The pickle of a result. Raises TypeError if it has none, and says what cannot be sent."""
         try:
             return pickle.dumps(result, 4)
         except MemoryError:
@@ -971,9 +980,7 @@ class Program(object):
                 return out.getvalue()
             except Exception:
                 pass
-            # An exception of its own kind that says why is kept, as pools of processes do it.
-            kind = pickle.PicklingError if isinstance(e, pickle.PicklingError) else TypeError
-            raise kind("the result cannot be sent back: it is %s: %s" % (_kind(result), e)) from None
+            raise TypeError("the result cannot be sent back: it is %s: %s" % (_kind(result), e)) from None
 
     def _arguments(self, data, number):
         """The arguments that text of the command line stands for. No data at all, not even b"T": there are none."""
