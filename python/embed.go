@@ -14,7 +14,7 @@ import (
 	"sync"
 )
 
-//go:embed meshnode/*.py meshnode/py.typed meshnode/worker/*.py
+//go:embed meshnode/*.py meshnode/py.typed meshnode/worker/*.py pp/*.py ppft/*.py
 var files embed.FS
 
 // hash names the files' content: another build has other files beside these.

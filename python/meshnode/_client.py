@@ -207,6 +207,7 @@ class Client:
             if self._node is None and self._given_private is not False and not (self._given_private is None and self._found()):
                 self._node = PrivateNode(self._slots)
                 jobs.connection.data_dir = self._node.data_dir
+                jobs.alone = True
             jobs.start()
             self._started = True
 

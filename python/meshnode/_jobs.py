@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import struct
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -309,6 +311,9 @@ class Jobs:
         self._errands: "queue.SimpleQueue[Optional[Callable[[], None]]]" = queue.SimpleQueue()
         self._closing = False
         self.broken: Optional[BaseException] = None  # the node is gone
+        self.alone = False  # the node is private: no other will ever be there
+        self._oldest: Dict[int, int] = {}  # of each job that has something under way, the first task without a result
+        self._told: "weakref.WeakSet[Work]" = weakref.WeakSet()  # of which it was said that no node can run them
         self.breaks = 0  # how often it went
         self._blobs: Dict[bytes, Tuple[bytes, float]] = {}  # SHA-256 → id at the node, and when it was there
 
@@ -961,6 +966,11 @@ class Jobs:
                 frames, self._frames = self._frames, []
             if frames:
                 self.connection.send(b"".join(frames))
+            if busy and self._up:
+                try:
+                    self._ask_why()
+                except (Lost, MeshError):
+                    pass
             if busy and self._up and now - looked > SLOTS_EVERY:
                 looked = now
                 try:
@@ -973,6 +983,46 @@ class Jobs:
                 except (Lost, MeshError):
                     pass  # the reader sees it, too
 
+    def _ask_why(self) -> None:
+        """Looks at jobs of which nothing has come back since the last time: if no node can run one, somebody is told. Raises
+        Lost, MeshError."""
+        with self._lock:
+            open_jobs = [job for job in self._numbers.values() if job.packets]
+            first = {job.number: next(iter(job.packets)) for job in open_jobs}
+            stuck = [job for job in open_jobs if self._oldest.get(job.number) == first[job.number]]
+            self._oldest = first
+        for job in stuck[:_ASKED_AT_ONCE]:
+            ident = job.ident.hex()
+            if job.work in self._told:
+                continue
+            try:
+                if self.connection.call("GET", wire.job_path(ident)).get("waits_for") != "no_node":
+                    continue
+                why = self.connection.call("GET", "/v1/why?subject=" + ident)["reasons"]
+            except NodeError:
+                continue  # it has ended meanwhile
+            reasons = [str(r["text"]) for r in why if r["code"] == "refused"]
+            if self.alone and not reasons:
+                continue  # it has no slots now
+            text = "; ".join(reasons[:1] or [str(r["text"]) for r in why if r["code"] == "no_node"])
+            if not self.alone:
+                self._told.add(job.work)
+                _log.warning("meshnode: %s waits for a node that can run it: %s (meshnode why %s)", job.work.program.name, text, ident[:8])
+                continue
+            error = TaskError("it cannot run here: " + text)
+            with self._lock:
+                packets = self._give_up(job, error)
+                self._frames.append(self._cancel_frame(job, wire.WHOLE_JOB))
+                for feed in list(job.work.group.feeds):
+                    if feed.work is job.work:
+                        packets += feed.rest()
+                frames, self._frames = self._frames, []
+            self.connection.send(b"".join(frames))
+            self._fail(packets, error)
+
+
+_ASKED_AT_ONCE = 8  # jobs
+_log = logging.getLogger("meshnode")
 
 _GUILTY = (TIMED_OUT, OUTPUT_LIMIT, MEMORY_LIMIT, WORKER_LOST)
 

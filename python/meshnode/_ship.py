@@ -356,15 +356,22 @@ class _Walk:
         for text in modules:
             for as_name, number in self.statement(text):
                 self.spaces[target]["bind"][as_name] = number
+        for f in depfuncs:
+            k = getattr(f, "__name__", "")
+            if k.isidentifier() and self.extra[k] is f and k not in self.spaces[target]["bind"]:
+                self.spaces[target]["bind"][k] = self.attempt(functools.partial(self.under, k, f))
+        needed = [set(s["bind"]) for s in self.spaces]
         for k in sorted(self.extra):
             if isinstance(k, str) and k not in self.spaces[target]["bind"] and not k.startswith("__"):
                 v = self.extra[k]
-                known = isinstance(v, (types.FunctionType, types.ModuleType, type))
                 try:
                     self.spaces[target]["bind"][k] = self.attempt(functools.partial(self.under, k, v))
                 except ShipError:
-                    if known:
-                        raise  # other things may be in a dict of globals by accident; unused, they are not missed
+                    pass  # what the function does not use may be in a dict of globals by accident, and is not missed
+        for i, s in enumerate(self.spaces):
+            spare = set(s["bind"]) - (needed[i] if i < len(needed) else set())
+            if spare:
+                s["spare"] = sorted(spare)
         data = self.encode(name, root, _texts(func))
         return Bundle(data, "python" + self.python, name, self)
 

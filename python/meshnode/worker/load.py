@@ -28,7 +28,8 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
     python       "3.12" if there is byte code in it, which only that version can run; else ""
     root         number of the object that is called
     objects      the list of objects, each a dict whose "k" says what it is (see Program._make); they name each other by number
-    spaces       the list of namespaces: {"name", "bind": {name: number}, "package"}; the first is __main__
+    spaces       the list of namespaces: {"name", "bind": {name: number}, "package", "spare": [name]}; the first is __main__. What is
+                 spare was in a dict of globals and is not known to be used: where it cannot be made, for want of a module, it is left out
     sources      the user's own modules, by name: {"file", "source", "package"}
     wants        modules that its functions import when they run, if some: where one is missing, nothing of the program runs
     texts        which arguments a text from the command line stays text for, if some: {"at": [positions], "rest": from which on}
@@ -373,8 +374,13 @@ class _Part(object):
 
     def build(self):
         for i in range(len(self.spaces)):
+            spare = self.spaces[i].get("spare", ())
             for name in self.spaces[i]["bind"]:
-                self.bind(i, name)
+                try:
+                    self.bind(i, name)
+                except (Unable, ImportError):
+                    if name not in spare:
+                        raise
         for number in list(self.fills):
             self.fill(number)
 

@@ -1,0 +1,7 @@
+"""`python -m pp` is ppserver, as with Parallel Python."""
+
+import sys
+
+from .server import main
+
+sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m ppft` is ppserver."""
+
+import sys
+
+from pp.server import main
+
+sys.exit(main())
