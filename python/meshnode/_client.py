@@ -101,6 +101,9 @@ class Function:
         )
         if not lazy:
             run.feed()
+            if run.input_error is not None:
+                run.stop()
+                raise run.input_error
             return run.results(timeout, began, None)
         run.feed(self._window())
         return run.results(timeout, began, self._window)
@@ -399,10 +402,7 @@ class Client:
             self._jobs.wait(self._lane.group)
         self._closed = True
         _clients.discard(self)
-        if not wait:
-            for group in self._jobs.groups():
-                self._jobs.abandon(group)
-        self._jobs.close()
+        self._jobs.close(cancel=not wait)
         if self._node is not None:
             self._node.close()
 

@@ -597,6 +597,8 @@ class Jobs:
         try:
             if outcome.status <= FAILED and outcome.output:
                 packet.end(outcome)
+            elif outcome.status == CANCELLED and self._closing:
+                packet.fail(BrokenMesh(_CLOSED))
             else:
                 packet.fail(error_of(outcome))
         except (struct.error, IndexError, ValueError) as e:
@@ -665,7 +667,9 @@ class Jobs:
         """The node says that a job has ended: usually because we closed it."""
         reason = str(info.get("reason") or "")
         error = job.error
-        if error is None or isinstance(error, NodeError) and error.code == "bad_request":
+        if self._closing:
+            error = BrokenMesh(_CLOSED)
+        elif error is None or isinstance(error, NodeError) and error.code == "bad_request":
             error = CancelledError("job %s has ended: %s" % (job.ident.hex()[:8], reason or info.get("state")))
         with self._lock:
             if job.packets and job.error is None and reason == "its client is gone":
@@ -911,15 +915,20 @@ class Jobs:
         """Has something done soon by a thread of ours. May be called from anywhere, a finalizer too."""
         self._errands.put(do)
 
-    def close(self) -> None:
-        """Ends the connection, when what was written is sent. Calls without a result fail."""
+    def close(self, cancel: bool) -> None:
+        """Ends the connection, when what was written is sent. Calls without a result fail.
+
+        cancel: tell the node that nobody wants them.
+        """
         self._closing = True
+        for group in self.groups() if cancel else ():
+            self.abandon(group)
         self._errands.put(None)
         for group in list(self._groups.values()):
             self.leave(group)
         self.connection.flush(2.0)
         self.connection.close()
-        self.break_off(BrokenMesh("the client was closed"))
+        self.break_off(BrokenMesh(_CLOSED))
 
     def forget(self) -> None:
         """In a child that was forked: the parent's calls are not the child's."""
@@ -1024,6 +1033,7 @@ class Jobs:
 _ASKED_AT_ONCE = 8  # jobs
 _log = logging.getLogger("meshnode")
 
+_CLOSED = "the client was closed before the call had ended"
 _GUILTY = (TIMED_OUT, OUTPUT_LIMIT, MEMORY_LIMIT, WORKER_LOST)
 
 

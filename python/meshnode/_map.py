@@ -95,7 +95,10 @@ class Map(Feed):
     # Inputs.
 
     def feed(self, most: float = float("inf")) -> None:
-        """Reads inputs, at most so many, until there are no more. It waits while too many bytes wait to be sent."""
+        """Reads inputs, at most so many, until there are no more. It waits while too many bytes wait to be sent.
+
+        An exception of the inputs, or of what cannot travel, comes after the results of the inputs before it.
+        """
         if self.exhausted:
             return
         add, inputs, encode = self.jobs.add, self.inputs, self.encode
@@ -124,10 +127,9 @@ class Map(Feed):
                     if self.bytes > WINDOW_BYTES:
                         self._wait_for_room()
             self.exhausted = True
-        except BaseException as e:
+        except Exception as e:
             self.exhausted = True
             self.input_error = e
-            raise
         finally:
             if calls:
                 self.read = count
@@ -196,6 +198,8 @@ class Map(Feed):
                 if part is not None:
                     return part
                 if self.exhausted and given >= self.read:
+                    if self.input_error is not None:
+                        raise self.input_error
                     return None
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
