@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"meshnode/protocol"
@@ -241,5 +242,128 @@ func TestNothingIsKeptOfJobsOfAnOldStream(t *testing.T) {
 				t.Errorf("%d of 2 programs dropped", dropped)
 			}
 		})
+	}
+}
+
+// readsOf are n tasks of a Grant, from first on, each of which reads k blobs of its own of size bytes.
+func readsOf(id protocol.JobID, number uint64, first, n, k int, size uint64) *protocol.Grant {
+	g := grantOf(id, number, first, n, nil)
+	for i, t := range g.Jobs[0].Tasks {
+		for b := range k {
+			name := make([]byte, 32)
+			binary.LittleEndian.PutUint64(name, uint64((first+i)*k+b))
+			t.Blobs = append(t.Blobs, &protocol.Blob{Id: name, Size: size})
+		}
+	}
+	return g
+}
+
+func backOf(r Ready) (as []protocol.Attempt) {
+	for _, m := range r.Messages {
+		if g, ok := m.Message.(*protocol.GiveBack); ok {
+			as = append(as, protocol.UngroupAttempts(g.Attempts)...)
+		}
+	}
+	return as
+}
+
+// A member that grants tasks with more blobs than anybody could want here gets them back; few are fetched at once, and what
+// came for tasks that are gone is let go.
+func TestBlobsOfOneOriginAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		k    int
+		size uint64
+		most int // tasks that may be kept
+	}{
+		"many": {protocol.MaxTaskBlobs, 1, maxInputs/(protocol.MaxTaskBlobs*inputBlobSize) + 10}, "large": {1, 1 << 30, 4}, "huge": {2, 1 << 63, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := one(t, 1)
+			member(s, 0, "b", 1, 1)
+			id := protocol.JobID{1}
+			announce(s, 0, "b", 1, id)
+			s.Step(0, Prepared{Origin: "b", Job: id})
+			var asked []Obtain
+			const n = 10_000
+			back := 0
+			for i := range n / 100 {
+				s.Step(0, Receive{Peer: "b", Session: 1, Message: readsOf(id, uint64(i+1), 100*i, 100, c.k, c.size)})
+				r := s.Ready()
+				asked = append(asked, r.Obtain...)
+				back += len(backOf(r))
+				if len(r.Start) > 0 {
+					t.Fatalf("%v starts without its blobs", r.Start)
+				}
+			}
+			if kept := n - back; kept > c.most || kept == 0 {
+				t.Errorf("%d tasks are kept, at most %d", kept, c.most)
+			}
+			if len(asked) > obtainsAtOnce {
+				t.Errorf("%d blobs are asked for at once", len(asked))
+			}
+			if name != "many" { // it looks at each blob
+				check(t, s)
+			}
+			p := s.peers["b"]
+			s.Step(1, Receive{Peer: "b", Session: 1, Message: &protocol.Cancel{Epoch: 1, Job: id[:]}})
+			s.Ready()
+			if len(p.needs.all) > obtainsAtOnce {
+				t.Errorf("%d blobs are needed for nothing", len(p.needs.all))
+			}
+			for _, x := range asked {
+				s.Step(1, Obtained{Origin: "b", Blob: protocol.BlobID(x.Blob.Id)})
+			}
+			if r := s.Ready(); len(r.Unpin) != len(asked) || len(p.needs.all) != 0 || p.needs.bytes != 0 || p.inputBytes != 0 {
+				t.Errorf("%d of %d blobs unpinned; %d needed, %d and %d bytes in the books", len(r.Unpin), len(asked), len(p.needs.all), p.needs.bytes, p.inputBytes)
+			}
+			check(t, s)
+		})
+	}
+}
+
+// A blob that cannot be had sends back those that read it, with the reason, and no others; what they share comes once and goes with the last.
+func TestABlobThatIsNotToBeHad(t *testing.T) {
+	t.Parallel()
+	s := one(t, 2)
+	member(s, 0, "b", 1, 2)
+	id := protocol.JobID{1}
+	announce(s, 0, "b", 1, id)
+	s.Step(0, Prepared{Origin: "b", Job: id})
+	blob := func(k byte) *protocol.Blob {
+		return &protocol.Blob{Id: append(make([]byte, 31), k), Size: 1 << 20}
+	}
+	g := grantOf(id, 1, 0, 3, nil)
+	g.Jobs[0].Tasks[0].Blobs = []*protocol.Blob{blob(1), blob(2), blob(1)}
+	g.Jobs[0].Tasks[1].Blobs = []*protocol.Blob{blob(1)}
+	g.Jobs[0].Tasks[2].InputBlob = blob(1)
+	s.Step(0, Receive{Peer: "b", Session: 1, Message: g})
+	r := s.Ready()
+	if len(r.Obtain) != 2 || len(r.Start) != 0 {
+		t.Fatalf("%+v", r)
+	}
+	check(t, s)
+	s.Step(1, Obtained{Origin: "b", Blob: protocol.BlobID(blob(2).Id), Err: "no room"})
+	r = s.Ready()
+	if as := backOf(r); len(as) != 1 || as[0].Index != 0 || len(r.Unpin) != 0 {
+		t.Fatalf("%v went back; unpinned: %v", as, r.Unpin)
+	}
+	if m := r.Messages[0].Message.(*protocol.GiveBack); m.Reason != "no room" || m.Why != protocol.Refusal_CANNOT_RUN {
+		t.Errorf("%v", m)
+	}
+	check(t, s)
+	s.Step(2, Obtained{Origin: "b", Blob: protocol.BlobID(blob(1).Id)})
+	r = s.Ready()
+	if len(r.Start) != 2 || len(r.Unpin) != 0 {
+		t.Fatalf("%+v", r)
+	}
+	for i, want := range []int{0, 1} { // the last one lets go
+		a := r.Start[i].Items[0].Attempt
+		s.Step(3, Finished{Slot: i, Idle: true, Outcomes: []*protocol.Outcome{{Job: id[:], Index: a.Index, Epoch: a.Epoch, N: a.N, Status: protocol.Status_OK}}})
+		if u := s.Ready().Unpin; len(u) != want {
+			t.Errorf("after task %d ended %d blobs were unpinned, want %d", a.Index, len(u), want)
+		}
+		check(t, s)
 	}
 }

@@ -72,3 +72,45 @@ func TestTooFarForItsInput(t *testing.T) {
 	}
 	check(t, s)
 }
+
+// What tasks share costs a node its first one only; what one reads alone costs each.
+func TestSharedBytesCostOnce(t *testing.T) {
+	t.Parallel()
+	s := one(t, 1)
+	member(s, 0, "b", 1, 4)
+	s.Step(0, Transferred{Peer: "b", Bytes: 10 << 20, Took: second})
+	id := protocol.JobID{1}
+	shared := &protocol.Blob{Id: make([]byte, 32), Size: 100 << 20} // 10 s
+	in := make([]Input, 10)
+	for i := range in {
+		own := make([]byte, 32)
+		own[0] = byte(i + 1)
+		in[i].Blobs = []*protocol.Blob{shared, {Id: own, Size: 1 << 20}} // and 100 ms
+	}
+	s.Step(0, SetPaused{"on battery"}) // nobody else works
+	if err := s.Step(0, Submit{Job: id, Spec: spec(id), Inputs: in, Close: true, Count: 10}); err != nil {
+		t.Fatal(err)
+	}
+	j, p := s.jobs[id], s.peers["b"]
+	about := func(what string, got, want int64) {
+		t.Helper()
+		if got < want*95/100 || got > want*105/100 {
+			t.Errorf("%s: %d ms, want %d", what, got/millisecond, want/millisecond)
+		}
+	}
+	about("before anything is there", s.missing(p, j), 10*second+100*millisecond)
+	granted := false
+	for _, m := range s.Ready().Messages {
+		if g, ok := m.Message.(*protocol.Grant); ok {
+			granted = true
+			if bs := g.Jobs[0].Tasks[0].Blobs; len(bs) != 2 || bs[0].Size != 100<<20 {
+				t.Errorf("the grant names %v", bs)
+			}
+		}
+	}
+	if !granted {
+		t.Fatal("nothing was granted")
+	}
+	about("with what they share there", s.missing(p, j), 100*millisecond)
+	check(t, s)
+}

@@ -235,17 +235,21 @@ func (s *Scheduler) checkHeld(p *peer) error {
 			return fmt.Errorf("%v waits for %d blobs, and %d are not here", a, h.missing, missing)
 		}
 	}
-	asked := 0
+	asked, needed := 0, int64(0)
 	for id, n := range p.needs.all {
 		if n.users != readers[id] || n.users == 0 && (!n.asked || n.here) || n.here && !n.asked {
 			return fmt.Errorf("blob %s has %d readers in the books, %d in truth; asked for: %v, here: %v", id, n.users, readers[id], n.asked, n.here)
 		}
+		needed += int64(min(n.blob.Size, blobBound))
 		if n.asked && !n.here {
 			asked++
 		}
 		if !n.asked && !slices.Contains(p.needs.queue, n) {
 			return fmt.Errorf("blob %s is never asked for", id)
 		}
+	}
+	if needed != p.needs.bytes {
+		return fmt.Errorf("%d bytes of blobs are needed in the books, %d in truth", p.needs.bytes, needed)
 	}
 	if asked != p.needs.obtains || asked > obtainsAtOnce || asked < obtainsAtOnce && len(p.needs.all) > 0 && slices.ContainsFunc(p.needs.queue, func(n *need) bool { return p.needs.all[n.id] == n && !n.asked }) {
 		return fmt.Errorf("%d blobs are asked for in the books, %d in truth, and more are wanted", p.needs.obtains, asked)

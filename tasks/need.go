@@ -13,6 +13,10 @@ import (
 // obtainsAtOnce blobs of an origin are asked for at once, in the order in which tasks came that read them; the others wait.
 const obtainsAtOnce = 16
 
+// maxNeeds bytes of blobs are needed for one origin's tasks here at once, unless one of them alone is larger: a part of the
+// store's quota.
+const maxNeeds = 4 << 30
+
 // inputBlobSize is what a blob that an input names takes in memory, at its worker and at its origin.
 const inputBlobSize = 128
 
@@ -31,6 +35,24 @@ type needs struct {
 	all     map[protocol.BlobID]*need
 	queue   []*need // not asked for yet
 	obtains int     // asked for, and not answered
+	bytes   int64   // of all
+}
+
+// tooMany says that the blobs of one more input would be more than an origin may have here.
+func (ns *needs) tooMany(in *Input) bool {
+	more := int64(0)
+	in.reads(func(b *protocol.Blob, id protocol.BlobID) {
+		if ns.all[id] == nil {
+			more += int64(min(b.Size, blobBound))
+		}
+	})
+	return more > 0 && ns.bytes > 0 && ns.bytes+more > maxNeeds
+}
+
+// drop forgets a blob.
+func (ns *needs) drop(n *need) {
+	delete(ns.all, n.id)
+	ns.bytes -= int64(min(n.blob.Size, blobBound))
 }
 
 // reads calls f for each blob that the input names, those that it names twice once.
@@ -76,6 +98,7 @@ func (s *Scheduler) needBlobs(p *peer, h *held) {
 			}
 			n = &need{blob: b, id: id}
 			p.needs.all[id] = n
+			p.needs.bytes += int64(min(b.Size, blobBound))
 			if len(p.needs.queue) > 2*len(p.needs.all)+16 {
 				p.needs.queue = slices.DeleteFunc(p.needs.queue, func(n *need) bool { return p.needs.all[n.id] != n })
 			}
@@ -125,7 +148,7 @@ func (s *Scheduler) obtained(ev Obtained) {
 	n.waiting = nil
 	switch {
 	case n.users == 0:
-		delete(p.needs.all, n.id)
+		p.needs.drop(n)
 		if ev.Err == "" {
 			s.out.Unpin = append(s.out.Unpin, n.id)
 		}
@@ -163,7 +186,7 @@ func (s *Scheduler) releaseBlobs(p *peer, h *held) {
 		if n.users--; n.users > 0 || n.asked && !n.here {
 			return
 		}
-		delete(p.needs.all, id)
+		p.needs.drop(n)
 		if n.here {
 			s.out.Unpin = append(s.out.Unpin, id)
 		}

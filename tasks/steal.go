@@ -63,7 +63,7 @@ func (s *Scheduler) askForTasks() {
 	}
 	soon := s.slotSoon()
 	for _, p := range sources {
-		if p.full() || p.inputBytes > maxInputs && !p.self {
+		if p.full() || !p.self && (p.inputBytes > maxInputs || p.needs.bytes > maxNeeds) {
 			continue
 		}
 		if p.asking != 0 && s.now < p.askedAt+askTimeout || s.now < p.askFrom {

@@ -463,7 +463,7 @@ func (s *Scheduler) granted(p *peer, m *protocol.Grant) {
 				cannot, why = append(cannot, h), "the job was not announced"
 			case j.state == unable:
 				cannot, why = append(cannot, h), j.why
-			case len(p.held) >= 2*maxHeld, p.full(), p.inputBytes > maxInputs && !p.self:
+			case len(p.held) >= 2*maxHeld, p.full(), !p.self && (p.inputBytes > maxInputs || p.needs.tooMany(&h.input)):
 				noSlot = append(noSlot, h)
 			case unwanted, t.Spare && idle <= 0:
 				noSlot = append(noSlot, h)

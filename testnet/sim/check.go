@@ -2,7 +2,6 @@ package sim
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -333,8 +332,8 @@ func (p *process) checkStart(x tasks.Start) {
 			// A liar may give its job any name; what comes of it goes to the liar.
 		case j == nil || a.Job != x.Job || j.n.id != x.Origin:
 			w.fail("I9: %v starts %v for %v, whose job it is not", n, a, w.byID[x.Origin])
-		case len(it.Input.Data) != 4 || binary.LittleEndian.Uint32(it.Input.Data) != a.Index:
-			w.fail("%v starts %v with the wrong input %x", n, a, it.Input.Data)
+		case !j.isInput(&it.Input, a.Index):
+			w.fail("%v starts %v with the wrong input %x, or reads %v", n, a, it.Input.Data, readBy(&it.Input))
 		case x.Origin == n.id:
 			w.found(a.Task())
 			if old, ok := h.to[a]; ok && old.n != n {
@@ -498,6 +497,16 @@ func (p *process) checkUnpin(id protocol.BlobID) {
 			}
 		}
 	}
+	// Of each origin whose tasks read it here, one pin.
+	readers := map[protocol.NodeID]bool{}
+	for _, s := range p.slot {
+		for i := range s.items {
+			if slices.Contains(readBy(&s.items[i].Input), id) {
+				readers[s.origin] = true
+			}
+		}
+	}
+	needed += len(readers)
 	if n.blobs.pins[id] < needed {
 		n.w.fail("%v unpins %x, which %d records need", n, id[:4], needed)
 	}
@@ -678,6 +687,18 @@ func (w *world) finished() {
 	for _, n := range w.nodes {
 		if err := n.p.s.Check(); err != nil {
 			w.fail("%v: %v", n, err)
+		}
+	}
+	for _, j := range w.order {
+		for i := uint32(0); j.reads && i < j.tasks; i++ {
+			in := j.input(i)
+			for _, n := range w.nodes {
+				for _, id := range readBy(&in) {
+					if n != j.n && n.blobs.pins[id] > 0 && !n.p.obtains[obtaining{j.n.id, id}] {
+						w.fail("%v keeps what tasks of %s read, which has ended", n, j.id.Short())
+					}
+				}
+			}
 		}
 	}
 	spares := w.spares // second copies on idle capacity cost nobody anything; they have a budget of their own

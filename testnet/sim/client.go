@@ -1,10 +1,14 @@
 package sim
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -41,6 +45,7 @@ type job struct {
 	halt      *protocol.Halt
 	bigPer    int    // whose result is a blob
 	blobSize  uint64 // of these; 0: 100 KiB
+	reads     bool   // its tasks read blobs
 
 	deadline    int64 // its end must be told by then; 0: none
 	cancelAt    int64 // 0: never
@@ -164,6 +169,43 @@ func (j *job) cancel(p *process, reason string, task *uint32) {
 	}})
 }
 
+// input is what task i gets. If the job reads: a blob that all read, one that a few neighbours read, and of some tasks the input is one.
+func (j *job) input(i uint32) tasks.Input {
+	in := tasks.Input{Data: binary.LittleEndian.AppendUint32(nil, i)}
+	if !j.reads {
+		return in
+	}
+	give := func(k uint32, size uint64) *protocol.Blob {
+		id := j.blob(k)
+		return &protocol.Blob{Id: id[:], Size: size}
+	}
+	in.Blobs = append(in.Blobs, give(math.MaxUint32-1, 200<<10))
+	if i%3 == 0 {
+		in.Blobs = append(in.Blobs, give(1<<31+i/6, 100<<10), in.Blobs[0])
+	}
+	if i%5 == 0 {
+		in.Data, in.Blob = nil, give(1<<30+i, 70<<10)
+	}
+	return in
+}
+
+// isInput says that in is what task i gets.
+func (j *job) isInput(in *tasks.Input, i uint32) bool {
+	want := j.input(i)
+	same := func(a, b *protocol.Blob) bool { return proto.Equal(a, b) }
+	return bytes.Equal(in.Data, want.Data) && same(in.Blob, want.Blob) && slices.EqualFunc(in.Blobs, want.Blobs, same)
+}
+
+// readBy is what a task reads, each blob once.
+func readBy(in *tasks.Input) (ids []protocol.BlobID) {
+	for _, b := range append(in.Blobs[:len(in.Blobs):len(in.Blobs)], in.Blob) {
+		if b != nil && !slices.Contains(ids, protocol.BlobID(b.Id)) {
+			ids = append(ids, protocol.BlobID(b.Id))
+		}
+	}
+	return ids
+}
+
 // submit sends one chunk, and plans the next.
 func (j *job) submit(p *process, first uint32) {
 	w := j.w
@@ -186,7 +228,9 @@ func (j *job) submit(p *process, first uint32) {
 		}
 	}
 	for i := first; i < first+n; i++ {
-		ev.Inputs = append(ev.Inputs, tasks.Input{Data: binary.LittleEndian.AppendUint32(nil, i)})
+		in := j.input(i)
+		j.n.blobs.put(readBy(&in)...) // pinned for the job
+		ev.Inputs = append(ev.Inputs, in)
 	}
 	last := first+n == j.tasks
 	if last {

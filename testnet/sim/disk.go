@@ -373,8 +373,8 @@ func (b *blobs) repin(rs []tasks.Record) {
 			}
 		case tasks.TasksRecord:
 			for _, in := range r.Inputs {
-				if in.Blob != nil {
-					b.pins[protocol.BlobID(in.Blob.Id)]++
+				for _, id := range readBy(&in) {
+					b.pins[id]++
 				}
 			}
 		}

@@ -54,6 +54,7 @@ func (p *process) next(i int, s *slot) {
 		return
 	}
 	p.checkRun(s.origin, a)
+	p.checkReads(&s.items[0])
 	j.begins(a)
 	s.running, s.began = true, w.now
 	if n.sleeper == sleepInSlot {
@@ -99,6 +100,7 @@ func (p *process) next(i int, s *slot) {
 			n.crash(w.chance(500), w.between(100*ms, 1*sec))
 			return
 		}
+		p.checkReads(&s.items[0])
 		s.running = false
 		j.endsRun(a, !dies)
 		s.items = s.items[1:]
@@ -255,6 +257,57 @@ func (p *process) fetch(x tasks.Fetch) {
 		}
 		p.post(ev)
 	})
+}
+
+// obtain brings what tasks read here, as fetch brings results.
+func (p *process) obtain(x tasks.Obtain) {
+	n, w := p.n, p.n.w
+	from, id := w.byID[x.Origin], protocol.BlobID(x.Blob.Id)
+	w.trace("%v obtains %x from %v", n, id[:4], from)
+	w.mix(id[:])
+	if from == nil {
+		w.fail("%v obtains a blob from an unknown node", n)
+		return
+	}
+	key := obtaining{x.Origin, id}
+	if p.obtains[key] {
+		w.fail("%v obtains %x twice at once", n, id[:4])
+	}
+	if p.obtains == nil {
+		p.obtains = map[obtaining]bool{}
+	}
+	p.obtains[key] = true
+	p.after(w.between(1*ms, 60*ms), func() {
+		delete(p.obtains, key)
+		ev := tasks.Obtained{Origin: x.Origin, Blob: id}
+		switch {
+		case n.blobs.here[id]:
+		case from != n && (from.p == nil || from.stands() || n.link(from).blocked != [2]bool{}):
+			ev.Err = "no connection"
+		case !from.blobs.here[id]:
+			ev.Err = "not there"
+		case w.chance(3):
+			ev.Err = "no room for the blob"
+		}
+		if ev.Err == "" {
+			n.blobs.put(id)
+		}
+		p.post(ev)
+	})
+}
+
+type obtaining struct {
+	origin protocol.NodeID
+	blob   protocol.BlobID
+}
+
+// checkReads fails if what a task reads is not here, or may go while it runs.
+func (p *process) checkReads(it *tasks.Item) {
+	for _, id := range readBy(&it.Input) {
+		if b := p.n.blobs; !b.here[id] || b.pins[id] == 0 {
+			p.n.w.fail("%v runs %v, and what it reads, %x, is not here, or not pinned", p.n, it.Attempt, id[:4])
+		}
+	}
 }
 
 func (p *process) unpin(id protocol.BlobID) {

@@ -127,6 +127,7 @@ type process struct {
 	wakes       int
 	carrying    int // turns whose outputs are still to come
 	later       []later
+	obtains     map[obtaining]bool // under way
 	syncing     bool
 	syncWanted  int // batches that somebody waits for
 	dead        bool
@@ -618,6 +619,9 @@ func (p *process) carryOut(r tasks.Ready) {
 	}
 	for _, x := range r.Fetch {
 		do(func() { p.fetch(x) })
+	}
+	for _, x := range r.Obtain {
+		do(func() { p.obtain(x) })
 	}
 	for _, x := range r.Load {
 		do(func() { p.load(x) })

@@ -153,6 +153,14 @@ var scenarios = map[string]func(*world){
 		w.plague(w.between(50*ms, 400*ms), faultEvict)
 		w.plague(w.between(700*ms, 3*sec), faultKill, faultCut, faultWall)
 	},
+	"reads": func(w *world) { // tasks read blobs
+		w.small(2, 4)
+		for _, j := range w.order {
+			j.reads = true
+		}
+		w.plague(w.between(50*ms, 400*ms), faultEvict)
+		w.plague(w.between(700*ms, 3*sec), faultKill, faultCut, faultWall, faultPause)
+	},
 	"person": func(w *world) { // what its person does with a node
 		w.small(2, 5)
 		w.plague(w.between(400*ms, 2*sec), faultSlots, faultPause, faultUnable)

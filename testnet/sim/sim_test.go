@@ -114,6 +114,7 @@ func TestFaultsHappen(t *testing.T) {
 		"person":       {"SetSlots", "SetPaused", "stops cleanly", "GiveBack"},
 		"poison":       {"the worker process of"},
 		"blobs":        {"fetches", "unpins"},
+		"reads":        {"obtains", "unpins", "no room for the blob", "dies"},
 		"liar":         {"1099511627776"},
 		"deaf":         {"partition n"},
 		"silent":       {"n1 is", "n1 dies"},
