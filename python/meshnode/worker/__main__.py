@@ -35,7 +35,7 @@ LOADED, LOAD_FAILED, ITEM_DONE, SKIPPED, ITEM_DONE_FILE = 0x81, 0x82, 0x83, 0x84
 
 OK, FAILED, OUTPUT_LIMIT, MEMORY_LIMIT, INVALID = 1, 2, 4, 5, 8
 
-# A larger output does not go into a frame: it is left in a file.
+# A larger output does not go into a frame: it is left in a file. (Smaller ones are faster through the pipe.)
 MAX_FRAME_OUTPUT = 16 << 20
 # An error is one line of at most so many bytes.
 MAX_ERROR = 4 << 10
@@ -312,26 +312,26 @@ class Worker:
         if no_alarm is not None:
             no_alarm(signal.ITIMER_REAL, 0)  # one that the task has set would end another task
         log = self.log.take(program.log)
-        if len(output) > program.output:
+        parts = output if type(output) is list else (output,)
+        length = sum(map(len, parts))
+        if length > program.output:
             text = "output_limit: more than %s of output" % size(program.output)
-            status, code, output, error = OUTPUT_LIMIT, 1, b"", text
+            status, code, parts, length, error = OUTPUT_LIMIT, 1, (), 0, text
         ran = time.perf_counter() - began
         error = error.encode("utf-8", "replace")[:MAX_ERROR] if error else b""
-        if len(output) > MAX_FRAME_OUTPUT:
-            output, kind = self.left(program, output), ITEM_DONE_FILE
-        else:
-            kind = ITEM_DONE
-        length = DONE.size - 4 + len(output) + len(log) + len(error)
-        head = DONE.pack(length, kind, ident, status, code, int(ran * 1e6), len(output), len(log), len(error))
-        self.write(b"".join((head, output, log, error)))
+        kind = ITEM_DONE
+        if length > MAX_FRAME_OUTPUT and program.scratch:
+            kind, parts = ITEM_DONE_FILE, (self.left(program, parts),)
+            length = len(parts[0])
+        size_of_frame = DONE.size - 4 + length + len(log) + len(error)
+        head = DONE.pack(size_of_frame, kind, ident, status, code, int(ran * 1e6), length, len(log), len(error))
+        self.write(b"".join((head,) + tuple(parts) + (log, error)))
         return ran
 
     def call(self, program, given, files, number):
         """Run a program's function: status, exit code, output, error."""
         try:
             failed, output, error = program.run(given, files, self.log.size, number)
-            if type(output) is list:
-                output = b"".join(output)
             return (FAILED, 1, output, error) if failed else (OK, 0, output, "")
         except MemoryError:
             pass
@@ -367,12 +367,13 @@ class Worker:
             return self.read_file(files.pop()), files
         return data[begin:end], files
 
-    def left(self, program, output):
+    def left(self, program, parts):
         """Leave an output in a file for the node. Returns the file's name."""
         self.files += 1
         name = "python-%d-%d" % (self.pid, self.files)
         with open(os.path.join(program.scratch, name), "xb") as f:
-            f.write(output)
+            for part in parts:
+                f.write(part)
         return name.encode()
 
 
