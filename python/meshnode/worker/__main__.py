@@ -8,6 +8,7 @@ Tasks see: descriptor 0 at its end, 1 and 2 a file that is the task's log, and n
 """
 
 import collections
+import faulthandler
 import gc
 import io
 import json
@@ -566,6 +567,7 @@ def main():
         ForkServer(3).serve()
     prefer_this()
     node_in, node_out, log = take_descriptors()
+    faulthandler.enable(2)  # a crash in C code leaves the Python lines that led to it in the log
     sys.argv = ["meshnode"]
     Worker(node_in, node_out, log, load).serve()
 

@@ -181,6 +181,9 @@ func testDeaths(t *testing.T, spawn bool) {
 		if !strings.HasPrefix(string(o.Log), "begin "+c.word+"\n") {
 			t.Errorf("%s: log %q", c.word, o.Log)
 		}
+		if c.word == "segfault" && !strings.Contains(string(o.Log), "in main") {
+			t.Errorf("a crash without the lines that led to it: log %q", o.Log)
+		}
 		if o.Status == ok && string(o.Output) != "fine" {
 			t.Errorf("%s: output %q", c.word, o.Output)
 		}
