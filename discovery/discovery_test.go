@@ -3,6 +3,7 @@ package discovery
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -322,6 +323,56 @@ func TestGivenAddress(t *testing.T) {
 		k := x.d.Known()
 		return len(k) == 1 && strings.Contains(k[0].Reason, "another mesh")
 	})
+}
+
+// What a person names is connected at once, or it is said why not.
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	dirB, dirC := t.TempDir(), t.TempDir()
+	a := start(t, t.TempDir(), "a")
+	b, c := member(t, dirB, "b"), member(t, dirC, "c")
+	a.admit(t, b)
+	a.admit(t, c)
+	a.stop()
+	nb, nc := start(t, dirB, "b"), start(t, dirC, "c")
+	x := start(t, t.TempDir(), "x")
+	connect := func(n *testNode, addr string) (peer.ID, error) {
+		t.Helper()
+		g, err := ParseGiven(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		return n.d.Connect(ctx, g)
+	}
+	if p, err := connect(nc, nb.addr()); err != nil || p != nb.Self() || !nc.d.connected(nb.Self()) {
+		t.Fatalf("%v, %v", p, err)
+	}
+	if _, err := connect(nc, nc.addr()); !errors.Is(err, ErrSelf) {
+		t.Errorf("itself: %v", err)
+	}
+	var e *ConnectError
+	if _, err := connect(nc, x.addr()); !errors.As(err, &e) || !e.Refused || !strings.Contains(e.Reason, "another mesh") {
+		t.Errorf("a stranger: %v", err)
+	}
+	if _, err := connect(nc, "127.0.0.1:1"); !errors.As(err, &e) || e.Refused || !strings.Contains(e.Reason, "nothing listens") {
+		t.Errorf("nobody: %v", err)
+	}
+	if err := nc.d.Reach(t.Context(), x.Self()); !errors.Is(err, ErrNotMember) {
+		t.Errorf("a stranger by its id: %v", err)
+	}
+	if err := nc.d.Reach(t.Context(), nc.Self()); !errors.Is(err, ErrSelf) {
+		t.Errorf("itself by its id: %v", err)
+	}
+	// A member that is away, and comes back where it was.
+	nb.stop()
+	until(t, 5*time.Second, "it is gone", func() bool { return !nc.d.connected(nb.Self()) })
+	short, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	if err := nc.d.Reach(short, nb.Self()); !errors.As(err, &e) || e.Refused {
+		t.Errorf("a member that is away: %v", err)
+	}
 }
 
 func TestOneConnection(t *testing.T) {

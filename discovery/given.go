@@ -13,6 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"meshnode/discovery/members"
 )
 
 // Given is an address that a person gave, as ParseGiven read it.
@@ -128,3 +130,78 @@ func (d *Discovery) pause(ctx context.Context, t time.Duration) bool {
 }
 
 var errNothing = errors.New("no address is known yet: waiting to hear from it, on the local network (mDNS) or through another member")
+
+// Errors of Connect and Reach that a caller can tell apart.
+var (
+	ErrSelf      = errors.New("that is this node itself")
+	ErrNotMember = errors.New("no member is known by that id")
+)
+
+// ConnectError says that a member could not be connected now. Refused: somebody is there, and one of the two sides does not want the other.
+type ConnectError struct {
+	Reason  string // a sentence
+	Refused bool
+}
+
+func (e *ConnectError) Error() string { return e.Reason }
+
+// Connect finds out who is at an address and connects that member, once, before ctx ends. From then on it is kept connected like others.
+func (d *Discovery) Connect(ctx context.Context, g Given) (peer.ID, error) {
+	cert, addr, err := d.members.Probe(ctx, g.Network, g.Host, g.Peer)
+	if err != nil {
+		return "", connectError(err)
+	}
+	if cert.Peer == d.host.ID() {
+		return "", ErrSelf
+	}
+	return cert.Peer, d.reach(ctx, cert.Peer, func() {
+		d.sync()
+		d.hint(cert.Peer, fromPerson, addr)
+	})
+}
+
+// Reach connects a member that is known, before ctx ends.
+func (d *Discovery) Reach(ctx context.Context, p peer.ID) error {
+	if p == d.host.ID() {
+		return ErrSelf
+	}
+	if _, ok := d.members.Certificate(p); !ok {
+		return ErrNotMember
+	}
+	return d.reach(ctx, p, func() {
+		if k := d.peers[p]; k != nil {
+			k.backoff.reset()
+			d.plan(p, k, true)
+		}
+	})
+}
+
+// reach has begin done, and waits until p is connected.
+func (d *Discovery) reach(ctx context.Context, p peer.ID, begin func()) error {
+	d.do(ctx, begin)
+	poll := time.NewTicker(reachPoll)
+	defer poll.Stop()
+	for !d.connected(p) {
+		select {
+		case <-ctx.Done():
+			reason := "no answer in time"
+			for _, s := range d.Known() {
+				if s.Peer == p && s.Reason != "" {
+					reason = s.Reason
+				}
+			}
+			return &ConnectError{Reason: reason}
+		case <-poll.C:
+		}
+	}
+	return nil
+}
+
+// reachPoll is how often reach looks: a person waits, for a dial that takes milliseconds.
+const reachPoll = 5 * time.Millisecond
+
+func connectError(err error) error {
+	var refused *members.Refused
+	var rejected *members.Rejected
+	return &ConnectError{Reason: reasonOf(err), Refused: errors.As(err, &refused) || errors.As(err, &rejected)}
+}

@@ -203,6 +203,12 @@ type Placement struct {
 	RemoteOnly bool              // any but the node of submission
 }
 
+// Connected is a member that Connect found.
+type Connected struct {
+	Peer string `json:"peer"`
+	Name string `json:"name"`
+}
+
 // InviteOptions are what a ticket gives.
 type InviteOptions struct {
 	Mine     bool          // a machine of the same owner
@@ -262,6 +268,9 @@ type clientAPI interface {
 	Invite(ctx context.Context, o InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)
 	Leave(ctx context.Context) error
+	// Connect connects a member, by its peer ID, or who is at an address (HOST:PORT or a multiaddr), within 3 s. CodeNoPeer: no such member;
+	// CodeRefused: it is this node, or one of the two sides does not take the other for a member; CodeUnavailable: it cannot be reached.
+	Connect(ctx context.Context, addr string) (Connected, error)
 	SetSlots(ctx context.Context, n int) error
 	// Pause stops taking and starting work, for d (0: until Resume).
 	Pause(ctx context.Context, d time.Duration) error

@@ -939,6 +939,49 @@ func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
 	return t, nil
 }
 
+// connectTime is how long Connect tries: a program waits for it.
+const connectTime = 3 * time.Second
+
+// Connect implements clientAPI.
+func (n *Node) Connect(ctx context.Context, addr string) (Connected, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	p, err := peer.Decode(addr)
+	if err == nil {
+		err = n.finder.Reach(ctx, p)
+	} else {
+		g, perr := discovery.ParseGiven(addr)
+		if perr != nil {
+			return Connected{}, &Error{Code: CodeBadRequest, Message: fmt.Sprintf("no member is called %.80q, and it is no address", addr), Fix: "meshnode peers lists the members; an address is HOST:PORT or a multiaddr"}
+		}
+		p, err = n.finder.Connect(ctx, g)
+	}
+	for err == nil && n.sessions.get(protocol.NodeID(p.String())) == nil { // connected is who can be given work
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			err = errors.New("it is connected, and says nothing")
+		}
+	}
+	var cannot *discovery.ConnectError
+	switch {
+	case err == nil:
+	case errors.Is(err, discovery.ErrSelf):
+		return Connected{}, &Error{Code: CodeRefused, Message: addr + " is this node itself", Fix: "name another node"}
+	case errors.Is(err, discovery.ErrNotMember):
+		return Connected{}, &Error{Code: CodeNoPeer, Message: addr + " is no member of this mesh", Fix: "invite it: meshnode invite"}
+	case errors.As(err, &cannot) && cannot.Refused:
+		return Connected{}, &Error{Code: CodeRefused, Message: fmt.Sprintf("%s: %s", addr, cannot.Reason), Fix: "it must be a member of this mesh: meshnode invite here, meshnode join there"}
+	default:
+		return Connected{}, &Error{Code: CodeUnavailable, Message: fmt.Sprintf("%s: %v", addr, err), Fix: "see whether a node runs there, and listens on that port: meshnode status there says so"}
+	}
+	c := Connected{Peer: p.String(), Name: n.nameOf(protocol.NodeID(p.String()))}
+	if cert, ok := n.members.Certificate(p); ok {
+		c.Name = cmp.Or(cert.Name, c.Name)
+	}
+	return c, nil
+}
+
 // Join implements clientAPI.
 func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
 	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{Find: discovery.FindOnLAN}); err != nil {

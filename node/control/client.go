@@ -394,6 +394,13 @@ func (c *Client) Invite(ctx context.Context, o node.InviteOptions) (ticket strin
 	return a.Ticket, err
 }
 
+// Connect has the node connect a member: by its name, its id, or an address, HOST:PORT or a multiaddr.
+func (c *Client) Connect(ctx context.Context, addr string) (node.Connected, error) {
+	var a node.Connected
+	err := c.call(ctx, "POST", "/v1/connect", connectBody{addr}, &a)
+	return a, err
+}
+
 // Join makes the node a member of the ticket's mesh, and returns the mesh's name.
 func (c *Client) Join(ctx context.Context, ticket string) (mesh string, err error) {
 	var a joinAnswer

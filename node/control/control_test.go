@@ -724,6 +724,32 @@ func TestGroup(t *testing.T) {
 	}
 }
 
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	c := dial(t, dir)
+	for addr, want := range map[string]string{
+		"up":             "12D3up up",
+		"12D3up":         "12D3up up",
+		"127.0.0.1:5":    "12D3new new",
+		"127.0.0.1:4001": node.CodeUnavailable + ": 127.0.0.1:4001: nothing listens there",
+		"gone":           node.CodeUnavailable + ": gone: nothing listens there",
+		"twin":           node.CodeRefused + `: 2 members are called "twin"`,
+	} {
+		a, err := c.Connect(testContext(t), addr)
+		got := a.Peer + " " + a.Name
+		if e := (*node.Error)(nil); errors.As(err, &e) {
+			got = e.Code + ": " + e.Message
+		} else if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
 func TestStopCutsStreams(t *testing.T) {
 	t.Parallel()
 	n, dir := newFakeNode(), t.TempDir()

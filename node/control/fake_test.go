@@ -88,7 +88,8 @@ func (n *fakeNode) Status(context.Context) (node.Status, error) {
 	return node.Status{ID: "12D3fake", Name: "fake", Addrs: []string{}, Slots: n.slots}, nil
 }
 func (n *fakeNode) Peers(context.Context) ([]node.Peer, error) {
-	return []node.Peer{{ID: "12D3fake", Name: "fake", State: "self"}}, nil
+	return []node.Peer{{ID: "12D3fake", Name: "fake", State: "self"}, {ID: "12D3up", Name: "up", State: "connected"}, {ID: "12D3gone", Name: "gone", State: "gone"},
+		{ID: "12D3one", Name: "twin", State: "connected"}, {ID: "12D3two", Name: "twin", State: "connected"}}, nil
 }
 
 func (n *fakeNode) OpenJob(_ context.Context, s node.JobSpec) error {
@@ -251,6 +252,13 @@ func (n *fakeNode) Rerun(ctx context.Context, of protocol.JobID, r node.Rerun) (
 	}
 	n.CloseJob(ctx, r.ID, uint32(len(j.inputs)))
 	return n.Job(ctx, r.ID)
+}
+
+func (n *fakeNode) Connect(_ context.Context, addr string) (node.Connected, error) {
+	if addr == "127.0.0.1:4001" || addr == "12D3gone" {
+		return node.Connected{}, &node.Error{Code: node.CodeUnavailable, Message: addr + ": nothing listens there"}
+	}
+	return node.Connected{Peer: "12D3new", Name: "new"}, nil
 }
 
 func (n *fakeNode) SetGroup(_ context.Context, group protocol.JobID, limit int) error {

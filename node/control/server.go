@@ -44,6 +44,7 @@ type Node interface {
 	Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)
 	Leave(ctx context.Context) error
+	Connect(ctx context.Context, addr string) (node.Connected, error)
 	SetSlots(ctx context.Context, n int) error
 	Pause(ctx context.Context, d time.Duration) error
 	Resume(ctx context.Context) error
@@ -109,6 +110,7 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("POST /v1/jobs/{job}/rerun", s.postRerun)
 	handle("POST /v1/invite", s.postInvite)
 	handle("POST /v1/join", s.postJoin)
+	handle("POST /v1/connect", s.postConnect)
 	handle("POST /v1/leave", func(r *http.Request) (any, error) { return empty{}, s.node.Leave(r.Context()) })
 	handle("POST /v1/slots", s.postSlots)
 	handle("POST /v1/pause", s.postPause)
@@ -454,6 +456,37 @@ type joinBody struct {
 
 type joinAnswer struct {
 	Mesh string `json:"mesh"`
+}
+
+type connectBody struct {
+	Addr string `json:"addr"`
+}
+
+// postConnect connects a member by its name, as people call it, or by an address.
+func (s *Server) postConnect(r *http.Request) (any, error) {
+	var b connectBody
+	if err := readJSON(r, &b); err != nil {
+		return nil, err
+	}
+	peers, err := s.node.Peers(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	switch found := FindPeers(peers, b.Addr); {
+	case len(found) > 1:
+		return nil, &node.Error{Code: node.CodeRefused, Message: fmt.Sprintf("%d members are called %q", len(found), b.Addr), Fix: "give the id of one: meshnode peers -o wide"}
+	case len(found) == 1 && (found[0].State == "connected" || found[0].State == "suspect"):
+		return node.Connected{Peer: found[0].ID, Name: found[0].Name}, nil
+	case len(found) == 1:
+		c, err := s.node.Connect(r.Context(), found[0].ID)
+		if e := (*node.Error)(nil); errors.As(err, &e) { // in the words that were used
+			told := *e
+			told.Message = strings.ReplaceAll(told.Message, found[0].ID, b.Addr)
+			return nil, &told
+		}
+		return c, err
+	}
+	return s.node.Connect(r.Context(), b.Addr)
 }
 
 func (s *Server) postJoin(r *http.Request) (any, error) {
