@@ -286,7 +286,7 @@ func (p *process) obtain(x tasks.Obtain) {
 			ev.Err = "no connection"
 		case !from.blobs.here[id]:
 			ev.Err = "not there"
-		case w.chance(3):
+		case w.chance(20):
 			ev.Err = "no room for the blob"
 		}
 		if ev.Err == "" {
