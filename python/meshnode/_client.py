@@ -88,12 +88,11 @@ class Function:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         began = time.monotonic()
-        encode = self.encode
         run = Map(
             self._jobs,
             self._work,
             zip(*iterables),
-            lambda args: encode(args, {}),
+            Encoder(self.bundle, self._jobs.put),  # of its own: it may be used for long, and by one thread
             self._decoder,
             self._lane.print_log,
             ordered,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections import deque
@@ -10,10 +11,14 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optio
 
 from meshnode._errors import MeshError
 from meshnode._jobs import PACKET_CALLS, WINDOW_BYTES, Call, Feed, Jobs, Outcome, Packet, Work
-from meshnode._values import Decoder
+from meshnode._values import Decoder, Encoder
 
 FLUSH_SECONDS = 0.002
 """Inputs that come slowly wait no longer than this for others to go with."""
+
+
+_COUNT = struct.Struct("<I")
+_NOTHING: Dict[str, Any] = {}
 
 
 class Part(NamedTuple):
@@ -61,7 +66,7 @@ class Map(Feed):
         jobs: Jobs,
         work: Work,
         inputs: Iterator[Tuple[Any, ...]],
-        encode: Callable[[Tuple[Any, ...]], Call],
+        encoder: Encoder,
         decoder: Decoder,
         log: Callable[[bytes], None],
         ordered: bool,
@@ -70,7 +75,7 @@ class Map(Feed):
         super().__init__(work)
         self.jobs = jobs
         self.inputs = inputs
-        self.encode = encode
+        self.encode = encoder.call
         self.decoder = decoder
         self.log = log
         self.ordered = ordered
@@ -110,7 +115,7 @@ class Map(Feed):
         count = self.read
         try:
             for args in inputs:
-                call = encode(args)
+                call = encode(args, _NOTHING)
                 calls.append(call)
                 size += len(call[0])
                 count += 1
@@ -176,17 +181,9 @@ class Map(Feed):
         """What the calls of a packet returned. Raises what the first of them raised."""
         if part.error is not None:
             raise part.error
-        count = 0
-        kept = []
-        for result in self.decoder.results(part.output, b"", part.node, part.foreign):
-            if result.error is not None:
-                raise result.error
-            kept.append(result.value)
-            del result
-            yield kept.pop()  # nothing here keeps it alive
-            count += 1
-        if count != part.calls:
-            raise MeshError("the node %s answered %d calls of %d" % (part.node, count, part.calls))
+        if len(part.output) < 4 or _COUNT.unpack_from(part.output) != (part.calls,):
+            raise MeshError("the node %s did not answer all of %d calls" % (part.node, part.calls))
+        yield from self.decoder.values(part.output, part.node, part.foreign)
 
     def _next(self, given: int, end: Optional[float]) -> Optional[Part]:
         with self.changed:

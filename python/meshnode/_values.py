@@ -551,6 +551,37 @@ class Decoder:
         except struct.error:
             raise ValueError("the results of a packet are cut off") from None
 
+    def values(self, output: bytes, node: str = "", foreign: bool = False) -> Iterator[Any]:
+        """The values of a packet's calls, in order: as results(), but quicker. It ends with the first error, and raises it."""
+        kept: List[Any] = []
+        if foreign or b"__main__" in output:
+            for result in self.results(output, b"", node, foreign):
+                if result.error is not None:
+                    raise result.error
+                kept.append(result.value)
+                del result
+                yield kept.pop()  # nothing here keeps it alive
+            return
+        unpack, loads = _RESULT.unpack_from, pickle.loads
+        try:
+            (count,) = _U32.unpack_from(output, 0)
+            at = 4
+            for _ in range(count):
+                kind, size, _ = unpack(output, at)
+                begin = at + 9
+                at = begin + size
+                if at > len(output) or kind > 1:
+                    raise ValueError("the results of a packet are damaged")
+                if kind:
+                    raise self.error(output[begin:at], node)
+                try:
+                    kept.append(loads(output[begin:at]))
+                except pickle.UnpicklingError:  # it names objects of the bundle
+                    kept.append(self.value(output[begin:at]))
+                yield kept.pop()
+        except struct.error:
+            raise ValueError("the results of a packet are cut off") from None
+
     def value(self, data: bytes, foreign: bool = False) -> Any:
         """The object that one pickle has."""
         if foreign:
