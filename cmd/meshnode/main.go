@@ -299,7 +299,7 @@ variable. Without a command, meshnode does what "up" does.`,
 		c.upCommand(), c.downCommand(), c.statusCommand(),
 		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.peersCommand(),
 		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.rerunCommand(), c.logsCommand(),
-		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
+		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.blobCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {

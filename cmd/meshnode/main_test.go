@@ -375,7 +375,7 @@ func TestLog(t *testing.T) {
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	code, out, _ := call(t.Context(), env{}, "help")
-	for _, name := range strings.Fields("up down status invite join leave peers submit run jobs job wait results cancel rerun logs slots pause resume demo version completion") {
+	for _, name := range strings.Fields("up down status invite join leave peers submit run jobs job wait results cancel rerun logs slots pause resume blob demo version completion") {
 		if !strings.Contains(out, "\n  "+name+" ") {
 			t.Errorf("help does not list %s", name)
 		}

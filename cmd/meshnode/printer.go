@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"meshnode/node/control"
 	"meshnode/protocol"
 	"meshnode/tasks"
+	"meshnode/tasks/executor"
 )
 
 // printer writes results as submit, run and results show them.
@@ -199,6 +202,7 @@ type resultLine struct {
 	Status    string  `json:"status"`
 	Output    *string `json:"output,omitempty"`
 	OutputB64 []byte  `json:"output_b64,omitempty"`
+	OutputID  string  `json:"output_blob,omitempty"` // the blob that has it, if it is over 16 MiB
 	ExitCode  int32   `json:"exit_code"`
 	Error     string  `json:"error"`
 	Reason    string  `json:"reason,omitempty"`
@@ -238,7 +242,9 @@ func (p *printer) jsonLine(r *control.Result) resultLine {
 	} else {
 		l.InputB64 = r.Input
 	}
-	if utf8.Valid(r.Output) {
+	if b := r.OutputBlob; b != nil {
+		l.OutputID = hex.EncodeToString(b.Id)
+	} else if utf8.Valid(r.Output) {
 		s := string(r.Output)
 		l.Output = &s
 	} else {
@@ -293,6 +299,17 @@ func (p *printer) write(r *control.Result) error {
 	return p.log.add(r)
 }
 
+// copyOutput writes an output that was left out of its result, and no line feed after it.
+func (p *printer) copyOutput(w io.Writer, b *protocol.Blob) error {
+	id := hex.EncodeToString(b.Id)
+	in, size, err := p.client.GetBlob(context.Background(), id)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return copyBlob(w, in, id, size)
+}
+
 func (p *printer) writeOutput(r *control.Result) error {
 	if p.c.json() {
 		b, err := encodeJSON(p.jsonLine(r))
@@ -302,6 +319,12 @@ func (p *printer) writeOutput(r *control.Result) error {
 		return err
 	}
 	out := r.Output
+	if b := r.OutputBlob; b != nil {
+		if !p.c.outTTY && !p.tag && !p.passThrough {
+			return p.copyOutput(p.out, b)
+		}
+		out = fmt.Appendf(nil, "an output of %s: meshnode blob get %x --to FILE", executor.Size(b.Size), b.Id)
+	}
 	switch {
 	case p.passThrough:
 		if err := p.passLog(r); err != nil {

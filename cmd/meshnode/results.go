@@ -85,6 +85,22 @@ and what it wrote to standard error one that ends in .log. The exit code is that
 	return cmd
 }
 
+// saveOutput writes one output as a file.
+func (p *printer) saveOutput(dir *os.Root, name string, r *control.Result) error {
+	if r.OutputBlob == nil {
+		return dir.WriteFile(name, r.Output, 0o666)
+	}
+	f, err := dir.Create(name)
+	if err != nil {
+		return err
+	}
+	err = p.copyOutput(f, r.OutputBlob)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
 // save writes results as files. Names are numbers: nothing that a task or peer says decides where they go.
 func (p *printer) save(dir *os.Root, rs []control.Result) error {
 	for i := range rs {
@@ -92,7 +108,7 @@ func (p *printer) save(dir *os.Root, rs []control.Result) error {
 		p.seen++
 		p.last = *r
 		name := strconv.Itoa(int(r.Index))
-		if err := dir.WriteFile(name, r.Output, 0o666); err != nil {
+		if err := p.saveOutput(dir, name, r); err != nil {
 			return err
 		}
 		if len(r.Log) > 0 {
