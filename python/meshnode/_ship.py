@@ -560,6 +560,8 @@ class _Walk:
             return self.made(o, t, (o.__func__,))
         if t is property:
             return self.made(o, t, (o.fget, o.fset, o.fdel, o.__doc__))
+        if t is TypeVar:
+            return self.made(o, t, (o.__name__, *o.__constraints__), __module__=o.__module__)
         return self.value(o)
 
     def made(self, o: Any, by: Any, args: Tuple[Any, ...], **set: str) -> int:
@@ -1045,7 +1047,10 @@ class _Walk:
         for k, v in sorted(vars(c).items()):
             if k in _NOT_PARTS or isinstance(v, (types.MemberDescriptorType, types.GetSetDescriptorType)):
                 continue
-            spec["attributes"][k] = self.under("attribute %s" % k, v)
+            known = self.known(v)
+            if known is None and type(v) is types.FunctionType:
+                known = self.function(v)
+            spec["attributes"][k] = self.under("attribute %s" % k, v) if known is None else known
         self.trail.pop()
         return number
 
@@ -1062,8 +1067,23 @@ class _Walk:
             if isinstance(e, ShipError):
                 raise
             raise self.error("is %s, which cannot be pickled (%s)" % (_label(o), e)) from None
-        data = base64.b64encode(out.getvalue()).decode("ascii")
-        return self.put(o, {"k": "pickle", "data": data, "mutable": True})
+        raw = out.getvalue()
+        if b"__main__" in raw and _named_in_main(raw):
+            raise self.error("is %s, whose pickle is only a name in __main__" % _label(o))
+        return self.put(o, {"k": "pickle", "data": base64.b64encode(raw).decode("ascii"), "mutable": True})
+
+
+def _named_in_main(raw: bytes) -> bool:
+    """Whether a pickle has the name of something in __main__ in it, instead of the thing itself."""
+    import pickletools
+
+    texts: List[Any] = []
+    for op, arg, _ in pickletools.genops(raw):
+        if op.name == "STACK_GLOBAL" and "__main__" in texts[-2:]:
+            return True
+        if op.name not in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            texts.append(arg)
+    return False
 
 
 # Attributes of a class that making it makes.
@@ -1258,21 +1278,26 @@ def _source_of_module(m: types.ModuleType) -> str:
 
 def _edited(m: types.ModuleType, source: str) -> bool:
     """Whether a module's functions are not those of its source."""
-    code = _module_code(source)
-    if code is None:
-        return True
-    names = {(c.co_name, c.co_code) for c in code}
+    there = _meanings(source)
+    return there is None or not _from(m, there)
+
+
+def _from(m: types.ModuleType, there: Set[Tuple[Any, ...]]) -> bool:
+    """Whether a module's functions, and the methods of its classes, are among these."""
     for v in list(vars(m).values()):
-        if isinstance(v, types.FunctionType) and v.__module__ == m.__name__ and v.__code__.co_filename == m.__file__:
-            if (v.__code__.co_name, v.__code__.co_code) not in names:
-                return True
-    return False
+        if getattr(v, "__module__", None) != m.__name__:
+            continue
+        functions = _source.methods(v) if isinstance(v, type) else [v] if isinstance(v, types.FunctionType) else []
+        for f in functions:
+            if f.__code__.co_filename == m.__file__ and _source.meaning(f.__code__) not in there:
+                return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)
-def _module_code(source: str) -> Optional[Set[types.CodeType]]:
+def _meanings(source: str) -> Optional[Set[Tuple[Any, ...]]]:
     try:
-        return set(_source.codes(compile(source, "module", "exec", dont_inherit=True)))
+        return {_source.meaning(c) for c in _source.codes(compile(source, "module", "exec", dont_inherit=True))}
     except (SyntaxError, ValueError):
         return None
 
@@ -1287,11 +1312,8 @@ def _cached_code(m: types.ModuleType) -> Optional[types.CodeType]:
         return None
     if not isinstance(code, types.CodeType):
         return None
-    have = {(c.co_name, c.co_code) for c in _source.codes(code)}
-    for v in list(vars(m).values()):
-        if isinstance(v, types.FunctionType) and v.__module__ == m.__name__ and v.__code__.co_filename == m.__file__:
-            if (v.__code__.co_name, v.__code__.co_code) not in have:
-                return None
+    if not _from(m, {_source.meaning(c) for c in _source.codes(code)}):
+        return None
     return _nameless(code)
 
 

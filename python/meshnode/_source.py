@@ -152,26 +152,23 @@ def _compiles_to(file: _File, node: _Definition, code: types.CodeType) -> bool:
         other = compile_function(s.text, s.file, s.line, list(code.co_freevars), "", s.future)
     except (SyntaxError, StopIteration):
         return False
-    return same(other, code)
+    return meaning(other) == meaning(code)
 
 
-def same(a: types.CodeType, b: types.CodeType) -> bool:
-    """Whether two code objects do the same, wherever in a file they are."""
-    if len(a.co_consts) != len(b.co_consts):
-        return False
-    for x, y in zip(a.co_consts, b.co_consts):
-        if isinstance(x, types.CodeType) and isinstance(y, types.CodeType):
-            if not same(x, y):
-                return False
-        elif type(x) is not type(y) or repr(x) != repr(y):
-            return False
-    for k in ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount", "co_flags"):
-        x, y = getattr(a, k), getattr(b, k)
-        if k == "co_flags":
-            x, y = x & ~inspect.CO_NESTED, y & ~inspect.CO_NESTED
-        if x != y:
-            return False
-    return True
+def meaning(code: types.CodeType) -> Tuple[Any, ...]:
+    """What a code object does, wherever in a file it is: equal for two that do the same."""
+    return (
+        code.co_name,
+        code.co_code,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        code.co_cellvars,
+        code.co_argcount,
+        code.co_kwonlyargcount,
+        code.co_flags & ~inspect.CO_NESTED,
+        tuple(meaning(c) if isinstance(c, types.CodeType) else (type(c), repr(c)) for c in code.co_consts),
+    )
 
 
 def methods(c: type) -> List[types.FunctionType]:

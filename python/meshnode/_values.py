@@ -68,6 +68,10 @@ def _stored(number: int) -> Any:
 _ATOMS = frozenset([type(None), bool, int, float, complex, str])
 
 
+class _TooMany(ShipError):
+    """The arguments need more blobs than a task may name."""
+
+
 # Types that a pickle has an own way for.
 _NAMELESS = (type(None), type(...), type(NotImplemented))
 
@@ -135,13 +139,17 @@ class Encoder:
         Raises:
             ShipError: an argument cannot travel.
         """
-        if not kwargs:
-            for a in args:
-                if type(a) not in _ATOMS:
-                    break
-            else:
-                return pickle.dumps((args, kwargs), 4), ()
-        return self._call(args, kwargs)
+        for a in args:
+            if type(a) not in _ATOMS and not _simple(a):
+                return self._call(args, kwargs)
+        if kwargs:
+            for a in kwargs.values():
+                if type(a) not in _ATOMS and not _simple(a):
+                    return self._call(args, kwargs)
+        data = pickle.dumps((args, kwargs), 4)
+        if len(data) >= LARGE_CALL:
+            return self._call(args, kwargs)
+        return data, ()
 
     # ---- what is not plain
 
@@ -169,10 +177,10 @@ class Encoder:
             except _Again:
                 protocol = self._protocol
                 continue
-            except ShipError:
+            except _TooMany:
                 raise
             except Exception as e:
-                raise self._error(args, kwargs, e) from e
+                raise self._error(args, kwargs, e) from None
             if protocol == 5 and not self._apart:
                 protocol, five = 4, False  # older workers read that quicker
                 continue
@@ -241,7 +249,7 @@ class Encoder:
         i = self._blob_of.get(r.id)
         if i is None:
             if len(self._blobs) >= 64:
-                raise ShipError("a call can name 64 stored objects and large buffers at most")
+                raise _TooMany("a call can name 64 stored objects and large buffers at most")
             i = self._blob_of[r.id] = self._add_blob(r)
         self._extended = True
         return _stored, (i,)
@@ -360,9 +368,15 @@ class Encoder:
                 except _Again:
                     continue
                 except Exception as found:
-                    return ShipError("%s, %s, cannot travel: %s" % (name, _label(value), found))
+                    why = str(found)
+                    if why.startswith(_CANNOT):
+                        why = why[len(_CANNOT) :]
+                    return ShipError("%s, %s, %s%s" % (name, _label(value), _CANNOT, why))
                 break
-        return ShipError("the arguments cannot travel: %s" % e)
+        return ShipError("the arguments %s%s" % (_CANNOT, e))
+
+
+_CANNOT = "cannot travel: "
 
 
 _STANDARD: FrozenSet[str] = getattr(sys, "stdlib_module_names", frozenset())
@@ -374,6 +388,18 @@ def _plain(t: type) -> bool:
     if _STANDARD:
         return root in _STANDARD and t is not pickle.PickleBuffer
     return root in ("builtins", "datetime", "enum", "decimal", "collections", "fractions", "uuid", "pathlib", "array")
+
+
+def _simple(a: Any) -> bool:
+    """Whether a pickle holds nothing of the program, nor anything large; False if one had to look further to tell."""
+    t = type(a)
+    if t is bytes:
+        return len(a) < LARGE
+    if t is list or t is tuple or t is set or t is frozenset:
+        return _ATOMS.issuperset(map(type, a))
+    if t is dict:
+        return _ATOMS.issuperset(map(type, a)) and _ATOMS.issuperset(map(type, a.values()))
+    return False
 
 
 def _has_large(value: Any, depth: int) -> bool:
@@ -483,12 +509,8 @@ class _Storing(pickle.Pickler):
 # ---- results
 
 
-class Result(NamedTuple):
-    """What came of one call."""
-
-    value: Any  # None if it raised
-    error: Optional[BaseException]  # what it raised
-    log: bytes  # what it printed
+# What came of one call: the value that it returned, what it raised (then the value is None), and what it printed.
+Result = Tuple[Any, Optional[BaseException], bytes]
 
 
 class Decoder:
@@ -531,7 +553,7 @@ class Decoder:
                 text = log[logged : logged + length] if length else b""
                 logged += length
                 if kind:
-                    yield Result(None, self.error(data, node, foreign), text)
+                    yield None, self.error(data, node, foreign), text
                     continue
                 error: Optional[BaseException] = None
                 value = None
@@ -545,7 +567,7 @@ class Decoder:
                         value = self.value(data, foreign)
                 except Exception as e:
                     error = e
-                one = [Result(value, error, text)]
+                one = [(value, error, text)]
                 value = error = None
                 yield one.pop()  # nothing here keeps it alive
         except struct.error:

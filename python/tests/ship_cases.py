@@ -691,12 +691,12 @@ def main(workers):
                     # Twice: the second call sees nothing of the first.
                     failed, out, error = worker.run(number, packet([payload, payload]), [blobs[i] for i in ids])
                     worker.ask({"do": "close", "as": number})
-                    for got in Decoder(bundle).results(out):
-                        if got.error is not None:
-                            raise got.error
+                    for value, raised, _ in Decoder(bundle).results(out):
+                        if raised is not None:
+                            raise raised
                         check = options.get("check", lambda got: got == want and type(got) is type(want))
-                        if not check(got.value):
-                            raise AssertionError("%r instead of %r" % (got.value, want))
+                        if not check(value):
+                            raise AssertionError("%r instead of %r" % (value, want))
                     ran += 1
                 except Exception as e:
                     text = "".join(traceback.format_exception(type(e), e, e.__traceback__))

@@ -37,7 +37,7 @@ def interpreters():
 
 _WORKER = """
 import importlib.util, io, json, os, struct, sys
-sys.path[:] = [p for p in sys.path if p not in ("", %(here)r)]
+sys.path[:] = [p for p in sys.path if p not in ("", %(here)r)] + [%(root)r]
 spec = importlib.util.spec_from_file_location("meshnode.worker.load", %(path)r)
 load = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = load
@@ -87,7 +87,7 @@ class Worker:
 
     def __init__(self, path):
         worker = os.path.join(PYTHON, "meshnode", "worker")
-        code = _WORKER % {"here": worker, "path": os.path.join(worker, "load.py")}
+        code = _WORKER % {"here": worker, "root": PYTHON, "path": os.path.join(worker, "load.py")}
         self.process = subprocess.Popen(
             [path, "-E", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=dict(os.environ, PYTHONHASHSEED="random")
         )

@@ -480,7 +480,10 @@ class _Part(object):
         """What a call of one object with others gives: static methods, properties, enumerations."""
         value = self.object(s["of"])(*[self.object(n) for n in s["args"]])
         for k, v in s.get("set", {}).items():
-            setattr(value, k, v)
+            try:
+                setattr(value, k, v)
+            except AttributeError:
+                pass
         return value
 
     def make_attribute(self, i, s):
