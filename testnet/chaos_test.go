@@ -134,6 +134,8 @@ type chaos struct {
 	stop    chan struct{} // closed when no more jobs are to be submitted
 	wait    sync.WaitGroup
 
+	programs []*program
+
 	mu   sync.Mutex
 	jobs []*chaosJob
 }
@@ -177,7 +179,7 @@ func startChaos(t *testing.T, seed uint64, limit time.Duration) *chaos {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Args: []string{"--log-level", "debug"}}
+	o := Options{Args: []string{"--log-level", "debug"}, ArgsOf: mixed}
 	if c.wires, err = lay(t, chaosNodes); err == nil {
 		o.Place = c.wires.place
 	} else {
@@ -217,6 +219,13 @@ func startChaos(t *testing.T, seed uint64, limit time.Duration) *chaos {
 				}
 			}
 		})
+	}
+	// Programs in Python at two of the nodes, whose calls run on as many versions of it as there are.
+	if all := clients(); len(all) == 0 {
+		t.Log("without Python programs: no Python from 3.8 on is found")
+	} else {
+		t.Logf("Python: programs on %v and %v, workers on %v", all[0], all[len(all)-1], pythons())
+		c.programs = append(c.programs, startProgram(t, c.n.Node(1), all[len(all)-1], seed), startProgram(t, c.n.Node(3), all[0], seed+2))
 	}
 	return c
 }
@@ -423,20 +432,29 @@ func (c *chaos) cut(k fault, sides uint, from, to int, lasts time.Duration) bool
 	return true
 }
 
-// killWorker kills one of the node's worker processes, if it has any. A process of that number that is not the node's
-// child is not touched.
+// killWorker kills one of the node's worker processes, or what makes them, if it has any. A process of that number that is not the
+// node's child, or a child's, is not touched.
 func (c *chaos) killWorker(nd *Node, share float64) bool {
 	p, err := process.NewProcess(int32(nd.PID()))
 	if err != nil {
 		return false
 	}
 	children, err := p.Children()
+	for _, w := range children {
+		if forked, err := w.Children(); err == nil {
+			children = append(children, forked...)
+		}
+	}
 	if err != nil || len(children) == 0 {
 		return false
 	}
+	parents := []int32{p.Pid}
+	for _, w := range children {
+		parents = append(parents, w.Pid)
+	}
 	slices.SortFunc(children, func(a, b *process.Process) int { return cmp.Compare(a.Pid, b.Pid) })
 	w := children[int(share*float64(len(children)))]
-	if parent, err := w.Ppid(); err != nil || parent != p.Pid {
+	if parent, err := w.Ppid(); err != nil || !slices.Contains(parents, parent) {
 		return false
 	}
 	return w.Kill() == nil
@@ -478,8 +496,17 @@ func (c *chaos) finish() {
 	}
 	over := time.Now()
 	close(c.stop)
+	for _, g := range c.programs {
+		g.stdin.Close()
+	}
 	done := make(chan struct{})
-	go func() { c.wait.Wait(); close(done) }()
+	go func() {
+		c.wait.Wait()
+		for _, g := range c.programs {
+			<-g.ended
+		}
+		close(done)
+	}()
 	select {
 	case <-done:
 	case <-time.After(recovery):
@@ -489,7 +516,23 @@ func (c *chaos) finish() {
 				t.Logf("job %s of node %d: %+v, %v", j.id, j.origin, job, err)
 			}
 		}
+		for _, g := range c.programs {
+			jobs, err := c.n.Node(g.node).Client().Jobs(context.Background())
+			t.Logf("Python %v at node %d told of %d calls; its node: %v\n%s", g.python, g.node, g.calls, err, &g.errs)
+			for _, j := range jobs {
+				if j.State == "running" {
+					t.Logf("%+v\n%s", j, c.n.Node(g.node).CLI("why", j.ID).Stdout)
+				}
+			}
+		}
 		t.Fatalf("jobs go on %v after the last fault", recovery)
+	}
+	for _, g := range c.programs {
+		if g.err != nil || g.calls == 0 {
+			t.Errorf("Python %v at node %d, after %d calls: %v\n%s", g.python, g.node, g.calls, g.err, &g.errs)
+		} else {
+			t.Logf("Python %v at node %d: %d calls, each with its result, once", g.python, g.node, g.calls)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

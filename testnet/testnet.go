@@ -37,10 +37,11 @@ const (
 
 // Options of a mesh; the zero value is one slot for each node.
 type Options struct {
-	Slots int      // of each node; 0: 1
-	Apart bool     // do not join the nodes to one mesh
-	Args  []string // more flags of up, for each node
-	Env   []string // more variables
+	Slots  int                  // of each node; 0: 1
+	Apart  bool                 // do not join the nodes to one mesh
+	Args   []string             // more flags of up, for each node
+	Env    []string             // more variables
+	ArgsOf func(i int) []string // and for node i, from 1
 	// Place puts node i elsewhere than on loopback: the command that starts it there, and where it listens.
 	Place func(i int) (command []string, listen string)
 }
@@ -135,6 +136,9 @@ func (nd *Node) begin(bin string) {
 	t.Helper()
 	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--no-mdns",
 		"--listen", nd.listen, "--with-parent"}, nd.net.o.Args...)
+	if nd.net.o.ArgsOf != nil {
+		args = append(args, nd.net.o.ArgsOf(nd.i)...)
+	}
 	if nd.net.o.Place != nil {
 		command, _ := nd.net.o.Place(nd.i)
 		args = append(append(command[1:len(command):len(command)], bin), args...)

@@ -31,20 +31,24 @@ for v in $(env | sed -n 's/^\(MESHNODE_[A-Z0-9_]*\)=.*/\1/p'); do
   esac
 done
 
-# pid DIR: the process of the node in DIR, if it lives. A number alone proves nothing: it may be another's by now.
+# lives P DIR: whether process P is a node in DIR. A number alone proves nothing: it may be another's by now.
+lives() {
+  if [ -d /proc/self ]; then
+    words=$(tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline") || return 1 # a dead one that nobody waits for has none
+  else
+    words=$(ps -p "$1" -o command= 2>/dev/null) || return 1
+  fi
+  case "$words " in
+  *"--data-dir $2 "*) ;;
+  *) return 1 ;;
+  esac
+}
+
+# pid DIR: the process of the node in DIR, if it lives.
 pid() {
   [ -f "$1/control.json" ] || return 1
   p=$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' "$1/control.json" 2>/dev/null) || return 1 # it has ended just now
-  [ -n "$p" ] || return 1
-  if [ -d /proc/self ]; then
-    words=$(tr '\0' ' ' 2>/dev/null <"/proc/$p/cmdline") || return 1 # a dead one that nobody waits for has none
-  else
-    words=$(ps -p "$p" -o command= 2>/dev/null) || return 1
-  fi
-  case "$words " in
-  *"--data-dir $1 "*) echo "$p" ;;
-  *) return 1 ;;
-  esac
+  [ -n "$p" ] && lives "$p" "$1" && echo "$p"
 }
 
 # running DIR: whether a node of the testnet in DIR lives.
@@ -102,7 +106,7 @@ on() { # on I ARGS...: the command line for node I
 # gone PID DIR SECONDS: waits until the process has ended.
 gone() {
   t=$(($3 * 20))
-  while [ "$(pid "$2")" = "$1" ]; do
+  while lives "$1" "$2"; do # its control.json is gone before it is
     [ $t -gt 0 ] || return 1
     t=$((t - 1))
     sleep 0.05

@@ -123,8 +123,11 @@ func TestScript(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(tmp, "*")); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	if out, _ := exec.Command("ps", "-A", "-o", "command=").Output(); strings.Contains(string(out), tmp) {
-		t.Errorf("processes left behind in %s:\n%s", tmp, out)
+	out, _ := exec.Command("ps", "-A", "-o", "command=").Output()
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, tmp) {
+			t.Errorf("left behind: %s", line)
+		}
 	}
 	if out, err := call("", "down"); err == nil || !strings.Contains(out, "no testnet") {
 		t.Errorf("down without a testnet: %v, %s", err, fmt.Sprint(out))
