@@ -181,30 +181,27 @@ def burn(loops):
     return total
 burn(1000)
 print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(int(sys.argv[1])):
-    burn(int(sys.argv[2]))
-print("done", flush=True)
+while os.read(0, 1):
+    burn(int(sys.argv[1]))
 """
 
 
 def bare(n, loops):
-    """What two processes take for n times burn without anything between them."""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", BARE, str(n // 2), str(loops)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    """What two processes take for n times burn that do nothing else but read a byte of one pipe before each."""
+    tasks, more = os.pipe()
+    command = [sys.executable, "-c", BARE, str(loops)]
+    processes = [subprocess.Popen(command, stdin=tasks, stdout=subprocess.PIPE) for _ in range(2)]
+    os.close(tasks)
     for p in processes:
         p.stdout.readline()
     began = time.perf_counter()
+    os.write(more, b"x" * n)
+    os.close(more)
     for p in processes:
-        p.stdin.write(b"\n")
-        p.stdin.flush()
-    for p in processes:
-        p.stdout.readline()
+        p.stdout.read()  # to its end
     took = time.perf_counter() - began
     for p in processes:
-        p.communicate()
+        p.wait()
     return took
 
 
