@@ -977,7 +977,7 @@ class Program(object):
             sys.meta_path.insert(0, self.finder)
 
     def encode(self, result):
-        """The pickle of a result. Raises TypeError if it has none, and says what cannot be sent."""
+        """The pickle of a result. Raises TypeError or PicklingError if it has none, and says what cannot be sent."""
         try:
             return pickle.dumps(result, 4)
         except MemoryError:
@@ -989,7 +989,9 @@ class Program(object):
                 return out.getvalue()
             except Exception:
                 pass
-            raise TypeError("the result cannot be sent back: it is %s: %s" % (_kind(result), e)) from None
+            # An exception of its own kind that says why is kept, as pools of processes do it.
+            kind = pickle.PicklingError if isinstance(e, pickle.PicklingError) else TypeError
+            raise kind("the result cannot be sent back: it is %s: %s" % (_kind(result), e)) from None
 
     def _arguments(self, data, number):
         """The arguments that text of the command line stands for. No data at all, not even b"T": there are none."""
