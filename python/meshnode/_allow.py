@@ -67,6 +67,7 @@ def _standard() -> Dict[Tuple[str, str], Any]:
     import uuid
 
     found: Dict[Tuple[str, str], Any] = {}
+    c: Any
     for c in (complex, range, slice):
         found["builtins", c.__name__] = plain(c)
     for c in (set, frozenset):
@@ -162,7 +163,10 @@ class _Class(_Maker):
         self.bare = bare
 
 
-class Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_Unpickler: Any = pickle._Unpickler
+
+
+class Reader(_Unpickler):  # type: ignore[misc]
     """Reads one pickle.
 
     Args:
@@ -172,7 +176,7 @@ class Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
     Raises (from load): Refused, naming what the list does not have; pickle.UnpicklingError and others for a damaged pickle.
     """
 
-    dispatch: Dict[int, Any] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: Dict[int, Any] = dict(_Unpickler.dispatch)
     standard: Dict[Tuple[str, str], Any] = {}
 
     def __init__(self, data: bytes, main: Callable[[str], Any], allow: FrozenSet[str] = frozenset()) -> None:

@@ -259,7 +259,7 @@ class Encoder:
         apart = self._types.get(t)
         if apart is None:
             # Protocol 5 matters only to types that look at the number of the protocol.
-            apart = t.__reduce_ex__ is not object.__reduce_ex__ and not _plain(t)
+            apart = t.__reduce_ex__ is not object.__reduce_ex__ and not _plain(t)  # type: ignore[comparison-overlap]
             self._types[t] = apart
         if apart and self._protocol == 4 and self._may_go_apart:
             size = getattr(o, "nbytes", None)
@@ -619,8 +619,8 @@ class Decoder:
             said = self.value(data, True)  # a dict of texts: nothing more is needed, whoever sent it
             if not isinstance(said, dict):
                 raise ValueError("an exception that is not told as a dict")
-        except Exception as e:
-            return RemoteError("Unreadable", str(e), node)
+        except Exception as unreadable:
+            return RemoteError("Unreadable", str(unreadable), node)
         e: Any = None
         inner = said.get("pickle")
         if isinstance(inner, bytes):
