@@ -91,7 +91,7 @@ def _wheel(directory, contents):
             name = name.replace(os.sep, "/")
             entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))  # the same sources make the same wheel
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = (0o755 if ".data/scripts/" in name else 0o644) << 16
+            entry.external_attr = (0o100755 if ".data/scripts/" in name else 0o100644) << 16  # pip asks for the kind of file, too
             wheel.writestr(entry, content)
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             record += "%s,sha256=%s,%d\n" % (name, digest, len(content))
