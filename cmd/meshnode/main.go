@@ -194,6 +194,9 @@ func explain(cmd *cobra.Command, err error) *node.Error {
 	if errors.Is(err, control.ErrNoNode) {
 		return &node.Error{Code: "no_node", Message: err.Error(), Fix: "start one: meshnode up -d"}
 	}
+	if errors.Is(err, control.ErrNoAnswer) {
+		return &node.Error{Code: "no_answer", Message: err.Error(), Fix: "its process is stopped or stuck: let it go on, or end it and start it again with meshnode up -d; its jobs go on then"}
+	}
 	if e := (*control.RunningError)(nil); errors.As(err, &e) {
 		return &node.Error{Code: node.CodeRefused, Message: err.Error(), Fix: "stop it with meshnode down, or choose another directory with --data-dir"}
 	}

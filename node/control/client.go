@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -24,6 +26,12 @@ import (
 // ErrNoNode says that no node runs in a data directory.
 var ErrNoNode = errors.New("no node runs here")
 
+// ErrNoAnswer says that the node's process is there, and does not answer: it is stopped, or stuck.
+var ErrNoAnswer = errors.New("says nothing")
+
+// defaultAnswerTime is longer than any disk or busy machine keeps a node from answering, and as long as a person waits.
+const defaultAnswerTime = 10 * time.Second
+
 // Client talks to the node of one data directory. All methods may be called concurrently. An error that
 // the node answered with is a *node.Error; one because there is no node (any more) wraps ErrNoNode.
 type Client struct {
@@ -35,10 +43,15 @@ type Client struct {
 	Lost func(err error)
 	// Patience is how long they wait for a lost node. 0: 60 s.
 	Patience time.Duration
+	// AnswerTime is how long a node may take for an answer that needs no work: ErrNoAnswer. 0: 10 s.
+	AnswerTime time.Duration
 
 	mu   sync.Mutex // guards info
 	info Info
 }
+
+// dialTime is how long a node may take to take a connection: the system does that for it.
+const dialTime = 5 * time.Second
 
 // Dial finds the node of a data directory and tries its socket once. Errors: ErrNoNode.
 func Dial(dataDir string) (*Client, error) {
@@ -52,9 +65,12 @@ func Dial(dataDir string) (*Client, error) {
 		DisableCompression: true,
 		MaxIdleConns:       2,
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), dialTime)
 	defer cancel()
 	conn, err := c.dial(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, c.noAnswer(dialTime)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +178,26 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
+// ask is call of what a node answers at once, if it lives: the error wraps ErrNoAnswer if it says nothing for AnswerTime.
+func (c *Client) ask(ctx context.Context, method, path string, in, out any) error {
+	limit := cmp.Or(c.AnswerTime, defaultAnswerTime)
+	short, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := c.call(short, method, path, in, out)
+	if err != nil && short.Err() != nil && ctx.Err() == nil {
+		return c.noAnswer(limit)
+	}
+	return err
+}
+
+func (c *Client) noAnswer(after time.Duration) error {
+	who := "the node in " + c.dataDir
+	if pid := c.Info().PID; pid > 0 {
+		who += fmt.Sprintf(" (process %d)", pid)
+	}
+	return fmt.Errorf("%s %w for %v", who, ErrNoAnswer, after)
+}
+
 // do makes a request, and makes an error of any answer but 200. The caller closes the body.
 func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
 	req, err := c.newRequest(ctx, method, path, body)
@@ -205,19 +241,19 @@ func readError(resp *http.Response) error {
 // Status is the node at a glance.
 func (c *Client) Status(ctx context.Context) (node.Status, error) {
 	var s node.Status
-	return s, c.call(ctx, "GET", "/v1/status", nil, &s)
+	return s, c.ask(ctx, "GET", "/v1/status", nil, &s)
 }
 
 // Peers lists this node first, then the other members.
 func (c *Client) Peers(ctx context.Context) ([]node.Peer, error) {
 	var p []node.Peer
-	return p, c.call(ctx, "GET", "/v1/peers", nil, &p)
+	return p, c.ask(ctx, "GET", "/v1/peers", nil, &p)
 }
 
 // Jobs lists the node's jobs, newest first.
 func (c *Client) Jobs(ctx context.Context) ([]node.Job, error) {
 	var j []node.Job
-	return j, c.call(ctx, "GET", "/v1/jobs", nil, &j)
+	return j, c.ask(ctx, "GET", "/v1/jobs", nil, &j)
 }
 
 func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
@@ -226,7 +262,7 @@ func jobPath(name string) string { return "/v1/jobs/" + url.PathEscape(name) }
 // that lists candidates.
 func (c *Client) Job(ctx context.Context, name string) (node.Job, error) {
 	var j node.Job
-	return j, c.call(ctx, "GET", jobPath(name), nil, &j)
+	return j, c.ask(ctx, "GET", jobPath(name), nil, &j)
 }
 
 // Wait returns the job when it has ended. It waits for a node that goes away meanwhile (Patience); name should then
@@ -283,7 +319,7 @@ func (c *Client) persist(ctx context.Context, try func(back func()) (answered bo
 // read is a request that persists: what calls it has been through losses, and would not survive another one.
 func (c *Client) read(ctx context.Context, path string, out any) error {
 	return c.persist(ctx, func(back func()) (bool, error) {
-		err := c.call(ctx, "GET", path, nil, out)
+		err := c.ask(ctx, "GET", path, nil, out)
 		if !isLost(err) {
 			back()
 		}
@@ -291,10 +327,10 @@ func (c *Client) read(ctx context.Context, path string, out any) error {
 	})
 }
 
-// isLost says that there is no node now, or that it is going down.
+// isLost says that there is no node now, or that it is going down, or does not answer.
 func isLost(err error) bool {
 	e := (*node.Error)(nil)
-	return errors.Is(err, ErrNoNode) || errors.As(err, &e) && e.Code == node.CodeStopping
+	return errors.Is(err, ErrNoNode) || errors.Is(err, ErrNoAnswer) || errors.As(err, &e) && e.Code == node.CodeStopping
 }
 
 // Cancel ends a job, or the one task of it with that index.
@@ -304,7 +340,7 @@ func (c *Client) Cancel(ctx context.Context, name string, index *uint32) (node.J
 		path += "?task=" + strconv.Itoa(int(*index))
 	}
 	var j node.Job
-	return j, c.call(ctx, "POST", path, nil, &j)
+	return j, c.ask(ctx, "POST", path, nil, &j)
 }
 
 // Rerun makes a new job of the tasks of an ended one. A zero r.ID is replaced by a new one. It waits for a node that goes
@@ -372,7 +408,7 @@ func (c *Client) GetBlob(ctx context.Context, name string) (r io.ReadCloser, siz
 // Blobs are the blobs of the node.
 func (c *Client) Blobs(ctx context.Context) (node.BlobStore, error) {
 	var s node.BlobStore
-	return s, c.call(ctx, "GET", "/v1/blobs", nil, &s)
+	return s, c.ask(ctx, "GET", "/v1/blobs", nil, &s)
 }
 
 // GCBlobs removes blobs that nothing needs, the least recently used first, until all take no more than to bytes.
@@ -390,14 +426,14 @@ func (c *Client) DeleteBlob(ctx context.Context, name string) error {
 // Invite makes a ticket.
 func (c *Client) Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error) {
 	var a inviteAnswer
-	err = c.call(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Guest, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
+	err = c.ask(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Guest, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
 	return a.Ticket, err
 }
 
 // Connect has the node connect a member: by its name, its id, or an address, HOST:PORT or a multiaddr.
 func (c *Client) Connect(ctx context.Context, addr string) (node.Connected, error) {
 	var a node.Connected
-	err := c.call(ctx, "POST", "/v1/connect", connectBody{addr}, &a)
+	err := c.ask(ctx, "POST", "/v1/connect", connectBody{addr}, &a)
 	return a, err
 }
 
@@ -410,39 +446,39 @@ func (c *Client) Join(ctx context.Context, ticket string) (mesh string, err erro
 
 // Leave takes the node out of its mesh.
 func (c *Client) Leave(ctx context.Context) error {
-	return c.call(ctx, "POST", "/v1/leave", nil, nil)
+	return c.ask(ctx, "POST", "/v1/leave", nil, nil)
 }
 
 // SetSlots changes how many tasks run at once, until the node ends.
 func (c *Client) SetSlots(ctx context.Context, n int) error {
-	return c.call(ctx, "POST", "/v1/slots", slotsBody{&n}, nil)
+	return c.ask(ctx, "POST", "/v1/slots", slotsBody{&n}, nil)
 }
 
 // Pause stops taking and starting work, for d (0: until Resume).
 func (c *Client) Pause(ctx context.Context, d time.Duration) error {
-	return c.call(ctx, "POST", "/v1/pause", pauseBody{d.Milliseconds()}, nil)
+	return c.ask(ctx, "POST", "/v1/pause", pauseBody{d.Milliseconds()}, nil)
 }
 
 // Resume ends a pause.
 func (c *Client) Resume(ctx context.Context) error {
-	return c.call(ctx, "POST", "/v1/resume", nil, nil)
+	return c.ask(ctx, "POST", "/v1/resume", nil, nil)
 }
 
 // Drain stops taking and starting work until Resume; Status says when nothing runs any more.
 func (c *Client) Drain(ctx context.Context) error {
-	return c.call(ctx, "POST", "/v1/drain", nil, nil)
+	return c.ask(ctx, "POST", "/v1/drain", nil, nil)
 }
 
 // Why says why something is where it is: JOB, JOB/TASK or PEER, a job by its id, the first digits of it or @last, a peer by
 // its name or id.
 func (c *Client) Why(ctx context.Context, subject string) (node.Why, error) {
 	var w node.Why
-	return w, c.call(ctx, "GET", "/v1/why?subject="+url.QueryEscape(subject), nil, &w)
+	return w, c.ask(ctx, "GET", "/v1/why?subject="+url.QueryEscape(subject), nil, &w)
 }
 
 // Shutdown begins a clean stop of the node and returns at once.
 func (c *Client) Shutdown(ctx context.Context) error {
-	return c.call(ctx, "POST", "/v1/shutdown", nil, nil)
+	return c.ask(ctx, "POST", "/v1/shutdown", nil, nil)
 }
 
 // openStream returns a connection that speaks local frames, and a reader with what was read of it.
@@ -459,10 +495,14 @@ func (c *Client) openStream(ctx context.Context) (net.Conn, *bufio.Reader, error
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	limit := cmp.Or(c.AnswerTime, defaultAnswerTime)
+	conn.SetDeadline(time.Now().Add(limit))
 	fail := func(err error) (net.Conn, *bufio.Reader, error) {
 		conn.Close()
 		if ctx.Err() != nil {
 			err = ctx.Err()
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = c.noAnswer(limit)
 		}
 		return nil, nil, err
 	}
@@ -478,6 +518,7 @@ func (c *Client) openStream(ctx context.Context) (net.Conn, *bufio.Reader, error
 		err := readError(resp)
 		return fail(err)
 	}
+	conn.SetDeadline(time.Time{})
 	return conn, br, nil
 }
 

@@ -56,7 +56,7 @@ func TestRequests(t *testing.T) {
 			if s, err := c.Status(ctx); err != nil || s.Name != "fake" {
 				t.Errorf("Status: %+v, %v", s, err)
 			}
-			if p, err := c.Peers(ctx); err != nil || len(p) != 1 || p[0].State != "self" {
+			if p, err := c.Peers(ctx); err != nil || len(p) != 5 || p[0].State != "self" {
 				t.Errorf("Peers: %+v, %v", p, err)
 			}
 			if j, err := c.Jobs(ctx); err != nil || len(j) != 0 {
@@ -721,6 +721,42 @@ func TestGroup(t *testing.T) {
 		if got := n.groups[protocol.JobID(id(byte(1+i)))]; got != want {
 			t.Errorf("group %d has the limit %d, want %d", 1+i, got, want)
 		}
+	}
+}
+
+// A node whose process is stopped takes connections and says nothing: each call says so after its time.
+func TestNoAnswer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ln, err := Listen(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if err := ln.publish(); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, dir)
+	c.AnswerTime, c.Patience = 50*time.Millisecond, time.Millisecond
+	ctx := testContext(t)
+	for name, call := range map[string]func() error{
+		"status": func() error { _, err := c.Status(ctx); return err },
+		"peers":  func() error { _, err := c.Peers(ctx); return err },
+		"jobs":   func() error { _, err := c.Jobs(ctx); return err },
+		"why":    func() error { _, err := c.Why(ctx, "@last"); return err },
+		"wait":   func() error { _, err := c.Wait(ctx, "@last"); return err },
+		"result": func() error { _, err := c.Result(ctx, "@last", 0); return err },
+		"submit": func() error { _, err := c.Submit(ctx, node.JobSpec{}, count(1), nil); return err },
+		"watch":  func() error { _, err := c.Watch(ctx, protocol.NewJobID(), Watching{}, nil); return err },
+	} {
+		if err := call(); !errors.Is(err, ErrNoAnswer) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	if _, err := c.Status(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a caller in a hurry: %v", err)
 	}
 }
 
