@@ -7,12 +7,18 @@ running anything of theirs that takes what the pickle says as arguments, except 
 
 from __future__ import annotations
 
+import collections
+import datetime
+import decimal
 import enum
+import fractions
 import io
+import pathlib
 import pickle
 import re
 import sys
 import types
+import uuid
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Tuple
 
 
@@ -27,11 +33,11 @@ def _standard() -> Dict[Tuple[str, str], Any]:
         return lambda args: c(*args)
 
     def fraction(args: Tuple[Any, ...]) -> Any:
-        import fractions
-
         if all(type(a) is int for a in args) and len(args) in (1, 2):
             return fractions.Fraction(*args)
-        if len(args) == 1 and type(args[0]) is str and re.match(r"-?\d+(/\d+)?\Z", args[0]):  # 1e999999999 takes for ever
+        if (
+            len(args) == 1 and type(args[0]) is str and re.match(r"-?\d+(/\d+)?\Z", args[0])
+        ):  # 1e999999999 takes for ever
             return fractions.Fraction(args[0])
         raise Refused("a Fraction made of something else than numbers")
 
@@ -49,9 +55,11 @@ def _standard() -> Dict[Tuple[str, str], Any]:
         return make
 
     def default(args: Tuple[Any, ...]) -> Any:
-        import collections
-
-        if len(args) > 1 or args and args[0] not in (None, int, float, str, bytes, bool, list, dict, set, tuple, frozenset):
+        if (
+            len(args) > 1
+            or args
+            and args[0] not in (None, int, float, str, bytes, bool, list, dict, set, tuple, frozenset)
+        ):
             raise Refused("a defaultdict that makes something else than a plain value")
         return collections.defaultdict(*args)
 
@@ -61,11 +69,6 @@ def _standard() -> Dict[Tuple[str, str], Any]:
             raise Refused("text in an encoding")
         return text.encode("latin1")
 
-    import collections
-    import datetime
-    import decimal
-    import uuid
-
     found: Dict[Tuple[str, str], Any] = {}
     c: Any
     for c in (complex, range, slice):
@@ -74,6 +77,7 @@ def _standard() -> Dict[Tuple[str, str], Any]:
         found["builtins", c.__name__] = containers(c)
     for c in (int, float, bool, str, bytes, list, tuple, dict, object):
         found["builtins", c.__name__] = None
+    found["builtins", "Ellipsis"] = found["builtins", "NotImplemented"] = None
     found["builtins", "bytearray"] = of_bytes
     found["_codecs", "encode"] = codec
     for c in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone):
@@ -85,26 +89,30 @@ def _standard() -> Dict[Tuple[str, str], Any]:
     for c in (collections.OrderedDict, collections.deque, collections.Counter):
         found["collections", c.__name__] = containers(c)
     found["collections", "defaultdict"] = default
-    for name in ("PurePosixPath", "PureWindowsPath", "PurePath", "PosixPath", "WindowsPath", "Path"):
-        found["pathlib", name] = found["pathlib._local", name] = lambda args: _path(args)
+    for name in ("PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath"):
+        found["pathlib", name] = found["pathlib._local", name] = _path(name)
     for name, c in list(vars(sys.modules["builtins"]).items()):
         if isinstance(c, type) and issubclass(c, BaseException):
             found["builtins", name] = plain(c)
     return found
 
 
-def _path(args: Tuple[Any, ...]) -> Any:
-    import pathlib
+def _path(name: str) -> Any:
+    def make(args: Tuple[Any, ...]) -> Any:
+        if not all(type(a) is str for a in args):
+            raise Refused("a path made of something else than texts")
+        c = (
+            getattr(pathlib, name) if name.startswith("Pure") else pathlib.Path
+        )  # the other system's have no such class here
+        return c(*args)
 
-    if not all(type(a) is str for a in args):
-        raise Refused("a path made of something else than texts")
-    return pathlib.Path(*args)
+    return make
 
 
 # What instances of may be made without a call, and then given attributes.
 _BARE = {("uuid", "UUID"), ("builtins", "object")}
 
-_ARRAYS = re.compile(r"numpy\.(_?core\.(multiarray|numeric)|dtypes|_?core)?\Z")
+_ARRAYS = re.compile(r"numpy(\._?core\.(multiarray|numeric))?\Z")
 
 
 def _numpy(module: str, name: str) -> Any:
@@ -163,7 +171,7 @@ class _Class(_Maker):
         self.bare = bare
 
 
-_Unpickler: Any = pickle._Unpickler
+_Unpickler: Any = getattr(pickle, "_Unpickler")  # the one that is written in Python
 
 
 class Reader(_Unpickler):  # type: ignore[misc]
@@ -205,9 +213,8 @@ class Reader(_Unpickler):  # type: ignore[misc]
                 return _Class(o, None, True)
             raise Refused("__main__.%s, which is not a class" % name)
         if (module, name) in self.standard:
-            __import__(module)  # of the standard library
             make = self.standard[module, name]
-            c: Any = sys.modules[module]
+            c: Any = sys.modules.get(module) or sys.modules[module.partition(".")[0]]
             return _Class(getattr(c, name, None), make, (module, name) in _BARE)
         if module.partition(".")[0] == "numpy" and _ARRAYS.match(module):
             return _numpy(module, name)
@@ -273,7 +280,8 @@ class Reader(_Unpickler):  # type: ignore[misc]
         new = _plain_new(c)
         if new is None:
             raise Refused(
-                "the result has an instance of %s in it, whose __new__ would run, and its node belongs to somebody else" % c.__qualname__
+                "the result has an instance of %s in it, whose __new__ would run, and its node belongs to somebody else"
+                % c.__qualname__
             )
         if new is object.__new__:
             args = ()
@@ -318,8 +326,6 @@ class Reader(_Unpickler):  # type: ignore[misc]
         self.extend(self.stack[-1], items)
 
     def extend(self, to: Any, items: List[Any]) -> None:
-        import collections
-
         items = [_real(i) for i in items]
         if isinstance(to, list):
             list.extend(to, items)
@@ -338,8 +344,6 @@ class Reader(_Unpickler):  # type: ignore[misc]
         self.put(self.stack[-1], items)
 
     def put(self, to: Any, items: List[Any]) -> None:
-        import collections
-
         if not isinstance(to, dict):
             raise Refused("items for something that is not a dict")
         set_item = collections.OrderedDict.__setitem__ if isinstance(to, collections.OrderedDict) else dict.__setitem__
@@ -365,7 +369,8 @@ class Reader(_Unpickler):  # type: ignore[misc]
     # Containers hold what names stand for, not the names.
 
     def step_tuple(self) -> None:
-        self.append(tuple(_real(v) for v in self.pop_mark()))
+        items = self.pop_mark()
+        self.append(tuple(_real(v) for v in items))
 
     def step_tuple1(self) -> None:
         self.stack[-1] = (_real(self.stack[-1]),)
@@ -377,10 +382,12 @@ class Reader(_Unpickler):  # type: ignore[misc]
         self.stack[-3:] = [(_real(self.stack[-3]), _real(self.stack[-2]), _real(self.stack[-1]))]
 
     def step_frozenset(self) -> None:
-        self.append(frozenset(_real(v) for v in self.pop_mark()))
+        items = self.pop_mark()
+        self.append(frozenset(_real(v) for v in items))
 
     def step_list(self) -> None:
-        self.append([_real(v) for v in self.pop_mark()])
+        items = self.pop_mark()
+        self.append([_real(v) for v in items])
 
     def step_dict(self) -> None:
         items = [_real(v) for v in self.pop_mark()]
@@ -391,12 +398,7 @@ class Reader(_Unpickler):  # type: ignore[misc]
 
 
 # What a new instance of a class may be made of, by its __new__; a range or a number would make a huge one of a few bytes.
-_MADE_OF: Dict[Any, Any] = {
-    bytes.__new__: bytes,
-    bytearray.__new__: bytes,
-    int.__new__: int,
-    str.__new__: str,
-}
+_MADE_OF: Dict[Any, Any] = {bytes.__new__: bytes, bytearray.__new__: bytes, int.__new__: int, str.__new__: str}
 _MADE_OF.update((c.__new__, (list, tuple, dict, set, frozenset, str)) for c in (list, tuple, set, frozenset, dict))
 
 # Classes of the standard library that have a __setstate__ that is not called: BUILD is nothing for them, or is done here.
@@ -427,7 +429,11 @@ def _plain_new(c: type) -> Optional[Any]:
         if isinstance(new, staticmethod):
             new = new.__func__
         if isinstance(new, types.FunctionType):
-            if b.__bases__ == (tuple,) and isinstance(getattr(b, "_fields", None), tuple) and new.__code__.co_filename != c.__module__:
+            if (
+                b.__bases__ == (tuple,)
+                and isinstance(getattr(b, "_fields", None), tuple)
+                and new.__code__.co_filename != c.__module__
+            ):
                 if new.__module__.startswith("namedtuple_"):
                     return tuple.__new__
             return None

@@ -117,7 +117,8 @@ class DetachedJob:
             return [(None, error_of(outcome))]
         foreign = not self._jobs.mine(outcome.node)
         try:
-            return [(r.value, r.error) for r in self._decoder.results(outcome.output, outcome.log, outcome.node_name, foreign)]
+            results = self._decoder.results(outcome.output, outcome.log, outcome.node_name, foreign)
+            return [(value, error) for value, error, _ in results]
         except ValueError as e:
             return [(None, TaskError("the result cannot be read: %s" % e, outcome.node_name))]
 

@@ -410,7 +410,14 @@ class _Walk:
     def shipped_as(self, name: str) -> Any:
         """The function or class that __main__ has under a name in the bundle, or None."""
         number = self.spaces[0]["bind"].get(name)
-        if number is None or self.spec(number)["k"] not in ("function", "class", "type", "namedtuple", "decorated", "call"):
+        if number is None or self.spec(number)["k"] not in (
+            "function",
+            "class",
+            "type",
+            "namedtuple",
+            "decorated",
+            "call",
+        ):
             return None
         if self.by_number is None:
             try:
@@ -597,7 +604,11 @@ class _Walk:
 
     def by_name(self, o: Any) -> Optional[int]:
         """An object that importing finds: of the standard library, of what is installed, of the user's own modules."""
-        if not (isinstance(o, (type, types.FunctionType, types.BuiltinFunctionType)) or hasattr(type(o), "__wrapped__") or hasattr(o, "__wrapped__")):
+        if not (
+            isinstance(o, (type, types.FunctionType, types.BuiltinFunctionType))
+            or hasattr(type(o), "__wrapped__")
+            or hasattr(o, "__wrapped__")
+        ):
             return None
         name = getattr(o, "__qualname__", None)
         module = getattr(o, "__module__", None)
@@ -652,7 +663,8 @@ class _Walk:
             code = _cached_code(m)
             if code is None:
                 raise self.error(
-                    "is in the module %s, whose file changed since it was imported (%s): import it again or restart" % (name, file)
+                    "is in the module %s, whose file changed since it was imported (%s): import it again or restart"
+                    % (name, file)
                 )
             spec["code"] = base64.b64encode(marshal.dumps(code)).decode("ascii")
             self.python = _VERSION
@@ -816,7 +828,9 @@ class _Walk:
         return [
             n
             for n in sorted(sys.modules)
-            if n.startswith(prefix) and uses.every.issuperset(n[len(prefix) :].split(".")) and sys.modules[n] is not None
+            if n.startswith(prefix)
+            and uses.every.issuperset(n[len(prefix) :].split("."))
+            and sys.modules[n] is not None
         ]
 
     def source(self, code: types.CodeType) -> Optional[_source.Source]:
@@ -996,7 +1010,10 @@ class _Walk:
                     found[k] = v
                     self.watch(functools.partial(vars(c).__getitem__, k), v)
             elif type(v) is types.FunctionType and v.__module__ == "__main__":
-                inside = _source.display(v.__code__.co_filename) == source.file and first <= v.__code__.co_firstlineno <= last
+                inside = (
+                    _source.display(v.__code__.co_filename) == source.file
+                    and first <= v.__code__.co_firstlineno <= last
+                )
                 if not inside and v.__code__.co_filename != "<string>":
                     found[k] = v
         return found
@@ -1021,7 +1038,9 @@ class _Walk:
 
         if issubclass(c, enum.Enum) and c.__members__:
             values = [(k, v.value) for k, v in c.__members__.items()]
-            return self.made(c, c.__bases__[-1], (c.__name__, values), __module__=c.__module__, __qualname__=c.__qualname__)
+            return self.made(
+                c, c.__bases__[-1], (c.__name__, values), __module__=c.__module__, __qualname__=c.__qualname__
+            )
         try:
             return self.attempt(lambda: self.parts(c))
         except ShipError as e:
@@ -1147,7 +1166,18 @@ _CHECKED = 4096
 def _state(value: Any) -> Optional[bytes]:
     """What shows whether a value that can change did; None if it cannot, or is too large to look at each time."""
     t = type(value)
-    if t in (type(None), bool, int, float, complex, str, bytes, types.FunctionType, types.ModuleType, types.BuiltinFunctionType):
+    if t in (
+        type(None),
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        types.FunctionType,
+        types.ModuleType,
+        types.BuiltinFunctionType,
+    ):
         return None
     if isinstance(value, type):
         return None

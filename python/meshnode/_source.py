@@ -176,7 +176,8 @@ def methods(c: type) -> List[types.FunctionType]:
     found = []
     for v in list(vars(c).values()):
         for f in _inside(v):
-            if f.__qualname__.startswith(c.__qualname__ + ".") and f.__module__ == c.__module__:
+            here = f.__module__ == c.__module__ == f.__globals__.get("__name__")
+            if here and f.__qualname__.startswith(c.__qualname__ + "."):
                 found.append(f)
     return found
 
@@ -206,8 +207,7 @@ def of_class(c: type) -> Optional[Source]:
         if f.__code__.co_filename not in names and not f.__code__.co_filename == "<string>":
             names.append(f.__code__.co_filename)
     if not names:
-        module = sys.modules.get(c.__module__)
-        file = getattr(module, "__file__", None)
+        file = getattr(sys.modules.get(c.__module__), "__file__", None)
         if isinstance(file, str):
             names.append(file)
         # A class without methods does not say which cell of a notebook it is from: the newest that has one of its name.
@@ -240,7 +240,11 @@ def _is(file: _File, node: ast.ClassDef, c: type, own: List[types.FunctionType])
     for name in _bound(node):
         if name.startswith("__") and not name.endswith("__"):
             name = "_" + c.__name__.lstrip("_") + name
-        if name not in vars(c) and name not in getattr(c, "__annotations__", {}) and name not in getattr(c, "_ignore_", ()):
+        if (
+            name not in vars(c)
+            and name not in getattr(c, "__annotations__", {})
+            and name not in getattr(c, "_ignore_", ())
+        ):
             if written == 0 or not hasattr(c, name):
                 return False
     return True

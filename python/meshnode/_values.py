@@ -13,7 +13,20 @@ import struct
 import sys
 import types
 from collections import OrderedDict
-from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from ._errors import RemoteTraceback
 from ._ship import Bundle, ShipError, _label, _Walk, module_needed
@@ -127,7 +140,9 @@ class Encoder:
     def __init__(self, bundle: Bundle, put: Callable[[Any], bytes]) -> None:
         self.bundle = bundle
         self.put = put
-        self._classes: List[_Layer] = []  # classes and modules that arguments needed and the bundle lacks, each continuing the last
+        self._classes: List[_Layer] = (
+            []
+        )  # classes and modules that arguments needed and the bundle lacks, each continuing the last
         self._functions: "OrderedDict[Tuple[int, ...], _Layer]" = OrderedDict()  # by the ids of what they are for
         self._known: Dict[int, Any] = {}  # objects that any pickle can name, by id
         self._types: Dict[type, bool] = {}  # whether instances may have buffers of their own
@@ -165,9 +180,11 @@ class Encoder:
         self._own: Optional[_Layer] = None
 
     def _call(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Tuple[bytes, ...]]:
-        while self._classes and not self._classes[-1].walk.current():
-            self._classes.pop()
-            self._functions.clear()
+        for i, layer in enumerate(self._classes):
+            if not layer.walk.current():
+                del self._classes[i:]
+                self._functions.clear()
+                break
         protocol, large, five = 4, _has_large((args, kwargs), 2), True
         for _ in range(1000):
             self._begin(protocol)
@@ -259,7 +276,7 @@ class Encoder:
         apart = self._types.get(t)
         if apart is None:
             # Protocol 5 matters only to types that look at the number of the protocol.
-            apart = t.__reduce_ex__ is not object.__reduce_ex__ and not _plain(t)  # type: ignore[comparison-overlap]
+            apart = getattr(t, "__reduce_ex__") is not object.__reduce_ex__ and not _plain(t)
             self._types[t] = apart
         if apart and self._protocol == 4 and self._may_go_apart:
             size = getattr(o, "nbytes", None)
@@ -359,7 +376,9 @@ class Encoder:
         return layer
 
     def _error(self, args: Tuple[Any, ...], kwargs: Dict[str, Any], e: Exception) -> ShipError:
-        named = [("argument %d" % (i + 1), a) for i, a in enumerate(args)] + [("argument %s" % k, v) for k, v in kwargs.items()]
+        named = [("argument %d" % (i + 1), a) for i, a in enumerate(args)] + [
+            ("argument %s" % k, v) for k, v in kwargs.items()
+        ]
         for name, value in named:
             for _ in range(100):
                 self._begin(self._protocol)
@@ -577,11 +596,11 @@ class Decoder:
         """The values of a packet's calls, in order: as results(), but quicker. It ends with the first error, and raises it."""
         kept: List[Any] = []
         if foreign or b"__main__" in output:
-            for result in self.results(output, b"", node, foreign):
-                if result.error is not None:
-                    raise result.error
-                kept.append(result.value)
-                del result
+            for value, error, _ in self.results(output, b"", node, foreign):
+                if error is not None:
+                    raise error
+                kept.append(value)
+                del value
                 yield kept.pop()  # nothing here keeps it alive
             return
         unpack, loads = _RESULT.unpack_from, pickle.loads
@@ -619,26 +638,27 @@ class Decoder:
             said = self.value(data, True)  # a dict of texts: nothing more is needed, whoever sent it
             if not isinstance(said, dict):
                 raise ValueError("an exception that is not told as a dict")
-        except Exception as unreadable:
-            return RemoteError("Unreadable", str(unreadable), node)
-        e: Any = None
+        except Exception as e:
+            return RemoteError("Unreadable", str(e), node)
+        made: Any = None
         inner = said.get("pickle")
         if isinstance(inner, bytes):
             try:
-                e = self.value(inner, foreign)
+                made = self.value(inner, foreign)
             except Exception:
-                e = None
-        if not isinstance(e, BaseException):
+                made = None  # the text says it all
+        if not isinstance(made, BaseException):
             name, module = str(said.get("type", "")), str(said.get("module", ""))
             if module not in ("", "builtins", "__main__"):
                 name = module + "." + name
-            e = RemoteError(name, str(said.get("message", "")), node)
-        e.__cause__ = RemoteTraceback(str(said.get("traceback", "")), node)
+            made = RemoteError(name, str(said.get("message", "")), node)
+        raised: BaseException = made
+        raised.__cause__ = RemoteTraceback(str(said.get("traceback", "")), node)
         try:
-            e.node = node
+            made.node = node
         except Exception:
             pass  # a class that has no room for it
-        return e  # type: ignore[no-any-return]
+        return raised
 
     def _main(self, name: str) -> Any:
         """What a pickle calls __main__.name: as it was shipped, or as it is now."""

@@ -516,9 +516,7 @@ class _Part(object):
         if "code" in s:
             return marshal.loads(b64decode(s["code"]))
         _remember(s["file"], s["line"], s["source"])
-        return compile_function(
-            s["source"], s["file"], s["line"], s["free"], s.get("owner", ""), s.get("future", ())
-        )
+        return compile_function(s["source"], s["file"], s["line"], s["free"], s.get("owner", ""), s.get("future", ()))
 
     def make_function(self, i, s):
         code = self.code(s)
@@ -529,7 +527,9 @@ class _Part(object):
             # Cells are made here, empty, so that functions that use each other can be.
             closure = tuple(self.cell(cells[name]) for name in code.co_freevars)
         except KeyError as e:
-            raise Unable("Python %s sees a free variable %s in %s that the caller's does not" % (_VERSION, e, s["name"]))
+            raise Unable(
+                "Python %s sees a free variable %s in %s that the caller's does not" % (_VERSION, e, s["name"])
+            )
         for c in _codes(code):
             if _has_stores(c, _CELL_STORES):
                 self.rebound.update(cells[name] for name in _stored(c, _CELL_STORES) if name in cells)
@@ -954,7 +954,9 @@ class Program(object):
             return part
         spec = json.loads(text.decode("ascii"))
         if spec.get("python") and spec["python"] != _VERSION:
-            raise RuntimeError("the arguments have byte code of Python %s in them; this is %s" % (spec["python"], _VERSION))
+            raise RuntimeError(
+                "the arguments have byte code of Python %s in them; this is %s" % (spec["python"], _VERSION)
+            )
         for name, s in spec.get("sources", {}).items():
             self._bring(name, s)
         part = _Part(self, spec, before, apart)
