@@ -23,6 +23,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/protocol"
+	"meshnode/tasks/executor/python"
 	"meshnode/tasks/executor/wasm"
 )
 
@@ -174,7 +175,7 @@ func (d *demo) start(ctx context.Context) error {
 	for i := range d.nodes {
 		c := &child{name: "node-" + strconv.Itoa(i+1), done: make(chan error, 1)}
 		c.dir = filepath.Join(d.dir, c.name)
-		c.cmd = exec.Command(self, "up", "--data-dir", c.dir, "--name", c.name, "--slots", "1", "--no-mdns", "--dht", "off",
+		c.cmd = exec.Command(self, "up", "--data-dir", c.dir, "--name", c.name, "--slots", "1", "--no-mdns", "--dht", "off", "--python", python.None,
 			"--listen", "/ip4/127.0.0.1/tcp/0", "--with-parent")
 		c.cmd.SysProcAttr = detachedAttr() // Ctrl-C is for us; we end them
 		for _, v := range os.Environ() {
