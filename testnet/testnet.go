@@ -128,13 +128,13 @@ func (n *Net) Environ(more ...string) []string {
 			env = append(env, v)
 		}
 	}
-	env = append(env, "MESHNODE_PYTHON="+python())
+	env = append(env, "MESHNODE_PYTHON="+interpreter())
 	return append(append(env, n.o.Env...), more...)
 }
 
-// python is the interpreter that nodes run Python functions with: that behind python3 on PATH, which may be a script that takes
+// interpreter is what nodes run Python functions with: the one behind python3 on PATH, which may be a script that takes
 // long. "none": there is none.
-var python = sync.OnceValue(func() string {
+var interpreter = sync.OnceValue(func() string {
 	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output()
 	if path := strings.TrimSpace(string(out)); err == nil && path != "" {
 		return path
