@@ -132,8 +132,8 @@ type Executor struct {
 	programs map[programKey]*program
 	handles  uint64            // the last that was given out
 	compiled map[string]uint64 // handles of programs that were compiled well here, by runtime and what is loaded
-	spares   map[processKey]*spare
-	pids     map[int]bool // of worker processes that are not gone
+	spares   []*spare          // the one that has waited longest first
+	pids     map[int]bool      // of worker processes that are not gone
 
 	forking sync.Mutex // guards forkers
 	forkers map[string]*forker
@@ -170,7 +170,6 @@ func New(cfg Config) (*Executor, error) {
 		slots:     make(map[int]*slot),
 		programs:  make(map[programKey]*program),
 		compiled:  make(map[string]uint64),
-		spares:    make(map[processKey]*spare),
 		forkers:   make(map[string]*forker),
 		pids:      make(map[int]bool),
 		preparing: make(chan struct{}, max(1, runtime.NumCPU()/2)),

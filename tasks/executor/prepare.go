@@ -60,10 +60,10 @@ func (e *Executor) compile(ctx context.Context, p *program) protocol.WorkerFailu
 			return protocol.WorkerFailure{Unable: "the worker process that compiled it died: " + proc.dead}
 		case len(batch) == 1 && batch[0].kind == protocol.WorkerLoaded && batch[0].id == p.handle:
 			proc.loaded = append(proc.loaded, p.handle)
-			e.keep(proc)
+			e.keep(proc, 1)
 			return protocol.WorkerFailure{}
 		case len(batch) == 1 && batch[0].kind == protocol.WorkerLoadFailed && batch[0].id == p.handle:
-			e.keep(proc)
+			e.keep(proc, 1)
 			return parseFailure(batch[0].body)
 		}
 		proc.end()
@@ -100,18 +100,24 @@ func (p *process) load(b []byte, prog *program) []byte {
 	return protocol.AppendLocal(b, protocol.WorkerLoad, prog.handle, encode(load))
 }
 
-// spare is a process that has compiled a program and waits for a slot, or for its end after Config.IdleEnd.
+// spare is a process that waits for a slot, or for its end after Config.IdleEnd: it has compiled a program, or its slot has turned to
+// programs that it may not run.
 type spare struct {
 	p     *process
-	since time.Time
 	timer *time.Timer
 }
 
 // obtain is a worker process for p: a spare one or a new one.
 func (e *Executor) obtain(p *program) (*process, error) {
+	key := p.key()
 	e.mu.Lock()
-	sp := e.spares[p.key()]
-	delete(e.spares, p.key())
+	var sp *spare
+	for i := len(e.spares) - 1; i >= 0 && sp == nil; i-- {
+		if e.spares[i].p.key == key {
+			sp = e.spares[i]
+			e.spares = slices.Delete(e.spares, i, i+1)
+		}
+	}
 	e.mu.Unlock()
 	if sp != nil {
 		sp.timer.Stop()
@@ -122,40 +128,41 @@ func (e *Executor) obtain(p *program) (*process, error) {
 			return sp.p, nil
 		}
 	}
-	return e.start(p.key(), p.worker)
+	return e.start(key, p.worker)
 }
 
-// maxSpares processes wait for a slot. One more ends another: each is for the programs of one submitter, of whom there may be many.
+// maxSpares processes wait for a slot besides one for each. One more ends the one that has waited longest.
 const maxSpares = 4
 
-// keep makes p the spare process for programs like its own, or ends it if there is one.
-func (e *Executor) keep(p *process) {
+// keep makes p a spare process, unless so many wait already for programs like its own, and then ends it.
+func (e *Executor) keep(p *process, most int) {
 	e.mu.Lock()
-	if e.closed || e.spares[p.key] != nil {
+	like := 0
+	for _, sp := range e.spares {
+		if sp.p.key == p.key {
+			like++
+		}
+	}
+	if e.closed || like >= most {
 		e.mu.Unlock()
 		p.end()
 		return
 	}
 	var oldest *spare
-	if len(e.spares) >= maxSpares {
-		for _, sp := range e.spares {
-			if oldest == nil || sp.since.Before(oldest.since) {
-				oldest = sp
-			}
-		}
-		delete(e.spares, oldest.p.key)
+	if len(e.spares) >= maxSpares+len(e.slots) {
+		oldest, e.spares = e.spares[0], e.spares[1:]
 	}
-	sp := &spare{p: p, since: time.Now()}
-	e.spares[p.key] = sp
+	sp := &spare{p: p}
+	e.spares = append(e.spares, sp)
 	sp.timer = time.AfterFunc(e.cfg.IdleEnd, func() {
 		e.mu.Lock()
-		mine := !e.closed && e.spares[p.key] == sp
-		if mine {
-			delete(e.spares, p.key)
+		i := slices.Index(e.spares, sp)
+		if i >= 0 {
+			e.spares = slices.Delete(e.spares, i, i+1)
 			e.running.Add(1) // under the lock, so before Close waits
 		}
 		e.mu.Unlock()
-		if mine {
+		if i >= 0 {
 			p.end()
 			e.running.Done()
 		}
@@ -166,7 +173,7 @@ func (e *Executor) keep(p *process) {
 	}
 }
 
-// end kills a spare process; it was taken out of the map.
+// end kills a spare process; it was taken out of the list.
 func (sp *spare) end() {
 	sp.timer.Stop()
 	sp.p.end()

@@ -557,7 +557,7 @@ func (s *slot) feed(now time.Time) {
 		s.proc = p
 	} else if s.proc.key != s.prog.key() {
 		if len(s.flight) == 0 { // else those that were stopped end first
-			s.proc.end()
+			s.e.keep(s.proc, maxSpares) // submitters take turns
 			s.proc = nil
 			s.feed(now)
 		}

@@ -94,6 +94,10 @@ func testSubmitters(t *testing.T, spawn bool) {
 	if !strings.HasPrefix(c, "1 1 ") || strings.HasSuffix(c, pid) {
 		t.Errorf("another submitter: %q, in the process of %s", c, a[1].Output)
 	}
+	// The first one's process has waited for its turn.
+	if d := text(t, r, "origin", first, "x"); string(d[0].Output) != "1 3 "+pid {
+		t.Errorf("the first submitter again: %q", d[0].Output)
+	}
 }
 
 // What ends a process, or might, is put down to the task that did it, says how, and does not touch the next one.
