@@ -147,7 +147,7 @@ func (l *loop) notice(nt tasks.Notice) {
 // tidy lets go of what only a job that goes on needs, and of the jobWatch once nobody waits for the job.
 func (l *loop) tidy(id protocol.JobID) {
 	j := l.jobs[id]
-	if st, ok := l.scheduler.Job(id); j == nil || ok && st.State < tasks.JobDone {
+	if spec, ended := l.scheduler.Spec(id); j == nil || spec != nil && !ended {
 		return
 	}
 	l.releaseInputs(id)
@@ -505,8 +505,8 @@ func (n *Node) addInputs(job protocol.JobID, first uint32, ins []tasks.Input, pi
 		for id := range pins {
 			j.pins.add(n.blobs, id)
 		}
-		if st, ok := s.Job(job); ok && !readsBlobs(st.Spec.Program.GetRuntime()) && slices.ContainsFunc(ins, func(in tasks.Input) bool { return len(in.Blobs) > 0 }) {
-			stepped = &Error{Code: CodeBadRequest, Message: "a task of runtime " + st.Spec.Program.GetRuntime() + " cannot read blobs", Fix: "give it the bytes as its input, up to 16 MiB"}
+		if spec, _ := s.Spec(job); spec != nil && !readsBlobs(spec.Program.GetRuntime()) && slices.ContainsFunc(ins, func(in tasks.Input) bool { return len(in.Blobs) > 0 }) {
+			stepped = &Error{Code: CodeBadRequest, Message: "a task of runtime " + spec.Program.GetRuntime() + " cannot read blobs", Fix: "give it the bytes as its input, up to 16 MiB"}
 		} else {
 			stepped = s.Step(n.loop.now(), tasks.Submit{Job: job, First: first, Inputs: ins})
 		}

@@ -51,6 +51,14 @@ func (s *Scheduler) Job(id protocol.JobID) (JobStatus, bool) {
 	return s.status(j), true
 }
 
+// Spec is what the job is, nil if there is none, and whether it has ended: of Job what costs nothing.
+func (s *Scheduler) Spec(id protocol.JobID) (spec *protocol.Job, ended bool) {
+	if j := s.jobs[id]; j != nil {
+		return j.spec, j.state >= JobDone
+	}
+	return nil, false
+}
+
 // Jobs returns all jobs, in order of their IDs.
 func (s *Scheduler) Jobs() []JobStatus {
 	var out []JobStatus
