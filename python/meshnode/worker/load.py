@@ -1043,7 +1043,10 @@ class _Arguments(_Unpickler):
         else:
             _Unpickler.__init__(self, io.BytesIO(self.data))
             self.apart = iter(buffers)
-        args, kwargs = self.load()
+        try:
+            args, kwargs = self.load()
+        finally:  # _stored may have made a circle of us, and large objects would wait in it for the collector
+            self.memo, self.mapped = {}, {}
         return args, kwargs
 
     def path(self, i):
