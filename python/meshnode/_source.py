@@ -167,8 +167,18 @@ def meaning(code: types.CodeType) -> Tuple[Any, ...]:
         code.co_argcount,
         code.co_kwonlyargcount,
         code.co_flags & ~inspect.CO_NESTED,
-        tuple(meaning(c) if isinstance(c, types.CodeType) else (type(c), repr(c)) for c in code.co_consts),
+        _constant(code.co_consts),
     )
+
+
+def _constant(c: Any) -> Any:
+    if isinstance(c, types.CodeType):
+        return meaning(c)
+    if isinstance(c, tuple):
+        return tuple(_constant(v) for v in c)
+    if isinstance(c, frozenset):
+        return frozenset(_constant(v) for v in c)  # its text depends on how it was made
+    return type(c), repr(c)
 
 
 def methods(c: type) -> List[types.FunctionType]:

@@ -291,6 +291,15 @@ class Programs(unittest.TestCase):
                     with self.assertRaisesRegex(ShipError, "module edited_module_0, whose file changed since it was imported"):
                         ship(s.f)
 
+    def test_a_module_from_its_cache(self):
+        s = self.script("")
+        s.write("def g(x): return x in {'some', 'words', 'in', 'a', 'set', 'and', 'more', 'of', 'them', 'so', 'that', 'their', 'order', 'shows'}\n", "with_a_set.py")
+        subprocess.run([sys.executable, "-c", "import with_a_set"], cwd=s.folder, timeout=60, env=dict(os.environ, PYTHONDONTWRITEBYTECODE=""))
+        self.assertTrue(os.path.isdir(os.path.join(s.folder, "__pycache__")))
+        s.run("import with_a_set\ndef f(x): return with_a_set.g(x)\n")
+        self.assertEqual(ship(s.f).runtime, "python")
+        self.assertEqual(self.caller(s.f, "set"), True)
+
     def test_several_lambdas_on_a_line(self):
         s = self.script("""
             a = 1
