@@ -155,6 +155,61 @@ def _numpy(module: str, name: str) -> Any:
     raise Refused("%s.%s" % (module, name))
 
 
+# A unit of time of a numpy type, as its state has it.
+_UNIT = re.compile(r"(generic|Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\Z")
+_ALIGNED = 0x80  # of a numpy type's flags
+
+
+def _numpy_type(np: Any, o: Any, state: Any) -> Any:
+    """The numpy type that o becomes with a state. Made anew, for numpy checks what it makes but believes a state: one that hides an object
+    among plain bytes would have it follow any address. And o itself stays: arrays may have it already."""
+    if type(state) is not tuple or len(state) < 8:
+        raise Refused("a numpy type that is none")
+    _, order, sub, names, fields, size, _, flags = state[:8]
+    if sub is not None:
+        base, shape = sub
+        if not isinstance(base, np.dtype) or type(shape) is not tuple:
+            raise Refused("a numpy type that is none")
+        return np.dtype((base, shape))
+    if names is not None:
+        parts = [fields[n] for n in names]
+        if not all(isinstance(p[0], np.dtype) and type(p[1]) is int for p in parts):
+            raise Refused("a numpy type that is none")
+        said = {"names": list(names), "formats": [p[0] for p in parts], "offsets": [p[1] for p in parts], "itemsize": size}
+        if any(len(p) > 2 for p in parts):
+            said["titles"] = [p[2] if len(p) > 2 else None for p in parts]
+        return np.dtype(said, align=bool(flags & _ALIGNED))
+    if o.kind in "SUV":
+        if type(size) is not int or size < 0:
+            raise Refused("a numpy type that is none")
+        o = np.dtype("%s%d" % (o.kind, size // 4 if o.kind == "U" else size))
+    elif o.kind in "mM" and len(state) > 8:
+        unit, times = state[8][1][:2]
+        unit = unit.decode("ascii", "replace") if type(unit) is bytes else unit
+        if type(unit) is not str or not _UNIT.match(unit) or type(times) is not int:
+            raise Refused("a numpy type that is none")
+        o = np.dtype("%s8" % o.kind if unit == "generic" else "%s8[%d%s]" % (o.kind, times, unit))
+    return o.newbyteorder(order) if order in ("<", ">") else o
+
+
+def _array_state(np: Any, state: Any) -> Any:
+    """The state of a numpy array, if it has as much in it as it says: numpy does not look."""
+    if type(state) is not tuple or len(state) != 5:
+        raise Refused("a numpy array that is none")
+    shape, kind, data = state[1], state[2], state[4]
+    if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or not isinstance(kind, np.dtype):
+        raise Refused("a numpy array that is none")
+    count = 1
+    for n in shape:
+        count *= n
+    if type(data) is list:
+        if not kind.hasobject or len(data) != count:
+            raise Refused("a numpy array of more than it has")
+    elif kind.hasobject or not isinstance(data, (bytes, str)):
+        raise Refused("a numpy array that is none")
+    return state
+
+
 class _Maker:
     """What a pickle may call, in place of the function itself."""
 
@@ -193,6 +248,7 @@ class Reader(_Unpickler):  # type: ignore[misc]
         self.main = main
         self.allow = allow
         self.made: Dict[int, Any] = {}  # instances that this pickle made, which it may give attributes
+        self.noted: Dict[int, int] = {}  # of numpy types: where in the memo each comes to be
         if not Reader.standard:
             Reader.standard = _standard()
 
@@ -257,6 +313,7 @@ class Reader(_Unpickler):  # type: ignore[misc]
     def mark(self, o: Any) -> Any:
         """Notes that the pickle made it; and o stays, so that its id is not another's."""
         self.made[id(o)] = o
+        self.noted[id(o)] = len(self.memo)
         return o
 
     def instance(self, maker: Any, args: Any, kwargs: Any) -> Any:
@@ -277,6 +334,8 @@ class Reader(_Unpickler):  # type: ignore[misc]
             raise Refused("a member of %s that is none" % c.__qualname__)
         if issubclass(c, type):
             raise Refused("a new class")
+        if hasattr(c, "__del__"):  # it would run, with attributes that the pickle chose
+            raise Refused("the result has an instance of %s in it, whose __del__ would run, and its node belongs to somebody else" % c.__qualname__)
         new = _plain_new(c)
         if new is None:
             raise Refused(
@@ -297,9 +356,18 @@ class Reader(_Unpickler):  # type: ignore[misc]
         if self.made.get(id(o)) is not o or isinstance(o, (type, types.FunctionType, types.ModuleType)):
             raise Refused("attributes for something that the result did not make")
         np: Any = sys.modules.get("numpy")
+        if np is not None and isinstance(o, np.dtype):
+            self.stack[-1] = self.mark(_numpy_type(np, o, _deep(state)))
+            at = self.noted[id(o)]
+            if self.memo.get(at) is o:
+                self.memo[at] = self.stack[-1]
+            return
+        if np is not None and isinstance(o, np.ndarray):
+            np.ndarray.__setstate__(o, _array_state(np, _deep(state)))
+            return
         set_state = getattr(type(o), "__setstate__", None)
         if set_state is not None and set_state is not getattr(object, "__setstate__", None):
-            if np is not None and isinstance(o, (np.ndarray, np.dtype)) or not isinstance(o, _NO_STATE):
+            if not isinstance(o, _NO_STATE):
                 set_state(o, _deep(state))
                 return
         slots = None
