@@ -34,6 +34,10 @@ const (
 	WorkerDone LocalType = 0x83
 )
 
+// ControlQuiet is where the ids of those frames begin that are only answered if they fail: a client that has its answer in a
+// result need not be woken up twice.
+const ControlQuiet = 1 << 63
+
 // Client → node: 0x20–0x3f; node → client: 0xa0–0xbf. They follow `POST /v1/stream` with `Upgrade:
 // meshnode/1` on the control socket. The client chooses the ids; each frame of it but ControlWatch is
 // answered by one ControlOK or ControlError with its id, in the order of the frames, and a client need

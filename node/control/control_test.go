@@ -697,6 +697,31 @@ func TestSeveralJobsOnOneConnection(t *testing.T) {
 	}
 }
 
+// Frames with an id from ControlQuiet on are answered only if they fail.
+func TestQuiet(t *testing.T) {
+	t.Parallel()
+	n, dir := newFakeNode(), t.TempDir()
+	serve(t, dir, "", n)
+	conn, br := openRaw(t, dir)
+	id, nobody := protocol.NewJobID(), protocol.NewJobID()
+	open, _ := encodeOpen(node.JobSpec{ID: id})
+	out := protocol.AppendLocal(nil, protocol.ControlOpen, protocol.ControlQuiet, open)
+	out = protocol.AppendLocal(out, protocol.ControlAdd, protocol.ControlQuiet+1, id[:], []byte{0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 'a'})
+	out = protocol.AppendLocal(out, protocol.ControlCancel, protocol.ControlQuiet+2, nobody[:], []byte{0xff, 0xff, 0xff, 0xff})
+	out = protocol.AppendLocal(out, protocol.ControlClose, protocol.ControlQuiet-1, id[:], []byte{1, 0, 0, 0})
+	if _, err := conn.Write(out); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		t  protocol.LocalType
+		id uint64
+	}{{protocol.ControlError, protocol.ControlQuiet + 2}, {protocol.ControlOK, protocol.ControlQuiet - 1}} {
+		if typ, id, body, err := protocol.ReadLocal(br, protocol.MaxLocal); err != nil || typ != want.t || id != want.id {
+			t.Fatalf("answer %d: %#x, %d, %s, %v; want %v", i, byte(typ), id, body, err, want)
+		}
+	}
+}
+
 func TestGroup(t *testing.T) {
 	t.Parallel()
 	n, dir := newFakeNode(), t.TempDir()

@@ -87,6 +87,9 @@ func (st *stream) serve(r io.Reader) error {
 
 func (st *stream) answer(id uint64, err error) error {
 	if err == nil {
+		if id >= protocol.ControlQuiet {
+			return nil
+		}
 		return st.out.send(protocol.ControlOK, id)
 	}
 	if st.ctx.Err() != nil {

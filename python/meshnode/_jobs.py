@@ -71,6 +71,7 @@ _OUTPUT_LEFT_OUT = 2
 _WATCH_BLOBS = 4  # a flag of WATCH: large outputs are fetched as blobs
 
 # The last three bits of a frame's id; the rest is the number of the job.
+_ID_QUIET = 1 << 63  # is answered only if it fails
 _ID_OPEN, _ID_ADD, _ID_CLOSE, _ID_CANCEL, _ID_WATCH, _ID_GROUP = range(6)
 
 
@@ -526,7 +527,7 @@ class Jobs:
             kind, before = wire.ADD_BLOBS, struct.pack("<H", len(packet.blobs)) + b"".join(packet.blobs)
         length = 9 + 24 + len(before) + 4 + len(body)
         return b"".join(
-            (_ADD.pack(length, kind, job.frame_id(_ID_ADD), job.ident, index, 1), before, pack(len(body)), body)
+            (_ADD.pack(length, kind, _ID_QUIET | job.frame_id(_ID_ADD), job.ident, index, 1), before, pack(len(body)), body)
         )
 
     # Receiving: called by the connection, in its thread.
@@ -536,7 +537,7 @@ class Jobs:
         if kind == wire.OK:
             return
         with self._lock:
-            job = self._numbers.get(ident >> 3)
+            job = self._numbers.get((ident & ~_ID_QUIET) >> 3)
         if kind == wire.RESULTS:
             if job is not None:
                 self._results(job, body)
