@@ -16,7 +16,7 @@ import (
 func TestForgottenJobsLeaveRoom(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	n, stop := startIn(t, dir, "a", 2, func(c *Config) { c.Retain = 4 * time.Second })
+	n, stop := startIn(t, dir, "a", 2, func(c *Config) { c.Retain = 15 * time.Second })
 	defer stop()
 	// But for its logs, which are written again: three of them, each as large as what came together.
 	size := func() (all int64) {
@@ -34,7 +34,7 @@ func TestForgottenJobsLeaveRoom(t *testing.T) {
 	rnd := rand.NewChaCha8([32]byte{1})
 	rnd.Read(noise)
 	var inputs [][]byte
-	for i := range 1500 { // 75 MB in the journal, and as much again as results
+	for i := range 800 { // 40 MB in the journal, and as much again as results
 		inputs = append(inputs, noise[i:i+50_000])
 	}
 	for i := range 100 { // and blobs
@@ -42,7 +42,7 @@ func TestForgottenJobsLeaveRoom(t *testing.T) {
 	}
 	submit(t, n, "../../tasks/executor/wasm/testdata/echo.wasm", inputs)
 	most := size()
-	if most < 60 {
+	if most < 30 {
 		t.Fatalf("the journal's tables have %d MiB: too little to mean anything", most)
 	}
 	pinned := func() (count int) {
@@ -57,7 +57,7 @@ func TestForgottenJobsLeaveRoom(t *testing.T) {
 		t.Fatalf("%d large results are pinned", pinned())
 	}
 	for end := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if size() < 20 && pinned() == 0 {
+		if size() < 10 && pinned() == 0 {
 			break
 		}
 		if time.Now().After(end) {
