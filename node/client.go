@@ -32,6 +32,9 @@ const (
 	watchBatch = 1024
 	// inputBytes of inputs are read at once for a client.
 	inputBytes = 64 << 20
+	// roomFor is how long the disk is not asked again for its room: calls that come one by one would ask some thousand times in a
+	// second, and meanwhile a client sends less than the room that is kept free.
+	roomFor = 20 * time.Millisecond
 )
 
 // jobWatch is what the loop knows of a job for its clients. Only the loop touches it.
@@ -409,6 +412,19 @@ func (n *Node) room() error {
 		Fix: "make room on the disk of " + n.cfg.DataDir + "; jobs under way go on, and results can be read"}
 }
 
+// roomLately is room for what comes often: the disk is not asked again within roomFor.
+func (n *Node) roomLately() error {
+	now := n.loop.now()
+	if found := n.roomAt.Load(); found != 0 && now-found < int64(roomFor) && !n.journal.Stalled() {
+		return nil
+	}
+	err := n.room()
+	if err == nil {
+		n.roomAt.Store(now)
+	}
+	return err
+}
+
 // diskState is what is wrong with the room on the disk, "" if nothing is.
 func (n *Node) diskState() string {
 	free, known := n.journal.Free()
@@ -423,7 +439,7 @@ func (n *Node) diskState() string {
 
 // AddTasks implements clientAPI.
 func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, ins []TaskInput) error {
-	if err := n.room(); err != nil {
+	if err := n.roomLately(); err != nil {
 		return err
 	}
 	var pins pins

@@ -101,6 +101,7 @@ type Node struct {
 	sessions    sessions
 	incarnation uint64
 	steppedAt   atomic.Int64 // scheduler time of the last Step
+	roomAt      atomic.Int64 // when the disk had room, as loop.now; 0: not asked yet
 }
 
 // New opens the data directory and the network, and reads the journal. Errors are one line for a person.
