@@ -137,3 +137,71 @@ func (nd *benchNode) carryOut(nodes map[protocol.NodeID]*benchNode, name protoco
 		}
 	}
 }
+
+// What a call costs while its program keeps many jobs open, as those of Python do: one task at a time, of one job after another.
+func BenchmarkOpenJobs(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		jobs  int
+		slots int // of the origin; none: another node runs all
+	}{{"local, 1", 1, 2}, {"local, 1000", 1000, 2}, {"local, 10000", 10_000, 2}, {"other, 1", 1, 0}, {"other, 1000", 1000, 0}} {
+		b.Run(c.name, func(b *testing.B) {
+			nodes := map[protocol.NodeID]*benchNode{"a": newBenchNode(b, "a", c.slots)}
+			if c.slots == 0 {
+				nodes["b"] = newBenchNode(b, "b", 2)
+				for id, peer := range map[protocol.NodeID]protocol.NodeID{"a": "b", "b": "a"} {
+					nodes[id].inbox = append(nodes[id].inbox, PeerUp{
+						Peer: peer, Session: 1, Hello: nodes[peer].s.Hello(id), MayUseHere: []string{"wasm"}, MayUseThere: []string{"wasm"},
+					})
+				}
+			}
+			now := int64(0)
+			settle := func() {
+				for busy := true; busy; {
+					busy = false
+					for _, name := range []protocol.NodeID{"a", "b"} {
+						nd := nodes[name]
+						if nd == nil || len(nd.inbox) == 0 {
+							continue
+						}
+						busy = true
+						for _, ev := range nd.inbox {
+							now += microsecond
+							if err := nd.s.Step(now, ev); err != nil {
+								b.Fatal(err)
+							}
+						}
+						nd.inbox = nil
+						nd.carryOut(nodes, name, nd.s.Ready(), &now)
+					}
+				}
+			}
+			origin := nodes["a"]
+			calls := make([]uint32, c.jobs)
+			call := func(k int) {
+				id := protocol.JobID{1, byte(k), byte(k >> 8)}
+				ev := Submit{Job: id, First: calls[k], Inputs: []Input{{Data: []byte("0123456789abcdef")}}}
+				if calls[k] == 0 {
+					ev.Spec = spec(id)
+				}
+				calls[k]++
+				want := origin.ended + 1
+				origin.inbox = append(origin.inbox, ev)
+				for settle(); origin.ended < want; settle() {
+					now += millisecond
+					for _, nd := range nodes {
+						nd.inbox = append(nd.inbox, Tick{})
+					}
+				}
+			}
+			for k := range c.jobs {
+				call(k)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				call(i * 7 % c.jobs)
+			}
+		})
+	}
+}
