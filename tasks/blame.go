@@ -74,7 +74,7 @@ func (j *job) wait(i uint32) {
 
 // waitedLongEnough lets any node have the tasks for which no other node came.
 func (s *Scheduler) waitedLongEnough() {
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		for _, at := range sortedKeys(j.elsewhere) {
 			for q := j.elsewhere[at]; ; q = q[1:] {
 				if len(q) == 0 {

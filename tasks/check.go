@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -26,6 +27,19 @@ func (s *Scheduler) Check() error {
 	for _, j := range s.sortedJobs() {
 		if err := s.checkJob(j); err != nil {
 			return fmt.Errorf("job %s: %w", j.id.Short(), err)
+		}
+	}
+	if !slices.IsSortedFunc(s.active, func(a, b *job) int { return cmp.Compare(a.number, b.number) }) {
+		return fmt.Errorf("the active jobs are not in their order")
+	}
+	for _, j := range s.jobOrder {
+		if j.isActive() && !j.active || j.active != slices.Contains(s.active, j) {
+			return fmt.Errorf("job %s has something to do: %v; is active: %v", j.id.Short(), j.isActive(), j.active)
+		}
+	}
+	for _, j := range s.active {
+		if s.jobs[j.id] != j || j.state >= JobDone {
+			return fmt.Errorf("job %s is active, and has ended", j.id.Short())
 		}
 	}
 	if err := s.checkGroups(); err != nil {

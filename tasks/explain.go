@@ -50,13 +50,21 @@ func (s *Scheduler) WhyJob(now int64, id protocol.JobID) (Why, bool) {
 		return w, true
 	}
 	w.Summary += fmt.Sprintf(", %d with nodes, %d waiting", j.leased, j.pending)
-	if !j.closed {
-		w.Reasons = append(w.Reasons, Open.Reason("", ""))
-	}
 	w.Reasons = append(w.Reasons, s.whyPending(j)...)
 	w.Reasons = append(w.Reasons, s.whereabouts(j)...)
+	if !j.closed {
+		w.Reasons = append(w.Reasons, j.whyOpen())
+	}
 	w.Reasons = append(w.Reasons, s.storyOf(j)...)
 	return w, true
+}
+
+// whyOpen is what there is to say of a job that its client has not closed.
+func (j *job) whyOpen() Reason {
+	if j.pending+j.leased > 0 {
+		return Open.Reason("", "")
+	}
+	return Open.Reason("", ", and there is nothing to do now")
 }
 
 // whyPending is why the pending tasks of j are not granted, and which nodes get none of them.
@@ -75,7 +83,7 @@ func (s *Scheduler) whyPending(j *job) []Reason {
 	full := slices.ContainsFunc(busy, func(p *peer) bool { return s.groupStarts(p, j) == 0 })
 	m := int(j.spec.MaxParallel)
 	higher, equal := 0, 0
-	for _, k := range s.jobOrder {
+	for _, k := range s.active {
 		if k != j && s.remaining(k) > 0 {
 			switch {
 			case k.spec.Priority > j.spec.Priority:
@@ -180,7 +188,7 @@ func (s *Scheduler) waitReason(j *job) Reason {
 	case j.halting != "":
 		return Halting.Reason("", j.halting)
 	case j.pending == 0 && !j.closed:
-		return Open.Reason("", "")
+		return j.whyOpen()
 	}
 	rs := s.whyPending(j)
 	if len(rs) == 0 || rs[0].Code == table[Next].Code || rs[0].Code == table[Loading].Code {
@@ -394,7 +402,7 @@ func (s *Scheduler) WhyPeer(now int64, id protocol.NodeID) (Why, bool) {
 		w.Reasons = append(w.Reasons, Stopping.Reason("", ""))
 	}
 	waiting, n := 0, 0
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		if s.remaining(j) == 0 {
 			continue
 		}

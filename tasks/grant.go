@@ -132,7 +132,7 @@ func (s *Scheduler) remaining(j *job) int {
 // pendingFor is how many tasks p could get now.
 func (s *Scheduler) pendingFor(p *peer) int {
 	n := 0
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		n += s.open(p, j)
 	}
 	return n
@@ -560,11 +560,11 @@ func (s *Scheduler) atWork() int { return s.here.running + s.here.queued }
 // grantEagerly sends new work to peers that are known to be idle without waiting for them to ask (this saves a
 // round trip): one task to each before a second to any. Then it tells the others that there is work.
 func (s *Scheduler) grantEagerly() {
-	if s.stopping != "" || len(s.jobOrder) == 0 {
+	if s.stopping != "" || len(s.active) == 0 {
 		return
 	}
 	any := false
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		any = any || s.grantable(j) > 0
 	}
 	if !any {
@@ -581,7 +581,7 @@ func (s *Scheduler) grantEagerly() {
 		slots += p.slotsHere(s)
 		if s.available(p) && (p.self || s.now >= p.eagerFrom) {
 			n := 0
-			for _, j := range s.jobOrder {
+			for _, j := range s.active {
 				n += min(s.open(p, j), s.groupStarts(p, j))
 			}
 			if f := min(s.free(p), n); f > 0 {
@@ -650,7 +650,7 @@ func cmpBool(a, b bool) int {
 // tellLoad tells peers that believe us to be empty that we are not: as many as there are tasks.
 func (s *Scheduler) tellLoad() {
 	left := 0
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		left += s.grantable(j)
 	}
 	for _, p := range s.line {
@@ -661,7 +661,7 @@ func (s *Scheduler) tellLoad() {
 			continue
 		}
 		n := 0
-		for _, j := range s.jobOrder {
+		for _, j := range s.active {
 			k := s.open(p, j)
 			if n += k; k > 0 || j.run.ns == 0 && s.grantable(j) > 0 && s.canRun(p, j) { // bytes too far away may as well set out
 				s.inform(p, j)

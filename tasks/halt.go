@@ -14,6 +14,7 @@ func (s *Scheduler) halt(j *job) {
 		return
 	}
 	j.halting = fmt.Sprintf("%d of its tasks failed, and so it was halted", j.bad)
+	s.activate(j)
 	if h.Now {
 		return // endHalted does the rest
 	}
@@ -33,14 +34,14 @@ func (s *Scheduler) recallAll(p *peer, j *job) {
 
 // endHalted ends the jobs that are halted: now, or because nothing of them runs any more.
 func (s *Scheduler) endHalted() {
-	for i := 0; i < len(s.jobOrder); {
-		j := s.jobOrder[i]
+	for i := 0; i < len(s.active); {
+		j := s.active[i]
 		if j.halting == "" || !j.spec.Halt.GetNow() && (j.leased > 0 || len(j.fetching) > 0 || j.limboUntil != 0) {
 			i++
 			continue
 		}
 		s.record(CancelRecord{Job: j.id, Reason: j.halting, Halted: true})
 		s.out.Sync = true
-		s.cancelJob(j, JobFailed, j.halting) // takes it out of jobOrder
+		s.cancelJob(j, JobFailed, j.halting) // takes it out of active
 	}
 }

@@ -42,7 +42,7 @@ const (
 // inputRoom is how many bytes of inputs one job may have in memory.
 func (s *Scheduler) inputRoom() int {
 	w := s.cfg.InputWindow
-	return max(min(w, leastInputs), w/max(1, len(s.jobOrder)))
+	return max(min(w, leastInputs), w/max(1, len(s.active)))
 }
 
 // aheadEnd is the first task behind ahead.
@@ -75,7 +75,9 @@ func (s *Scheduler) addTasks(j *job, ins []Input) {
 		j.countBlobs(&in)
 		j.bytes += int64(len(in.Data))
 	}
-	j.pending += len(ins)
+	if j.pending += len(ins); j.pending > 0 {
+		s.activate(j)
+	}
 }
 
 // pass moves next on, over the first input of ahead, which it returns.
@@ -151,7 +153,7 @@ func (s *Scheduler) loadInputs() {
 	if s.stopping != "" {
 		return
 	}
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		x := &j.inputs
 		if len(x.absent) == 0 && j.aheadEnd() == j.tasks.n {
 			continue

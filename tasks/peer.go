@@ -133,7 +133,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	p.taken = nil
 	s.reconcile(p, protocol.UngroupAttempts(h.Held), 0)
 	s.answeredWithout(p.id)
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		if j.halting != "" {
 			s.recallAll(p, j)
 		}
@@ -336,7 +336,7 @@ func (p *peer) wake(s *Scheduler, at func(int64)) {
 	if !p.up && (len(p.leases) > 0 || p.queuedHere > 0) {
 		at(p.downAt + resetGrace)
 	}
-	if p.loadFrom > s.now && p.told == 0 && len(s.jobOrder) > 0 {
+	if p.loadFrom > s.now && p.told == 0 && len(s.active) > 0 {
 		at(p.loadFrom)
 	}
 	if len(p.cannot) > 0 { // a range over nothing costs, too, with ten thousand peers

@@ -98,6 +98,9 @@ type Scheduler struct {
 
 	jobs       map[protocol.JobID]*job
 	jobOrder   []*job                    // that have not ended, in the order of their opening
+	active     []*job                    // of these, those with tasks that have not ended: a program may keep thousands open that have nothing to do
+	opened     uint64                    // jobs
+	limboEnds  int64                     // when the last job of an earlier life may be granted, 0: all may
 	turns      turns                     // of jobs, for grants; see share.go
 	groups     map[protocol.JobID]*group // see group.go
 	groupsFrom int64                     // until when the limits of those from before the start are awaited, 0: they are not
@@ -223,6 +226,9 @@ func (s *Scheduler) advance(now int64) {
 	}
 	if s.groupsFrom != 0 {
 		s.groupsFrom += gap
+	}
+	if s.limboEnds != 0 {
+		s.limboEnds += gap
 	}
 }
 
@@ -399,6 +405,10 @@ func (s *Scheduler) Ready() Ready {
 		s.flushAnswers()
 		s.loadInputs()
 		s.retain()
+		s.active = slices.DeleteFunc(s.active, func(j *job) bool {
+			j.active = j.isActive()
+			return !j.active
+		})
 	}
 	s.readies++
 	r := s.out
@@ -421,7 +431,7 @@ func (s *Scheduler) wake() int64 {
 	for _, p := range s.line {
 		p.wake(s, at)
 	}
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		at(j.limboUntil)
 		at(j.elsewhereAt())
 	}

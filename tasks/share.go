@@ -62,7 +62,7 @@ func (l *lease) settle(o *protocol.Outcome, now int64) {
 // nextJob is the job whose pending tasks are granted next; nil: there is none. more says of how many of a job that may be.
 func (s *Scheduler) nextJob(more func(*job) int) *job {
 	var best *job
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		if best != nil && s.before(best, j) || more(j) == 0 {
 			continue
 		}

@@ -14,6 +14,8 @@ type job struct {
 	spec   *protocol.Job
 	on     *On    // of spec.Placement
 	group  *group // nil: it is in none
+	number uint64 // counts jobs as they were opened
+	active bool   // it is in Scheduler.active
 	closed bool
 	count  uint32 // tasks it will have, if closed
 	tasks  taskList
@@ -187,8 +189,32 @@ func (s *Scheduler) openJob(id protocol.JobID, spec *protocol.Job) *job {
 	}
 	j.numbers, _ = protocol.NewNumbers(spec.Runs) // what is no list was refused, or is none
 	s.jobs[id] = j
+	s.opened++
+	j.number = s.opened
 	s.jobOrder = append(s.jobOrder, j)
 	return j
+}
+
+// isActive says that there may be something to do for j.
+func (j *job) isActive() bool {
+	return j.pending+j.leased > 0 || len(j.fetching) > 0 || j.halting != ""
+}
+
+// activate makes j one for which there is something to do. It is not any more when a Ready finds nothing.
+func (s *Scheduler) activate(j *job) {
+	if j.active || j.state >= JobDone {
+		return
+	}
+	j.active = true
+	i, _ := slices.BinarySearchFunc(s.active, j, func(a, b *job) int { return cmp.Compare(a.number, b.number) })
+	s.active = slices.Insert(s.active, i, j)
+}
+
+func (s *Scheduler) deactivate(j *job) {
+	if j.active {
+		j.active = false
+		s.active = slices.DeleteFunc(s.active, func(k *job) bool { return k == j })
+	}
 }
 
 // info is what workers learn of the job.
@@ -261,6 +287,7 @@ func (s *Scheduler) endJob(j *job, state JobState, reason string) {
 	if k := slices.Index(s.jobOrder, j); k >= 0 {
 		s.jobOrder = slices.Delete(s.jobOrder, k, k+1)
 	}
+	s.deactivate(j)
 	for _, id := range s.order {
 		p := s.peers[id]
 		if _, told := p.informed[j.id]; told {
@@ -372,6 +399,7 @@ func (s *Scheduler) Restore(now int64, r Record) error {
 	case ForgetRecord:
 		if j := s.jobs[r.Job]; j != nil {
 			s.leave(j.group)
+			s.deactivate(j)
 		}
 		delete(s.jobs, r.Job)
 		s.jobOrder = slices.DeleteFunc(s.jobOrder, func(j *job) bool { return j.id == r.Job })
@@ -421,6 +449,7 @@ func (s *Scheduler) Restored(now int64) {
 		s.halt(j)
 		if j.state < JobDone && len(j.grantedTo) > 0 {
 			j.awaited, j.limboUntil = map[protocol.NodeID]bool{}, now+limbo
+			s.limboEnds = now + limbo
 			for w := range j.grantedTo {
 				j.awaited[w] = true
 			}
@@ -453,9 +482,11 @@ func (s *Scheduler) limboTick() {
 	if s.groupsFrom != 0 && s.now >= s.groupsFrom {
 		s.forgetUnknown()
 	}
+	if s.limboEnds == 0 || s.now < s.limboEnds {
+		return
+	}
+	s.limboEnds = 0
 	for _, j := range s.jobOrder {
-		if j.limboUntil != 0 && s.now >= j.limboUntil {
-			j.limboUntil, j.awaited = 0, nil
-		}
+		j.limboUntil, j.awaited = 0, nil
 	}
 }

@@ -25,7 +25,7 @@ func (s *Scheduler) finishTail() {
 		return
 	}
 	var idle []*peer
-	for _, j := range s.jobOrder {
+	for _, j := range s.active {
 		if j.leased == 0 || j.pending > 0 || j.halting != "" {
 			continue
 		}

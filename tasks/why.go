@@ -43,7 +43,7 @@ const (
 	NoSlots
 
 	// Why tasks of a job wait.
-	Open
+	Open // {what} is ", and there is nothing to do now", or nothing
 	Limbo
 	NoNode     // {what} is why, by node
 	NoSlotFree // {what} is the nodes
@@ -125,7 +125,7 @@ var table = [codes]Reason{
 	Paused:       {"paused", "{node} takes no work: {what}", "on {node}: meshnode resume"},
 	NoSlots:      {"no_slots", "{node} has no slots", "on {node}: meshnode slots K"},
 
-	Open:         {"open", "more tasks may come from its client", "nothing: the client closes the job when it has sent all"},
+	Open:         {"open", "its client keeps it open: more tasks may come{what}", "nothing: the client closes the job when it has sent all"},
 	Limbo:        {"limbo", "this node was started anew: workers that may still hold its tasks are asked first", "nothing: it takes 10 s at most"},
 	NoNode:       {"no_node", "no node can run it now: {what}", "change what is in the way, or submit it without that requirement"},
 	NoSlotFree:   {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
