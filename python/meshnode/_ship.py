@@ -26,6 +26,7 @@ import pickle
 import site
 import sys
 import sysconfig
+import threading
 import types
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
 
@@ -37,6 +38,13 @@ _VERSION = "%d.%d" % sys.version_info[:2]
 # Of the user's own modules, so much travels with a function; more is a folder of something else that got in by mistake.
 MAX_MODULES = 1000
 MAX_SOURCE = 16 << 20
+
+
+# So often arguments may make a bundle grow; then what they need travels with each call.
+MAX_GROWTHS = 8
+
+# Callables that change only as their parts do, which are looked at one by one.
+_DEFINITIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 class ShipError(TypeError):
@@ -71,6 +79,29 @@ class Bundle:
         self._walk = walk
         self._layers: List["_Walk"] = []  # what arguments brought besides
         self._digests: Dict[str, "_Walk"] = {}  # the latest of those, and of what single calls brought
+        self._made_of: Tuple[Any, ...] = ()  # what ship() was given
+        self._wanted: List[Any] = []  # classes and modules that arguments had in them, and the bundle lacks
+        self._grown: Optional["Bundle"] = None
+        self._growths = 0
+
+    def _want(self, o: Any) -> None:
+        """Notes something that arguments had in them: it is in the bundle that grown() gives."""
+        if not any(o is w for w in self._wanted):
+            self._wanted.append(o)
+
+    def lacks(self) -> bool:
+        """Whether arguments had classes in them, or modules that a machine must have, which the bundle says nothing of. They
+        travel with each such call; with grown() they need not, and calls go only to machines that have the modules."""
+        return bool(self._wanted) and self._growths < MAX_GROWTHS and bool(self._made_of)
+
+    def grown(self) -> "Bundle":
+        """The bundle with what it lacks."""
+        if self._grown is None:
+            func, depfuncs, modules, globals, before = self._made_of
+            wanted = before + tuple(self._wanted)
+            self._grown = _make(func, depfuncs, modules, globals, wanted)
+            self._grown._growths = self._growths + 1
+        return self._grown
 
     def _remember(self, data: bytes, walk: "_Walk") -> None:
         """A result may name an object that arguments brought."""
@@ -142,29 +173,45 @@ def ship(
         raise ShipError("%r cannot be called: it is of type %s" % (func, type(func).__name__))
     depfuncs, modules = tuple(depfuncs), tuple(modules)
     key = _key(func, depfuncs, modules, globals)
+    bundle = _cache.get(key) if key is not None else None
+    if bundle is not None and bundle.current():
+        if not bundle.lacks():
+            return bundle
+        bundle = bundle.grown()
+    else:
+        bundle = _make(func, depfuncs, modules, globals, ())
     if key is not None:
-        old = _cache.get(key)
-        if old is not None:
-            if old.current():
-                return old
-            del _cache[key]
-    walk = _Walk()
-    bundle = walk.bundle(func, depfuncs, modules, globals)
-    if key is not None:
-        while len(_cache) >= _CACHE:
-            del _cache[next(iter(_cache))]
-        _cache[key] = bundle
+        with _cache_lock:
+            _cache.pop(key, None)
+            while len(_cache) >= _CACHE:
+                del _cache[next(iter(_cache))]
+            _cache[key] = bundle
+    return bundle
+
+
+def _make(
+    func: Any,
+    depfuncs: Tuple[Any, ...],
+    modules: Tuple[str, ...],
+    globals: Optional[Mapping[str, Any]],
+    wanted: Tuple[Any, ...],
+) -> Bundle:
+    bundle = _Walk().bundle(func, depfuncs, modules, globals, wanted)
+    bundle._made_of = func, depfuncs, modules, globals, wanted
     return bundle
 
 
 # So many functions are remembered with their bundles, which keeps them alive.
 _CACHE = 256
 _cache: Dict[Any, Bundle] = {}
+_cache_lock = threading.Lock()
 
 
 def _key(func: Any, depfuncs: Tuple[Any, ...], modules: Tuple[str, ...], globals: Optional[Mapping[str, Any]]) -> Any:
     if isinstance(func, types.MethodType):
-        return None  # a new object at each look, and its instance may change
+        return None  # a new object at each look
+    if not isinstance(func, _DEFINITIONS) and _state(func) is None:
+        return None  # one could not tell whether it changed
     names = tuple((k, id(v)) for k, v in globals.items()) if globals else ()
     return id(func), tuple(map(id, depfuncs)), modules, names
 
@@ -243,6 +290,19 @@ def own(module: Any) -> bool:
 def module_needed(m: types.ModuleType) -> bool:
     """Whether a module has to be sent before a pickle can name what is in it."""
     return own(m)
+
+
+def module_installed(m: types.ModuleType) -> bool:
+    """Whether a module is neither the user's own nor of the standard library: another machine may lack it."""
+    root = m.__name__.partition(".")[0]
+    known = getattr(sys, "stdlib_module_names", None)
+    if known is not None and root in known or root in ("builtins", "__main__", "meshnode", "pp", "ppft"):
+        return False
+    file = getattr(sys.modules.get(root), "__file__", None)
+    if not isinstance(file, str) or own(m):
+        return False
+    real = os.path.realpath(file)
+    return "site-packages" in real.split(os.sep) or "dist-packages" in real.split(os.sep) or not real.startswith(_INSTALLED)
 
 
 # ---- what code uses
@@ -331,7 +391,12 @@ class _Walk:
         self.wants: Set[str] = set()  # modules that functions import when they run
 
     def bundle(
-        self, func: Any, depfuncs: Tuple[Any, ...], modules: Tuple[str, ...], globals: Optional[Mapping[str, Any]]
+        self,
+        func: Any,
+        depfuncs: Tuple[Any, ...],
+        modules: Tuple[str, ...],
+        globals: Optional[Mapping[str, Any]],
+        wanted: Tuple[Any, ...],
     ) -> Bundle:
         main = sys.modules["__main__"]
         self.space(main.__dict__)
@@ -350,6 +415,15 @@ class _Walk:
         root = self.add(func)
         if isinstance(func, types.FunctionType):
             self.want(func.__code__)
+        if not isinstance(func, _DEFINITIONS):
+            self.watch(lambda: func, func)
+        for o in wanted:
+            if not isinstance(o, types.ModuleType):
+                self.bind_class(o)
+            elif own(o):
+                self.need(o)
+            else:
+                self.wants.add(o.__name__.partition(".")[0])
         own_name = getattr(func, "__name__", None)
         if own_name in main.__dict__ and main.__dict__[own_name] is func:
             self.bind(main.__dict__, [own_name])  # so that pickles find it
@@ -528,6 +602,13 @@ class _Walk:
         if number is None and self.before is not None:
             number = self.before.known(o)
         return number
+
+    def has_module(self, m: types.ModuleType) -> bool:
+        """Whether the bundle says that a machine must have the package of a module."""
+        root = m.__name__.partition(".")[0]
+        return root in self.wants or any(
+            o["k"] == "import" and o["module"].partition(".")[0] == root for o in self.objects
+        )
 
     def has_source(self, name: str) -> bool:
         return name in self.sources or (self.before is not None and self.before.has_source(name))

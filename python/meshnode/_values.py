@@ -29,7 +29,7 @@ from typing import (
 )
 
 from ._errors import RemoteTraceback
-from ._ship import Bundle, ShipError, _label, _Walk, module_needed
+from ._ship import Bundle, ShipError, _label, _Walk, module_installed, module_needed
 from .worker.load import OBJECT
 
 # Larger parts of arguments go apart from the pickle, as blobs: each is sent once to a node, however often it is used.
@@ -291,7 +291,10 @@ class Encoder:
             return
         if not module_needed(m) or self.bundle._walk.has_source(m.__name__):
             self._known[id(m)] = m
+            if module_installed(m) and not self.bundle._walk.has_module(m):
+                self.bundle._want(m)
             return
+        self.bundle._want(m)
         if not self._top().has_source(m.__name__):
             self._layer(lambda w: w.need(m))
             raise _Again
@@ -329,6 +332,7 @@ class Encoder:
                     self._known[id(o)] = o
                 return NotImplemented
             if isinstance(o, type):
+                self.bundle._want(o)
                 self._layer(lambda w: w.bind_class(o))
                 raise _Again
             self._wanted.append(o)

@@ -256,6 +256,77 @@ class Arguments(Remote):
         self.assertEqual(self.caller.call(bundle, encoder, (s.A(1),))[0], 11)
         self.assertEqual(self.caller(s.call, s.helper, 3), 13)
 
+    def test_the_bundle_grows_with_what_arguments_need(self):
+        s = self.script("""
+            class A:
+                def __init__(self, x): self.x = x
+                def value(self): return self.x + LIMIT
+            LIMIT = 1
+            def f(o): return o.value(), o
+            def make(n):
+                class Local:
+                    def value(self): return n
+                return Local()
+        """)
+        bundle, encoder = self.encoder(s.f)
+        self.assertFalse(bundle.lacks())
+        before, _ = encoder.call((s.A(1),), {})
+        self.assertTrue(bundle.lacks())
+        more = ship(s.f)
+        self.assertIs(more, bundle.grown())
+        self.assertIs(more, ship(s.f))
+        payload, _ = Encoder(more, None).call((s.A(1),), {})
+        self.assertFalse(more.lacks())
+        self.assertLess(len(payload), 60)
+        self.assertGreater(len(before), 200)
+        self.assertEqual(self.caller.call(more, Encoder(more, None), (s.A(1),))[0], 2)
+        s.module.LIMIT = 2
+        self.assertEqual(self.caller(s.f, s.A(1))[0], 3)
+        for i in range(30):  # not for ever, and still right
+            self.assertEqual(self.caller(s.f, s.make(i))[0], i)
+        self.assertLess(len(ship(s.f).data), 5000)
+
+    def test_a_module_that_arguments_need(self):
+        s = self.script("def f(x): return x\n")
+        folder = os.path.join(s.folder, "site-packages")
+        s.write("class Thing:\n    pass\n", "site-packages/installed_thing.py")
+        sys.path.insert(0, folder)
+        self.addCleanup(sys.path.remove, folder)
+        import installed_thing
+
+        self.addCleanup(sys.modules.pop, "installed_thing")
+        bundle, encoder = self.encoder(s.f)
+        encoder.call((installed_thing.Thing(),), {})
+        self.assertTrue(bundle.lacks())
+        answer, _ = self.caller.worker.try_load(ship(s.f).data)
+        self.assertEqual(answer, {"unable": "needs the Python module installed_thing, which is not here"})
+        bundle, encoder = self.encoder(s.f)
+        encoder.call((decimal.Decimal(1), collections.OrderedDict()), {})
+        self.assertFalse(bundle.lacks())
+
+    def test_callables_with_state(self):
+        s = self.script("""
+            import functools
+            class Adds:
+                def __init__(self, n): self.n = n
+                def __call__(self, x): return self.n + x
+                def method(self, x): return self.n * x
+            adds = Adds(1)
+            parts = [1]
+            def f(parts, x): return len(parts) + x
+            partial = functools.partial(f, parts)
+        """)
+        self.assertEqual((self.caller(s.adds, 1), self.caller(s.adds.method, 3), self.caller(s.partial, 1)), (2, 3, 2))
+        self.assertIs(ship(s.adds), ship(s.adds))
+        s.adds.n = 5
+        s.parts.append(2)
+        self.assertEqual((self.caller(s.adds, 1), self.caller(s.adds.method, 3), self.caller(s.partial, 1)), (6, 15, 3))
+        s.adds.n = list(range(5000))  # too large for a look at each time
+        with self.assertRaises(TypeError):
+            self.caller(s.adds, 1)
+        s.adds.n = 7
+        self.assertEqual(self.caller(s.adds, 1), 8)
+
     def test_a_class_that_was_redefined(self):
         s = self.script("""
             class A:
