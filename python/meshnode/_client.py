@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import threading
@@ -28,7 +29,7 @@ from meshnode._jobs import (
 )
 from meshnode._map import Map
 from meshnode._private import PrivateNode
-from meshnode._ship import Bundle, ship
+from meshnode._ship import Bundle, ShipError, ship
 from meshnode._values import Decoder, Encoder, Ref, store
 
 T = TypeVar("T")
@@ -46,13 +47,17 @@ class Function:
         jobs = lane.jobs
         self._lane = lane
         self._jobs = jobs
-        self.bundle = bundle
         self.options = options
-        self._work = jobs.work(lane.group, Program(bundle.data, bundle.runtime, bundle.name), options)
+        self._lock = threading.Lock()  # guards the encoder, and that what follows belongs together
+        self._use(bundle)
+
+    def _use(self, bundle: Bundle) -> None:
+        jobs, lane = self._jobs, self._lane
+        self._work = jobs.work(lane.group, Program(bundle.data, bundle.runtime, bundle.name), self.options)
         self._encoder = Encoder(bundle, jobs.put)
         self._decoder = Decoder(bundle, lane.client.allow)
         self._feed = Calls(jobs, self._work, self._decoder, lane.print_log)
-        self._lock = threading.Lock()  # guards the encoder
+        self.bundle = bundle
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Calls it with these arguments somewhere on the mesh.
@@ -65,16 +70,27 @@ class Function:
 
     def call(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Future[Any]:
         """submit(*args, **kwargs)."""
-        payload, blobs = self.encode(args, kwargs)
-        feed = self._feed
+        with self._lock:
+            payload, blobs = self._encoder.call(args, kwargs)
+            while self.bundle.lacks():  # another job, whose program has what these arguments need
+                self._use(self.bundle.grown())
+                payload, blobs = self._encoder.call(args, kwargs)
+            feed = self._feed
         future: Future[Any] = Future(feed)
         self._jobs.submit(feed, payload, blobs, future)
         return future
 
-    def encode(self, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Call:
-        """The pickle of a call's arguments, and the blobs in it. Raises ShipError."""
+    def _grow_for(self, args: Tuple[Any, ...]) -> None:
+        """Has the program grow with what calls like this one need."""
         with self._lock:
-            return self._encoder.call(args, kwargs)
+            while True:
+                try:
+                    Encoder(self.bundle, lambda part: bytes(32)).call(args, {})
+                except ShipError:
+                    return  # it is told of in its place
+                if not self.bundle.lacks():
+                    return
+                self._use(self.bundle.grown())
 
     def map(
         self,
@@ -88,10 +104,20 @@ class Function:
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         began = time.monotonic()
+        inputs: Iterator[Tuple[Any, ...]] = zip(*iterables)
+        try:
+            first = next(inputs, None)
+        except Exception as e:
+            inputs = _raising(e)
+        else:
+            if first is not None:
+                self._grow_for(first)
+                inputs = itertools.chain((first,), inputs)
+                del first
         run = Map(
             self._jobs,
             self._work,
-            zip(*iterables),
+            inputs,
             Encoder(self.bundle, self._jobs.put),  # of its own: it may be used for long, and by one thread
             self._decoder,
             self._lane.print_log,
@@ -110,6 +136,12 @@ class Function:
     def _window(self) -> int:
         """How many inputs a lazy map() reads ahead: enough for all slots, and little to lose."""
         return max(64, min(64 << 10, 8 * self._jobs.slots * self._work.size))
+
+
+def _raising(error: Exception) -> Iterator[Tuple[Any, ...]]:
+    """Inputs that raise at once."""
+    raise error
+    yield ()
 
 
 class Lane:

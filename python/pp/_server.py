@@ -169,31 +169,34 @@ class Server:
             if not callable(depfunc):
                 raise TypeError("depfuncs must be functions and classes, and %r is not" % (depfunc,))
         func, args, depfuncs = _unbound(func, args, depfuncs)
-        feed = self._feed(func, depfuncs, modules, globals)
-        with feed.lock:
-            payload, blobs = feed.encoder.call(args, {})
-            with self._lock:
-                self._check()
-                task = Task(self, self._tid, callback, callbackargs, group)
-                self._tid += 1
-                self._active[group] = self._active.get(group, 0) + 1
-            feed.tasks.append(task)
-            self._client._jobs.add(feed, ((payload, blobs),), 1, len(payload))
+        bundle = ship(func, depfuncs, modules, globals)
+        while True:
+            feed = self._feed(bundle)
+            with feed.lock:
+                payload, blobs = feed.encoder.call(args, {})
+                if feed.encoder.bundle.lacks():
+                    bundle = feed.encoder.bundle.grown()  # it has what these arguments need
+                    continue
+                task = self._task(callback, callbackargs, group)
+                feed.tasks.append(task)
+                self._client._jobs.add(feed, ((payload, blobs),), 1, len(payload))
+            return task
+
+    def _task(self, callback: Optional[Callable[..., Any]], callbackargs: Tuple[Any, ...], group: Any) -> Task:
+        """The next task."""
+        with self._lock:
+            self._check()
+            task = Task(self, self._tid, callback, callbackargs, group)
+            self._tid += 1
+            self._active[group] = self._active.get(group, 0) + 1
         return task
 
     def _check(self) -> None:
         if self._destroyed:
             raise DestroyedServerError("the server was destroyed: make a new one to submit tasks")
 
-    def _feed(
-        self,
-        func: Any,
-        depfuncs: Tuple[Any, ...],
-        modules: Tuple[str, ...],
-        globals: Optional[Mapping[str, Any]],
-    ) -> TaskFeed:
+    def _feed(self, bundle: Bundle) -> TaskFeed:
         """Where the calls of a function wait. Its bundle is at the node when this returns."""
-        bundle = ship(func, depfuncs, modules, globals)
         with self._lock:
             known = self._feeds.get(id(bundle))
         if known is not None:

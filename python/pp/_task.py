@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Tuple
 
 from meshnode._errors import RemoteTraceback
 from meshnode._jobs import Feed, Outcome, Packet, Work
-from meshnode._values import Encoder, results
+from meshnode._values import Decoder, Encoder
 
 if TYPE_CHECKING:
     from ._server import Server
@@ -143,6 +143,7 @@ class TaskFeed(Feed):
         super().__init__(work)
         self.server = server
         self.encoder = encoder
+        self.decoder = Decoder(encoder.bundle)
         self.tasks: Deque[Task] = deque()  # one for each call
         self.lock = (
             threading.Lock()
@@ -169,7 +170,10 @@ class TaskPacket(Packet):
         tasks = iter(self.tasks)
         server = self.feed.server
         seconds = outcome.run_us / 1e6 / len(self.tasks)
-        for value, error, log in results(outcome.output, outcome.log, outcome.node_name, outcome.foreign):
+        results = self.feed.decoder.results(
+            outcome.output, outcome.log, outcome.node_name, outcome.foreign
+        )
+        for value, error, log in results:
             server._count(outcome.node, outcome.node_name, seconds)
             next(tasks)._end(value, error, log)
         for task in tasks:
