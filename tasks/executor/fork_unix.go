@@ -37,6 +37,7 @@ type forker struct {
 	p    *process
 	conn *net.UnixConn
 	gone chan struct{} // closed when it and all that came of it are
+	exit chan struct{} // closed when its own process has ended
 
 	idleEnd time.Duration
 
@@ -136,12 +137,16 @@ func (e *Executor) forker(runtime string, w Worker) (f *forker, fresh bool, err 
 			return f, false, nil
 		}
 	}
+	syscall.ForkLock.RLock() // else a process that is started just now would have them
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		unix.CloseOnExec(pair[0])
+		unix.CloseOnExec(pair[1])
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		return nil, false, fmt.Errorf("fork server: %w", err)
 	}
-	unix.CloseOnExec(pair[0])
-	unix.CloseOnExec(pair[1])
 	ours, theirs := os.NewFile(uintptr(pair[0]), "fork server"), os.NewFile(uintptr(pair[1]), "fork server")
 	defer ours.Close() // FileConn makes its own
 	defer theirs.Close()
@@ -153,6 +158,7 @@ func (e *Executor) forker(runtime string, w Worker) (f *forker, fresh bool, err 
 		p:        &process{key: processKey{runtime: runtime}, nice: !e.cfg.Private},
 		conn:     conn.(*net.UnixConn),
 		gone:     make(chan struct{}),
+		exit:     make(chan struct{}),
 		idleEnd:  e.cfg.IdleEnd,
 		children: make(map[uint64]*child),
 	}
@@ -168,6 +174,12 @@ func (e *Executor) forker(runtime string, w Worker) (f *forker, fresh bool, err 
 	}
 	f.idle = time.AfterFunc(e.cfg.IdleEnd, f.p.kill)
 	e.forkers[key] = f
+	go func() {
+		f.p.cmd.Wait()
+		close(f.exit)
+		// Somebody else may have its end of the socket. What it said is here already.
+		f.conn.SetReadDeadline(time.Now().Add(lastWords))
+	}()
 	e.serving.Go(f.serve)
 	return f, true, nil
 }
@@ -185,7 +197,7 @@ func (f *forker) serve() {
 	f.idle.Stop()
 	f.conn.Close()
 	f.p.kill()
-	f.p.cmd.Wait()
+	<-f.exit
 	f.p.tree.close()
 	f.mu.Lock()
 	defer f.mu.Unlock()

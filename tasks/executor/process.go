@@ -21,6 +21,8 @@ const (
 	// writeAtOnce is less than what the pipe to a worker process holds on any system, so that much is written
 	// without waiting for the worker. For more, the worker has to read, and it may do so only when it can write.
 	writeAtOnce = 16 << 10
+	// lastWords is how long what a process wrote before its end is read: it is in the pipe already.
+	lastWords = 2 * time.Second
 	// keptLog is how much of the end of a worker's standard error is kept, to explain its death.
 	keptLog = 8 << 10
 	// readBuffer is the pipe's usual capacity.
@@ -115,7 +117,8 @@ func (e *Executor) startIn(scratch string, key processKey, w Worker) (*process, 
 	exited := make(chan string, 1)
 	go func() {
 		how := wait(gone)
-		p.tree.kill() // what it may have started
+		p.tree.kill()                                   // what it may have started
+		outR.SetReadDeadline(time.Now().Add(lastWords)) // what it started elsewhere may hold the other end
 		e.mu.Lock()
 		delete(e.pids, p.pid)
 		e.mu.Unlock()

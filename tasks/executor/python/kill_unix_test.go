@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/process"
 
@@ -82,6 +84,53 @@ func TestForkServerKilled(t *testing.T) {
 	r.Gone(worker)
 	if o := text(t, r, "origin", job, "")[0]; string(o.Output) != "fine" {
 		t.Errorf("after that: %v %q", o.Status, o.Error)
+	}
+}
+
+// A process that a task forked and sent away, with all of its descriptors and in a session of its own, keeps nobody waiting: neither the
+// task when its worker process is killed, nor the slot, nor the end of the executor.
+func TestDaemon(t *testing.T) { both(t, testDaemon) }
+
+func testDaemon(t *testing.T, spawn bool) {
+	t.Parallel()
+	r := newRig(t, spawn)
+	pids := filepath.Join(t.TempDir(), "pids")
+	path := bundle(t, `def main(word):
+    import os, time
+    how, _, file = word.partition(" ")
+    if how == "fine":
+        return how
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        time.sleep(1000)
+        os._exit(0)
+    with open(file + ".new", "w") as f:
+        f.write("%d" % pid)
+    os.rename(file + ".new", file)
+    while how == "stay":
+        time.sleep(1)
+    return how
+`)
+	job := r.Job("python", path, &protocol.Limits{TimeoutUs: 1_500_000})
+	for i, how := range []string{"stay", "go"} {
+		file := pids + strconv.Itoa(i)
+		o := text(t, r, "origin", job, how+" "+file)[0]
+		daemon := readPIDs(t, file)[0]
+		t.Cleanup(func() { kill(t, daemon) })
+		if how == "stay" {
+			r.Want(o, protocol.Status_TIMED_OUT, 124, "timed out after 1.5s")
+		} else {
+			r.Want(o, protocol.Status_OK, 0, "")
+		}
+	}
+	if o := text(t, r, "origin", job, "fine")[0]; string(o.Output) != "fine" {
+		t.Errorf("after that: %v %q", o.Status, o.Error)
+	}
+	began := time.Now()
+	r.Close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closed after %v", took)
 	}
 }
 
