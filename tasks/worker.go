@@ -116,6 +116,9 @@ const (
 	// aheadUpTo is the longest task of which a slot is handed the next one while one runs: the half millisecond between an
 	// answer and the next Start then costs nothing. It cannot be recalled, but it waits no longer than this.
 	aheadUpTo = 32 * millisecond
+	// stuckAfter its Start a slot's first task is of another kind than those of its job before it, and may run for minutes:
+	// nothing more is put behind it.
+	stuckAfter = 2 * aheadUpTo
 	// maxHeld attempts of one origin, queued and running.
 	maxHeld = 8192
 	// maxUnanswered bytes of outcomes of one origin are kept here; at that it gets no more work.
@@ -681,6 +684,9 @@ func (s *Scheduler) batch(j *heldJob) int {
 
 // few is how many tasks left in a busy slot are so few that it gets more.
 func (s *Scheduler) few(sl *slot) int {
+	if len(sl.items) > 0 && s.now >= sl.items[0].started+stuckAfter {
+		return 0
+	}
 	n := s.batch(sl.job)
 	if d := sl.job.run.ns; n > 1 || d == 0 || d > aheadUpTo {
 		return n / 2
