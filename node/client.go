@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
@@ -914,7 +915,10 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		}
 		if s := n.sessions.get(st.ID); s != nil {
 			p.RTT = float64(s.pings.roundTrip()) / float64(time.Millisecond)
-			p.Addrs = []string{s.stream.Conn().RemoteMultiaddr().String()}
+			// Of one that dialled us, the connection's address is not where it listens: that is known from what it says.
+			if c := s.stream.Conn(); c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0 {
+				p.Addrs = []string{c.RemoteMultiaddr().String()}
+			}
 		}
 	}
 	out := make([]Peer, 0, len(byID))
