@@ -89,6 +89,7 @@ class Server:
         self._active: Dict[Any, int] = {}  # how many tasks of each group have not ended
         self._stats: Dict[str, Statistics] = {"local": Statistics(count)}
         self._labels: Dict[str, str] = {}  # of other nodes in the statistics, by peer id
+        self._named: Dict[str, str] = {}  # addresses by which the program named nodes, by peer id
         self._inserted = 0
         self._self = ""  # peer id of the node here
         self._private = True
@@ -306,7 +307,7 @@ class Server:
         """How many tasks each node may run at once: {"local": n, "host:port": n, …}."""
         active = {"local": self._ncpus}
         for peer in self._peers():
-            active[_address(peer)] = int(peer["slots"])
+            active[self._named.get(peer["id"]) or _address(peer)] = int(peer["slots"])
         return active
 
     def _peers(self) -> List[Dict[str, Any]]:
@@ -335,17 +336,25 @@ class Server:
         wrong: Dict[str, str] = {}
 
         def connect(place: str) -> None:
-            try:
-                connection.call("POST", "/v1/connect", {"peer": place}, _CONNECT_SECONDS)
-                wrong.pop(place)
-            except NodeError as e:
-                wrong[place] = str(e)
-            except (Lost, MeshError):
-                pass
+            # A name without a port is a member's, or a computer's on which a node listens at the default port.
+            for addr in [place] if _has_port(place) else [place, "%s:%d" % (place, self.default_port)]:
+                try:
+                    answer = connection.call("POST", "/v1/connect", {"addr": addr}, _CONNECT_SECONDS + 0.5)
+                except NodeError as e:
+                    wrong[place] = str(e)
+                    if e.code == "bad_request":
+                        continue
+                except (Lost, MeshError):
+                    pass
+                else:
+                    wrong.pop(place)
+                    if addr != answer.get("name"):
+                        self._named[str(answer["peer"])] = addr
+                return
 
         connection = self._client._jobs.connection
         for place in named:
-            wrong[place] = "it does not answer"
+            wrong[place] = "it does not answer within %g s" % _CONNECT_SECONDS
         if self._private:
             for place in named:
                 wrong[place] = (
@@ -356,7 +365,7 @@ class Server:
             threads = [
                 threading.Thread(target=connect, args=(p,), name="pp-connect", daemon=True) for p in named
             ]
-            end = time.monotonic() + _CONNECT_SECONDS
+            end = time.monotonic() + _CONNECT_SECONDS + 0.5
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -481,6 +490,11 @@ def _place(text: Any) -> str:
             'ppservers has %r: want "host", "host:port", "*" or a pattern such as "10.0.*.*:60000"' % text
         )
     return text
+
+
+def _has_port(place: str) -> bool:
+    match = _PLACE.fullmatch(place)
+    return match is not None and match.group(2) is not None
 
 
 def _unbound(

@@ -590,6 +590,35 @@ class Mesh(Case):
         self.assertIn(address, ran.err)
         self.assertIn("[]", other.node(1, "jobs", "-a", "--json"))
 
+    def test_ppservers(self):
+        """Members by name and by address; what is not there is said, and the program goes on."""
+        net = Testnet(self, 2)
+        with open(os.path.join(net.dir, "net", "2.listen")) as f:
+            address = "%s:%s" % re.match(r"/ip4/([0-9.]+)/tcp/(\d+)", f.read()).groups()
+        program = self.write(
+            """
+            import sys, time
+            import pp
+
+            def f(x):
+                return x + 1
+
+            begun = time.time()
+            server = pp.Server(0, ppservers=tuple(sys.argv[1:]))
+            print(time.time() - begun < 5, [server.submit(f, (n,))() for n in range(5)])
+            print(sorted(server.get_active_nodes().items()), sorted(server.get_stats()))
+            """
+        )
+        for named in (["node2"], [address], ["node2", address, "*", "10.0.*.*:60000"]):
+            ran = self.run_program(program, *named, data_dir=net.data_dir(1))
+            self.assertEqual(ran.out, "True [1, 2, 3, 4, 5]\n[(%r, 1), ('local', 0)] ['local', 'node2']\n" % address, ran.err)
+            self.assertEqual(ran.err, "")
+        for wrong in ("nobody", "127.0.0.1:1", "10.255.255.1:60000"):
+            ran = self.run_program(program, "node2", wrong, data_dir=net.data_dir(1))
+            self.assertTrue(ran.out.startswith("True [1, 2, 3, 4, 5]\n"), ran.out)
+            self.assertEqual(len(ran.err.splitlines()), 1, ran.err)
+            self.assertIn(wrong, ran.err)
+
     def test_clients_share_a_node(self):
         """pp: task globals leak to other clients. ncpus of one client is not that of another, nor the node's."""
         net = Testnet(self, 1, slots=2)

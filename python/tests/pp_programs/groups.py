@@ -7,8 +7,13 @@ def nap(seconds, value):
     return value
 
 
+def long_nap(value):
+    time.sleep(2.5)
+    return value
+
+
 job_server = pp.Server(2)
-slow = job_server.submit(nap, (2.5, "slow"), (), ("time",), group="slow")
+slow = job_server.submit(long_nap, ("slow",), (), ("time",), group="slow")
 quick = [job_server.submit(nap, (0.01, i), (), ("time",), group="quick") for i in range(5)]
 job_server.wait("quick")
 print([j.finished for j in quick], slow.finished, slow.group, quick[0].group)
