@@ -468,8 +468,10 @@ func (b *bench) busiest(pid, n int) []*process.Process {
 		}
 		children, _ := p.Children()
 		for _, c := range children {
-			found = append(found, c)
-			below(c.Pid)
+			before := len(found)
+			if below(c.Pid); len(found) == before { // else it is a fork server, whose children do the work
+				found = append(found, c)
+			}
 		}
 	}
 	below(int32(pid))

@@ -38,7 +38,6 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
 import builtins
 import collections
 import dis
-import hashlib
 import importlib
 import importlib.abc
 import importlib.util
@@ -55,6 +54,14 @@ import sys
 import traceback
 import types
 from base64 import b64decode
+
+try:  # hashlib would load OpenSSL: 3.7 MB in each worker process
+    from _sha2 import sha256
+except ImportError:
+    try:
+        from _sha256 import sha256
+    except ImportError:
+        from hashlib import sha256
 
 MAGIC = b"meshnode-python 1"
 
@@ -1140,7 +1147,7 @@ class _Results(pickle.Pickler):
 
 def digest_of(text):
     """What names definitions that arguments brought, in results."""
-    return hashlib.sha256(text).hexdigest()[:32]
+    return sha256(text).hexdigest()[:32]
 
 
 # So many sets of definitions that came with arguments are kept for the calls to come.
