@@ -1,6 +1,6 @@
 // Package python is the runtime for Python functions. Runtime is what the node's executor is given; Find finds the
 // interpreter. The worker process, in Python, is python/meshnode/worker in the root of this repository: its
-// __main__.py speaks with the node, its load.py makes functions of bundles. The node itself runs no Python.
+// process.py speaks with the node, its load.py makes functions of bundles. The node itself runs no Python.
 //
 // A program is a bundle, made by a client: functions as source, or as byte code of one version of Python, which then is in the
 // name of the program's runtime: "python3.12". Its tasks are packets of calls, or texts of a command line.
