@@ -52,9 +52,13 @@ func cutFunction(program string) (file, name string, ok bool) {
 	return program, "", strings.HasSuffix(program, ".py")
 }
 
-// findInterpreter is the Python that a person gets: the one that was named, or python3 or python on PATH.
+// findInterpreter is the Python that a person gets: the one that was named, or python3 or python on PATH. "none" names none: a
+// variable that says so is for nodes.
 func findInterpreter(named string) (string, error) {
 	names := []string{"python3", "python"}
+	if named == "none" {
+		named = ""
+	}
 	if named != "" {
 		names = []string{named}
 	} else if runtime.GOOS == "windows" {

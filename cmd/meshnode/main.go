@@ -280,8 +280,8 @@ it timed out; 125 meshnode's own failure; 130 interrupted.
 
 Every flag has a variable: MESHNODE_ and its long name (MESHNODE_DATA_DIR for --data-dir), or with
 the command's name in between, which comes first (MESHNODE_SUBMIT_TIMEOUT). Where "up" has a flag of
-the same name (--name, --memory), other commands read only the longer variable. A flag wins over a
-variable. Without a command, meshnode does what "up" does.`,
+the same name (--name, --memory), other commands read only the longer variable, but for MESHNODE_PYTHON,
+which is for all. A flag wins over a variable. Without a command, meshnode does what "up" does.`,
 		Version:           version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -360,7 +360,7 @@ func (c *cli) readVariables(cmd *cobra.Command) error {
 		}
 		name := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		names := []string{"MESHNODE_" + strings.ToUpper(cmd.Name()) + "_" + name}
-		if cmd == up || cmd.InheritedFlags().Lookup(f.Name) != nil || up.LocalNonPersistentFlags().Lookup(f.Name) == nil {
+		if cmd == up || cmd.InheritedFlags().Lookup(f.Name) != nil || up.LocalNonPersistentFlags().Lookup(f.Name) == nil || f.Name == "python" {
 			names = append(names, "MESHNODE_"+name)
 		}
 		for _, n := range names {

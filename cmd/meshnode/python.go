@@ -28,7 +28,8 @@ or nothing for a prompt. Its exit code is that of the program. Python is python3
 		Example: `  meshnode python sum_primes.py 4
   meshnode python -c 'import pp; print(pp.Server().get_ncpus())'
   MESHNODE_PYTHON=python3.12 meshnode python`,
-		DisableFlagParsing: true, // Python has -c, -m and others of its own
+		DisableFlagsInUseLine: true,
+		DisableFlagParsing:    true, // Python has -c, -m and others of its own
 	}
 	cmd.Flags().StringVar(&interpreter, "python", "", "the `interpreter`, a path or a name on PATH (default: python3)")
 	cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
