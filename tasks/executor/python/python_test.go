@@ -104,8 +104,13 @@ func TestRuntime(t *testing.T) { both(t, testRuntime) }
 func testRuntime(t *testing.T, spawn bool) {
 	runtimetest.Run(t, func(t testing.TB) runtimetest.Kit {
 		return runtimetest.Kit{
-			Runtime:   newRuntime(t, spawn),
-			Echo:      bundle(t, "def main(s):\n    return s.encode('utf-8', 'surrogateescape')\n"),
+			Runtime: newRuntime(t, spawn),
+			Echo:    bundle(t, "def main(s):\n    return s.encode('utf-8', 'surrogateescape')\n"),
+			Args: bundle(t, `def main(*words):
+    if len(words) == 1:
+        return "%d\n" % len(words[0])
+    return "".join("[%s]\n" % w for w in words) + "0\n"
+`),
 			Misbehave: bundle(t, misbehave),
 			Trap:      "ValueError: no such word",
 			Text:      true,

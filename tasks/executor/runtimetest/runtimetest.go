@@ -29,7 +29,7 @@ type Kit struct {
 	// Echo writes its standard input to its standard output.
 	Echo string
 	// Args writes each of its arguments in brackets on a line of its own, then the number of bytes that its standard
-	// input has. Empty: programs have no arguments.
+	// input has.
 	Args string
 	// Misbehave does what the first word of its standard input says: loop, exit N (after "leaving with N" on standard error
 	// and "partial" on standard output), trap, memory, output, write N (MiB), errors N (MiB; and "done" on standard output).
@@ -346,9 +346,6 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 	})
 
 	with("arguments", func(t *testing.T, k Kit, r *Rig) {
-		if k.Args == "" {
-			return
-		}
 		job := r.Job(k.Runtime.Name(), k.Args, nil, "--in={}", "{#}", "a b", "{}{}")
 		e := r.Do(0, job, "{#}", "7 8")
 		for i, want := range []string{"[--in={#}]\n[1]\n[a b]\n[{#}{#}]\n0\n", "[--in=7 8]\n[2]\n[a b]\n[7 87 8]\n0\n"} {
