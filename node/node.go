@@ -63,6 +63,9 @@ type Config struct {
 	Journal  journal.Config // its FS only, for tests
 }
 
+// processors is what tasks may use: the node itself may be told to use fewer.
+var processors = uint32(runtime.GOMAXPROCS(0))
+
 // Node is a running node. Make it with New, then call Run once; the other methods are for clients.
 type Node struct {
 	cfg     Config
@@ -369,7 +372,7 @@ func (n *Node) newScheduler(epoch uint64) (*tasks.Scheduler, error) {
 		Slots:     n.cfg.Slots, Runtimes: names, Tell: n.log.Enabled(context.Background(), slog.LevelDebug),
 		Facts: tasks.Facts{
 			Name: n.cfg.Name, OS: runtime.GOOS, Arch: runtime.GOARCH, Labels: n.cfg.Labels,
-			CPUs: uint32(runtime.GOMAXPROCS(0)), Memory: n.cfg.Memory,
+			CPUs: processors, Memory: n.cfg.Memory,
 		},
 	})
 }

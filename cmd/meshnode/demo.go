@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -118,7 +117,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 			return fmt.Errorf("invite: %w", err)
 		}
 	}
-	cores := runtime.GOMAXPROCS(0)
+	cores := processors
 	var runs []demoRun
 	for k := 1; k <= d.nodes; k++ {
 		if k > 1 {

@@ -76,6 +76,7 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 		return err
 	}
 	cfg.Runtimes = append(cfg.Runtimes, rt)
+	runtime.GOMAXPROCS(nodeProcessors())
 	cfg.Private, cfg.MDNS = true, false
 	if f.control == "" && runtime.GOOS == "windows" {
 		f.control = control.TCP // Python there knows no Unix sockets
