@@ -771,9 +771,8 @@ class Jobs:
                     self._frames.append(wire.frame(wire.CLOSE, job.frame_id(_ID_CLOSE), job.ident + _COUNT.pack(job.next)))
         self.look()
         with self._lock:
-            for group in groups:
-                if group.local_limit is not None:
-                    self._frames.append(self._group_frame(group))
+            # First of all, and for those without a limit, too: a node that was started anew waits to hear of each.
+            self._frames[:0] = [self._group_frame(group) for group in groups]
             self._up = True
             frames, self._frames = self._frames, []
         if frames:
@@ -842,7 +841,8 @@ class Jobs:
 
     @staticmethod
     def _group_frame(group: Group) -> bytes:
-        return wire.frame(wire.GROUP, group.number << 3 | _ID_GROUP, group.ident + _COUNT.pack(group.local_limit or 0))
+        limit = wire.WHOLE_JOB if group.local_limit is None else group.local_limit
+        return wire.frame(wire.GROUP, group.number << 3 | _ID_GROUP, group.ident + _COUNT.pack(limit))
 
     # The end of groups, jobs, and all.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ def where(x):
     return "%d.%d" % sys.version_info[:2], x
 
 
+def slow(x):
+    import time
+
+    time.sleep(0.03)
+    return x
+
+
 def neighbour(x):
     import time
 
@@ -50,21 +58,36 @@ def neighbour(x):
 
 
 class Node:
-    """A node in a directory of its own."""
+    """A node in a directory of its own, always at the same port."""
 
-    def __init__(self, test, name, *flags, env=None):
+    def __init__(self, test, name, *flags):
         self.name, self.dir = name, tempfile.mkdtemp(prefix="mn")
         test.addCleanup(shutil.rmtree, self.dir, True)
         self.log = open(os.path.join(self.dir, "log"), "wb")
         test.addCleanup(self.log.close)
-        command = [BINARY, "up", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--name", name, "--with-parent", "--slots", "1"]
-        environment = dict(os.environ, MESHNODE_DATA_DIR=self.dir, **(env or {}))
-        self.process = subprocess.Popen(
-            command + list(flags), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment
-        )
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            listen = "/ip4/127.0.0.1/tcp/%d" % s.getsockname()[1]
+        self.command = [BINARY, "up", "--no-mdns", "--listen", listen, "--name", name, "--with-parent", "--slots", "1"] + list(flags)
+        self.start()
         test.addCleanup(self.end)
+
+    def start(self):
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=dict(os.environ, MESHNODE_DATA_DIR=self.dir),
+        )
         if not self.process.stdout.readline().startswith(b"ready: "):
             raise AssertionError(self.said())
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
     def end(self):
         self.process.stdin.close()
@@ -194,6 +217,32 @@ class Mixed(unittest.TestCase):
         done, job = self.worked(origin)
         self.assertEqual(set(done), {"has"})
         self.assertEqual(job["failed"], 0)
+
+    def test_origin_killed(self):
+        """The node of a program is killed and started again: the program goes on, and its limit of that node holds."""
+        origin = Node(self, "origin", "--python", sys.executable)
+        other = Node(self, "other", "--python", sys.executable)
+        self.mesh(origin, (other, ["--mine"]))
+        for limit in (None, 0):
+            with self.subTest(limit=limit):
+                client = self.client(origin)
+                if limit is not None:
+                    client.set_local_limit(limit)
+                results = client.map(slow, range(120))
+                first = [next(results) for _ in range(10)]
+                origin.kill()
+                origin.start()
+                began = time.monotonic()
+                self.assertEqual(first + list(results), list(range(120)))
+                # 10 s would be the time that a node waits for workers, or for a client, that do not come back.
+                self.assertLess(time.monotonic() - began, 9)
+                done, job = self.worked(origin)
+                self.assertEqual(job["failed"], 0)
+                if limit == 0:
+                    self.assertEqual(set(done), {"other"})
+                else:  # most of it after the start
+                    self.assertGreater(done["origin"], 25)
+                client.close()
 
     def test_owners(self):
         """Python runs between machines of one owner only, whoever asks, and each says so."""
