@@ -9,7 +9,7 @@ import (
 // A node and its worker process speak over the process's standard input (node → worker) and standard
 // output (worker → node); standard error is the worker's log, for people. All integers are little-endian.
 // The node loads a program, waits for WorkerLoaded, then sends items; the worker runs them one after the
-// other and answers each, in the order in which they came. It reads on while an item runs. Answers may wait
+// other and answers each, in the order in which they came. It reads on while an item runs, or, a Python one, after it. Answers may wait
 // for each other while there is more to run, but for 1 ms at most, and never for an item that hangs. A
 // worker whose standard input ends exits at once, whatever it is doing: its node is gone. There is no
 // greeting: both are of the same build, or the worker came with the build.
