@@ -29,13 +29,14 @@ from meshnode._jobs import (
 )
 from meshnode._map import Map
 from meshnode._private import PrivateNode
-from meshnode._ship import Bundle, ShipError, ship
+from meshnode._ship import Bundle, Caller, ShipError, ship
 from meshnode._values import Decoder, Encoder, Ref, store
 
 T = TypeVar("T")
 
 _ATOMS = frozenset((int, float, bool, type(None), complex))
 _SMALL = 1 << 10
+_ALIKE = 2
 _FUNCTIONS = 256
 """So many functions are remembered with their jobs; a program that makes more of them ships them again."""
 
@@ -154,6 +155,8 @@ class Lane:
         self.options = options
         self.print_logs = print_logs
         self._functions: Dict[Any, Function] = {}
+        self._alike: Dict[types.CodeType, int] = {}  # how many functions there were with the same code
+        self._callers: Dict[str, Function] = {}  # for those of which there were more, by name
 
     def function(self, fn: Callable[..., Any]) -> Function:
         """The function with the usual options."""
@@ -167,6 +170,22 @@ class Lane:
                 self._functions.pop(next(iter(self._functions)), None)
             self._functions[fn] = made
         return made
+
+    def call(self, fn: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Future[Any]:
+        """Calls fn with the usual options."""
+        if type(fn) is types.FunctionType and fn not in self._functions:
+            # A loop that makes a function at each turn: from the third on they travel as arguments of one job.
+            seen = self._alike.get(fn.__code__, 0)
+            if seen >= _ALIKE:
+                made = self._callers.get(fn.__qualname__)
+                if made is None or self.jobs.broken is not None:
+                    self.client._ready()
+                    made = self._callers[fn.__qualname__] = Function(self, ship(Caller(fn.__qualname__)), self.options)
+                return made.call((fn, *args), kwargs)
+            while len(self._alike) >= _FUNCTIONS:
+                self._alike.pop(next(iter(self._alike)), None)
+            self._alike[fn.__code__] = seen + 1
+        return self.function(fn).call(args, kwargs)
 
     def print_log(self, log: bytes) -> None:
         """Writes what calls printed where this program prints."""
@@ -275,7 +294,7 @@ class Client:
             RuntimeError: the client was closed.
         """
         self._check()
-        return self._lane.function(fn).call(args, kwargs)
+        return self._lane.call(fn, args, kwargs)
 
     def map(
         self,

@@ -73,7 +73,7 @@ class Executor(concurrent.futures.Executor):
             RuntimeError: the executor was shut down.
         """
         self._check()
-        return self._lane.function(fn).call(args, kwargs)
+        return self._lane.call(fn, args, kwargs)
 
     def map(
         self,

@@ -43,6 +43,9 @@ MAX_SOURCE = 16 << 20
 # So often arguments may make a bundle grow; then what they need travels with each call.
 MAX_GROWTHS = 8
 
+# Stands, among what a bundle lacks, for the version of this Python.
+BYTE_CODE = object()
+
 # Callables that change only as their parts do, which are looked at one by one.
 _DEFINITIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 
@@ -86,8 +89,20 @@ class Bundle:
 
     def _want(self, o: Any) -> None:
         """Notes something that arguments had in them: it is in the bundle that grown() gives."""
-        if not any(o is w for w in self._wanted):
+        if not any(o is w or isinstance(o, str) and o == w for w in self._wanted):
             self._wanted.append(o)
+
+    def _want_for(self, walk: "_Walk") -> None:
+        """The same for what arguments brought: the modules that it needs, and the version of byte code."""
+        if walk.python and not self._walk.python:
+            self._want(BYTE_CODE)
+        for o in walk.objects:
+            m = sys.modules.get(o["module"]) if o["k"] == "import" else None
+            if m is not None and module_installed(m) and not self._walk.has_module(m):
+                self._want(m.__name__.partition(".")[0])
+        for name in sorted(walk.wants):
+            if name not in self._walk.wants:
+                self._want(name)
 
     def lacks(self) -> bool:
         """Whether arguments had classes in them, or modules that a machine must have, which the bundle says nothing of. They
@@ -187,6 +202,21 @@ def ship(
                 del _cache[next(iter(_cache))]
             _cache[key] = bundle
     return bundle
+
+
+class Caller:
+    """What calls its first argument with the others. Shipped, it is the program for functions that are alike (closures that a loop
+    makes, say): they travel as arguments, and need no job each.
+
+    Args:
+        name: of these functions, for people.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0](*args[1:], **kwargs)
 
 
 def _make(
@@ -412,13 +442,17 @@ class _Walk:
         target = self.space(ns) if ns is not None else 0
         if self.spaces[target].get("real"):
             target = 0
-        root = self.add(func)
+        root = None if isinstance(func, Caller) else self.add(func)
         if isinstance(func, types.FunctionType):
             self.want(func.__code__)
-        if not isinstance(func, _DEFINITIONS):
+        if root is not None and not isinstance(func, _DEFINITIONS):
             self.watch(lambda: func, func)
         for o in wanted:
-            if not isinstance(o, types.ModuleType):
+            if o is BYTE_CODE:
+                self.python = _VERSION
+            elif isinstance(o, str):
+                self.wants.add(o)
+            elif not isinstance(o, types.ModuleType):
                 self.bind_class(o)
             elif own(o):
                 self.need(o)
@@ -449,8 +483,8 @@ class _Walk:
         data = self.encode(name, root, _texts(func))
         return Bundle(data, "python" + self.python, name, self)
 
-    def encode(self, name: str, root: int, texts: Dict[str, Any]) -> bytes:
-        spec = {"name": name, "python": self.python, "root": root, "sources": self.sources}
+    def encode(self, name: str, root: Optional[int], texts: Dict[str, Any]) -> bytes:
+        spec: Dict[str, Any] = {"name": name, "python": self.python, "root": root, "sources": self.sources}
         if texts:
             spec["texts"] = texts
         if self.wants:

@@ -310,6 +310,7 @@ class Encoder:
         walk = _Walk(self._top())
         walk.begin()
         add(walk)
+        self.bundle._want_for(walk)
         self._classes.append(_Layer(walk, walk.layer()))
         self.bundle._layers.append(walk)
         self.bundle._remember(self._classes[-1].data, walk)
@@ -373,6 +374,7 @@ class Encoder:
         walk.begin()
         for o in wanted:
             walk.add(o)
+        self.bundle._want_for(walk)
         layer = self._functions[key] = _Layer(walk, walk.layer())
         self.bundle._remember(layer.data, walk)
         if len(self._functions) > 64:

@@ -54,6 +54,12 @@ class OneNode(Limited):
         self.assertEqual(list(self.client.map(square, range(1000))), [x * x for x in range(1000)])
         self.assertEqual(sorted(self.client.map(square, range(1000), ordered=False)), [x * x for x in range(1000)])
 
+    def test_functions_that_are_alike(self):
+        before = len(self.client.jobs())
+        futures = [self.client.submit(lambda i=i: square(i)) for i in range(100)]
+        self.assertEqual([f.result(LIMIT) for f in futures], [i * i for i in range(100)])
+        self.assertLessEqual(len(self.client.jobs()) - before, 3)
+
     def test_input_that_raises(self):
         def numbers():
             yield 1

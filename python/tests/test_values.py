@@ -26,6 +26,7 @@ from versions import interpreters
 
 from meshnode._allow import Refused
 from meshnode._errors import RemoteTraceback
+from meshnode import _ship
 from meshnode._ship import ShipError, ship
 from meshnode._values import LARGE, Decoder, Encoder, Ref, RemoteError, packet, store
 
@@ -303,6 +304,37 @@ class Arguments(Remote):
         bundle, encoder = self.encoder(s.f)
         encoder.call((decimal.Decimal(1), collections.OrderedDict()), {})
         self.assertFalse(bundle.lacks())
+
+    def test_functions_that_are_alike_share_a_bundle(self):
+        s = self.script("""
+            import sys
+            LIMIT = 3
+            def make(i):
+                def f(x, **k):
+                    if x == "raise": raise KeyError(i)
+                    return x + i + LIMIT, k
+                return f
+            fs = [make(i) for i in range(5)]
+            def own(): return own
+        """)
+        bundle = ship(_ship.Caller("make.<locals>.f"))
+        self.assertEqual((bundle.name, bundle.runtime), ("make.<locals>.f", "python"))
+        self.assertEqual(bundle.data, ship(_ship.Caller("make.<locals>.f")).data)
+        encoder = Encoder(bundle, None)
+        for i, f in enumerate(s.fs):
+            self.assertEqual(self.caller.call(bundle, encoder, (f, 1), {"f": 2, "args": 3}), (4 + i, {"f": 2, "args": 3}))
+        with self.assertRaises(KeyError) as caught:
+            self.caller.call(bundle, encoder, (s.fs[4], "raise"))
+        self.assertNotIn("load.py", str(caught.exception.__cause__))
+        self.assertIs(self.caller.call(bundle, encoder, (s.own,)), s.own)
+        self.assertFalse(bundle.lacks())
+        exec("byte_code = lambda x: x", s.module.__dict__)
+        encoder.call((s.byte_code, 1), {})
+        self.assertTrue(bundle.lacks())
+        more = bundle.grown()
+        self.assertEqual(more.runtime, "python%d.%d" % sys.version_info[:2])
+        self.assertEqual(self.caller.call(more, Encoder(more, None), (s.byte_code, 5)), 5)
+        self.assertFalse(more.lacks())
 
     def test_callables_with_state(self):
         s = self.script("""

@@ -26,7 +26,7 @@ The bundle is one line of magic and then JSON (see meshnode/_ship.py, which writ
 
     name         what the function is called, for people
     python       "3.12" if there is byte code in it, which only that version can run; else ""
-    root         number of the object that is called
+    root         number of the object that is called; null: each call brings a function, its first argument
     objects      the list of objects, each a dict whose "k" says what it is (see Program._make); they name each other by number
     spaces       the list of namespaces: {"name", "bind": {name: number}, "package", "spare": [name]}; the first is __main__. What is
                  spare was in a dict of globals and is not known to be used: where it cannot be made, for want of a module, it is left out
@@ -792,7 +792,7 @@ class Program(object):
                 found = name in sys.modules
             if not found:
                 raise Unable("needs the Python module %s, which is not here" % name)
-        self.call = self.part.object(self.root)
+        self.call = _apply if self.root is None else self.part.object(self.root)
         self.part.build()
         if not callable(self.call):
             raise Invalid("%s cannot be called: it is of type %s" % (self.name, type(self.call).__name__))
@@ -1184,6 +1184,11 @@ def argument(text):
     if quoted and not isinstance(value, (str, bytes)):
         return text  # 'a', 'b'
     return value
+
+
+def _apply(*args, **kwargs):
+    """What bundles call that have no function of their own: the functions are the first arguments of the calls."""
+    return args[0](*args[1:], **kwargs)
 
 
 def _settle(result):
