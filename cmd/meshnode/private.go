@@ -27,6 +27,9 @@ const (
 	// privateAge is how old a directory without a process is when it is taken for a dead node's: a living one has
 	// locked its own long before.
 	privateAge = time.Minute
+	// privateMinFree is what has to be free where the directory is. A temporary directory may be a small part of the memory, and what
+	// a private node leaves undone for want of room is its own program's.
+	privateMinFree = 16 << 20
 	// parentEvery is how often a private node looks whether the program that started it is still there: its standard input
 	// may be held open by a process that the program forked.
 	parentEvery = 500 * time.Millisecond
@@ -77,7 +80,7 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	}
 	cfg.Runtimes = append(cfg.Runtimes, rt)
 	runtime.GOMAXPROCS(nodeProcessors())
-	cfg.Private, cfg.MDNS = true, false
+	cfg.Private, cfg.MDNS, cfg.MinFree = true, false, privateMinFree
 	if f.control == "" && runtime.GOOS == "windows" {
 		f.control = control.TCP // Python there knows no Unix sockets
 	}
