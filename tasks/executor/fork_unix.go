@@ -58,16 +58,23 @@ type child struct {
 // fork has a fork server make the worker process p. The function that it returns waits for the end of p and says how that was; gone is
 // closed when nobody has p's standard output any more.
 func (e *Executor) fork(p *process, w Worker, in, out *os.File) (wait func(gone <-chan struct{}) string, err error) {
-	for range 2 { // one that was there may just have ended, for want of work
+	for { // one that was there may just have ended, for want of work
 		f, fresh, e := e.forker(p.key.runtime, w)
 		if e != nil {
 			return nil, e
 		}
-		if wait, err = f.fork(p, in, out); err == nil || fresh {
-			break
+		if wait, err = f.fork(p, in, out); err == nil || fresh || !f.ended() {
+			return wait, err
 		}
+		<-f.gone
 	}
-	return wait, err
+}
+
+// ended says that it makes no processes any more.
+func (f *forker) ended() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dead != ""
 }
 
 func (f *forker) fork(p *process, in, out *os.File) (wait func(gone <-chan struct{}) string, err error) {

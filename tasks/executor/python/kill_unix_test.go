@@ -221,3 +221,16 @@ func busyNode() int {
 	fmt.Println("ready")
 	select {}
 }
+
+// A fork server that ends for want of work while somebody comes to need it costs nobody a task.
+func TestForkServerComesAndGoes(t *testing.T) {
+	t.Parallel()
+	r := runtimetest.NewRig(t, executor.Config{Runtimes: []executor.Runtime{newRuntime(t, false)}, IdleEnd: time.Millisecond})
+	job := ready(t, r, "origin", nil, bundle(t, "def main(s):\n    return s\n"))
+	for i := range 15 {
+		time.Sleep(time.Duration(i%5) * time.Millisecond)
+		if o := text(t, r, "origin", job, "x")[0]; string(o.Output) != "x" {
+			t.Fatalf("%v %q", o.Status, o.Error)
+		}
+	}
+}
