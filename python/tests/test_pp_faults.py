@@ -200,23 +200,25 @@ class Faults(Case):
             """
             import pp
 
+            import linecache
+
             def make(n):
                 source = "def f(x):\\n    return (%d, x)\\n" % n
-                namespace = {}
-                import linecache
-                linecache.cache["made-%d" % n] = (len(source), None, source.splitlines(True), "made-%d" % n)
-                exec(compile(source, "made-%d" % n, "exec"), namespace)
-                return namespace["f"]
+                file = "made-%d" % n
+                linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+                exec(compile(source, file, "exec"), globals())
 
             server = pp.Server(2)
             wrong = 0
             for n in range(60):
-                f = make(n)
-                if server.submit(f, (n * n,))() != (n, n * n):
-                    wrong += 1
+                make(n)
+                wrong += server.submit(f, (n * n,))() != (n, n * n)
             print(wrong)
-            tasks = [(n, server.submit(make(n), (n,))) for n in range(60)]
-            print(sum(task() != (n, n) for n, task in tasks))
+            tasks = []
+            for n in range(60):
+                make(n)
+                tasks.append(server.submit(f, (n,)))
+            print(sum(task() != (n, n) for n, task in enumerate(tasks)))
             """,
             "0\n0\n",
         )
@@ -589,6 +591,29 @@ class Mesh(Case):
         self.assertEqual(set(stats_rows(ran.out)), {"local"})
         self.assertIn(address, ran.err)
         self.assertIn("[]", other.node(1, "jobs", "-a", "--json"))
+
+    def test_client_killed(self):
+        """pp: of ten tasks eight are lost. A job that is submitted detached goes on, and the program's next run has it all."""
+        net = Testnet(self, 1, slots=2)
+        submit = self.write(
+            """
+            import os, signal, sys, time
+            from meshnode import Client
+
+            def work(n):
+                time.sleep(0.2)
+                return n * n
+
+            client = Client()
+            if len(sys.argv) == 1:
+                print(client.submit_detached(work, range(10)).id, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            print(sorted(client.job(sys.argv[1]).results()))
+            """
+        )
+        ran = self.run_program(submit, data_dir=net.data_dir(1), code=-SIGKILL)
+        job = ran.out.strip()
+        self.assertEqual(self.run_program(submit, job, data_dir=net.data_dir(1)).out, "%s\n" % [n * n for n in range(10)])
 
     def test_ppservers(self):
         """Members by name and by address; what is not there is said, and the program goes on."""
