@@ -174,7 +174,7 @@ func (n *Node) prepare(p tasks.Prepare) {
 	n.programs.all[key] = pr
 	n.tasks.Go(func() {
 		code := p.Info.Program.Code
-		err := n.fetch(n.ctx, p.Origin, code, maxProgram)
+		err := n.fetch(n.ctx, p.Origin, code, maxProgram, false)
 		var path string
 		id, _ := protocol.BlobIDFrom(code.GetId())
 		if err == nil {
@@ -212,7 +212,7 @@ func (n *Node) fetchResult(f tasks.Fetch) {
 	n.tasks.Go(func() {
 		ev := tasks.Fetched{Attempt: f.Attempt, Peer: f.Peer}
 		for _, b := range f.Blobs {
-			if err := n.fetch(n.ctx, f.Peer, b, f.Most); err != nil {
+			if err := n.fetch(n.ctx, f.Peer, b, f.Most, true); err != nil {
 				for _, id := range ev.Blobs {
 					n.blobs.Unpin(id)
 				}
@@ -229,7 +229,7 @@ func (n *Node) fetchResult(f tasks.Fetch) {
 func (n *Node) obtain(x tasks.Obtain) {
 	n.tasks.Go(func() {
 		ev := tasks.Obtained{Origin: x.Origin, Blob: protocol.BlobID(x.Blob.Id)}
-		if err := n.fetch(n.ctx, x.Origin, x.Blob, blob.MaxSize); err != nil {
+		if err := n.fetch(n.ctx, x.Origin, x.Blob, blob.MaxSize, false); err != nil {
 			n.log.Warn("what a task reads is not to be had", "blob", ev.Blob, "origin", x.Origin, "err", err)
 			ev.Err = fmt.Sprintf("what it reads is not to be had: %v", err)
 		}
@@ -240,16 +240,20 @@ func (n *Node) obtain(x tasks.Obtain) {
 // taskBlobs is how the executor sees the blob store.
 type taskBlobs struct{ n *Node }
 
-func (t taskBlobs) PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
-	return t.n.blobs.Put(ctx, r)
+// PutBlob waits for the disk only if the result ends its task at once: one that its origin has not fetched yet is run again there.
+func (t taskBlobs) PutBlob(ctx context.Context, origin protocol.NodeID, r io.Reader) (*protocol.Blob, error) {
+	if origin == t.n.self {
+		return t.n.blobs.Put(ctx, r)
+	}
+	return t.n.blobs.PutLoose(ctx, r)
 }
 
-func (t taskBlobs) TakeBlob(ctx context.Context, name string) (*protocol.Blob, error) {
-	return t.n.blobs.Take(ctx, name)
+func (t taskBlobs) TakeBlob(ctx context.Context, origin protocol.NodeID, name string) (*protocol.Blob, error) {
+	return t.n.blobs.Take(ctx, name, origin == t.n.self)
 }
 
 func (t taskBlobs) OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (string, func(), error) {
-	if err := t.n.fetch(ctx, origin, b, blob.MaxSize); err != nil {
+	if err := t.n.fetch(ctx, origin, b, blob.MaxSize, false); err != nil {
 		return "", nil, err
 	}
 	id := protocol.BlobID(b.Id)

@@ -129,7 +129,7 @@ func (n *Node) PutBlob(ctx context.Context, r io.Reader, sum []byte) (Blob, erro
 	if len(sum) > 0 {
 		r = io.TeeReader(r, hash)
 	}
-	b, err := n.blobs.Put(ctx, r)
+	b, err := n.blobs.PutLoose(ctx, r) // a job that is to outlive this machine's stop has it synced
 	if err != nil {
 		return Blob{}, n.putError(err)
 	}

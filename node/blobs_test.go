@@ -377,7 +377,7 @@ func TestSources(t *testing.T) {
 		for _, n := range ns {
 			for range 3 { // one flight
 				wg.Go(func() {
-					if err := n.fetch(t.Context(), a.ID(), want, blob.MaxSize); err != nil {
+					if err := n.fetch(t.Context(), a.ID(), want, blob.MaxSize, false); err != nil {
 						t.Errorf("%s: %v", n.Name(), err)
 					}
 				})
@@ -446,7 +446,7 @@ func TestSourceOfEarlierProtocol(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := putFile(t, a, bytesOf(t, 2<<20, 6))
-	if err := b.fetch(t.Context(), a.ID(), &protocol.Blob{Id: id[:], Size: 2 << 20}, blob.MaxSize); err != nil {
+	if err := b.fetch(t.Context(), a.ID(), &protocol.Blob{Id: id[:], Size: 2 << 20}, blob.MaxSize, true); err != nil {
 		t.Fatal(err)
 	}
 	// And the other way round: what asks by the earlier one is never told that we are busy.

@@ -274,6 +274,9 @@ func (n *Node) OpenJob(ctx context.Context, spec JobSpec) error {
 		}
 	}()
 	path, err := n.blobs.Path(spec.Code)
+	if err == nil && spec.Detached {
+		err = n.blobs.Sync(spec.Code)
+	}
 	if err != nil {
 		return fmt.Errorf("program %s: %w", spec.Code, err)
 	}
@@ -444,7 +447,7 @@ func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, i
 		return err
 	}
 	var pins pins
-	add, err := n.taskInputs(ctx, ins, &pins)
+	add, err := n.taskInputs(ctx, job, ins, &pins)
 	if err != nil {
 		pins.release(n.blobs)
 		return err
@@ -452,9 +455,24 @@ func (n *Node) AddTasks(ctx context.Context, job protocol.JobID, first uint32, i
 	return n.addInputs(job, first, add, pins)
 }
 
-// taskInputs are inputs as the scheduler has them, with their blobs here and pinned.
-func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]tasks.Input, error) {
+// taskInputs are inputs as the scheduler has them, with their blobs here and pinned, and on the disk if the job is detached: the client of
+// an attached one puts them again should the machine stop.
+func (n *Node) taskInputs(ctx context.Context, job protocol.JobID, ins []TaskInput, pins *pins) ([]tasks.Input, error) {
 	out := make([]tasks.Input, len(ins))
+	sync := true
+	if slices.ContainsFunc(ins, func(in TaskInput) bool { return len(in.Blobs) > 0 || len(in.Data) > protocol.MaxInline }) {
+		err := n.ask(func(s *tasks.Scheduler) {
+			st, ok := s.Job(job)
+			sync = !ok || st.Spec.Detached
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	put := n.blobs.PutLoose
+	if sync {
+		put = n.blobs.Put
+	}
 	known := map[protocol.BlobID]*protocol.Blob{}
 	for i, in := range ins {
 		if len(in.Blobs) > protocol.MaxTaskBlobs {
@@ -473,6 +491,11 @@ func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]t
 					}
 					pins.add(n.blobs, id)
 					n.leases.renew(n.blobs, id)
+					if sync {
+						if err := n.blobs.Sync(id); err != nil {
+							return nil, n.putError(err)
+						}
+					}
 					b = &protocol.Blob{Id: bytes.Clone(id[:]), Size: uint64(size)}
 					known[id] = b
 				}
@@ -483,7 +506,7 @@ func (n *Node) taskInputs(ctx context.Context, ins []TaskInput, pins *pins) ([]t
 			out[i].Data = in.Data
 			continue
 		}
-		b, err := n.blobs.Put(ctx, bytes.NewReader(in.Data))
+		b, err := put(ctx, bytes.NewReader(in.Data))
 		if err != nil {
 			return nil, n.putError(err)
 		}

@@ -110,8 +110,8 @@ type flight struct {
 	err  error
 }
 
-// fetch brings a blob of at most limit bytes here and pins it: from its origin, or from others that have it by now.
-func (n *Node) fetch(ctx context.Context, origin protocol.NodeID, b *protocol.Blob, limit uint64) error {
+// fetch brings a blob of at most limit bytes here and pins it, with sync on the disk: from its origin, or from others that have it by now.
+func (n *Node) fetch(ctx context.Context, origin protocol.NodeID, b *protocol.Blob, limit uint64, sync bool) error {
 	id, err := protocol.BlobIDFrom(b.GetId())
 	if err != nil {
 		return err
@@ -122,6 +122,11 @@ func (n *Node) fetch(ctx context.Context, origin protocol.NodeID, b *protocol.Bl
 	key := flightKey{id, b.Size}
 	for {
 		if err := n.blobs.Pin(id); err == nil || origin == n.self {
+			if err == nil && sync {
+				if err = n.blobs.Sync(id); err != nil {
+					n.blobs.Unpin(id)
+				}
+			}
 			return err
 		}
 		n.flights.mu.Lock()
@@ -133,7 +138,7 @@ func (n *Node) fetch(ctx context.Context, origin protocol.NodeID, b *protocol.Bl
 			f = &flight{done: make(chan struct{})}
 			n.flights.all[key] = f
 			n.flights.mu.Unlock()
-			f.err = n.bring(ctx, origin, b)
+			f.err = n.bring(ctx, origin, b, sync)
 			n.flights.mu.Lock()
 			delete(n.flights.all, key)
 			n.flights.mu.Unlock()
@@ -150,13 +155,13 @@ func (n *Node) fetch(ctx context.Context, origin protocol.NodeID, b *protocol.Bl
 }
 
 // bring fetches a blob and pins it.
-func (n *Node) bring(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) error {
+func (n *Node) bring(ctx context.Context, origin protocol.NodeID, b *protocol.Blob, sync bool) error {
 	pause := askFirst
 	broken := 0
 	var holders []protocol.NodeID // as the origin said last
 	for {
 		began := n.meter.received.Load()
-		err := n.bringFrom(ctx, origin, b)
+		err := n.bringFrom(ctx, origin, b, sync)
 		var busy *blob.BusyError
 		switch {
 		case err == nil, ctx.Err() != nil, errors.Is(err, blob.ErrNotFound), errors.Is(err, blob.ErrCorrupt), errors.Is(err, blob.ErrFull),
@@ -180,7 +185,7 @@ func (n *Node) bring(ctx context.Context, origin protocol.NodeID, b *protocol.Bl
 			if h == n.self || h == origin || !n.isConnected(h) {
 				continue
 			}
-			if err := n.bringFrom(ctx, h, b); err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrFull) {
+			if err := n.bringFrom(ctx, h, b, sync); err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrFull) {
 				return err
 			}
 		}
@@ -200,7 +205,7 @@ func (n *Node) isConnected(id protocol.NodeID) bool {
 }
 
 // bringFrom fetches a blob from one node and pins it.
-func (n *Node) bringFrom(ctx context.Context, from protocol.NodeID, b *protocol.Blob) error {
+func (n *Node) bringFrom(ctx context.Context, from protocol.NodeID, b *protocol.Blob, sync bool) error {
 	select {
 	case n.fetching.of(from) <- struct{}{}:
 		defer func() { <-n.fetching.of(from) }()
@@ -219,7 +224,11 @@ func (n *Node) bringFrom(ctx context.Context, from protocol.NodeID, b *protocol.
 	}
 	began := time.Now()
 	in := &counted{stalling: stalling{s}, to: &n.meter.received}
-	if err := blob.Fetch(ctx, in, b, n.blobs); err != nil {
+	fetch := blob.FetchLoose
+	if sync {
+		fetch = blob.Fetch
+	}
+	if err := fetch(ctx, in, b, n.blobs); err != nil {
 		s.Reset()
 		return fmt.Errorf("from %s: %w", from.Short(), err)
 	}

@@ -23,6 +23,11 @@ func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
+// canBeLoose: files keep what mode they have.
+const canBeLoose = true
+
+func syncFile(f *os.File) error { return f.Sync() }
+
 // syncDir makes the names in a folder as durable as the files.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

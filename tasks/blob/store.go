@@ -86,6 +86,7 @@ type Store struct {
 	idle     *list.List              // of *entry: the unpinned ones, least recently used first
 	partials []*partial              // oldest first
 	lost     map[protocol.BlobID]int // pins of blobs whose files were found gone or damaged: they hold again when it is back
+	fresh    map[string]bool         // folders whose own names are perhaps not on disk
 	occupied int64                   // bytes of all entries and partials, and reserved for what is being written
 }
 
@@ -96,6 +97,8 @@ type entry struct {
 	kept time.Time // used, as it is on disk
 	pins int
 	elem *list.Element // in idle, if pins == 0
+	// loose: its bytes may not be on disk yet. doubtful: it was, in an earlier process, and they are to be checked before they are used.
+	loose, doubtful bool
 }
 
 // partial is the verified beginning of a blob whose fetch broke off.
@@ -130,7 +133,7 @@ func Open(dir string, c Config) (*Store, error) {
 	if c.Quota < 0 {
 		return nil, fmt.Errorf("blobs %s: quota of %d bytes: must not be negative", dir, c.Quota)
 	}
-	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, volatile: c.Volatile, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, idle: list.New()}
+	s := &Store{dir: dir, quota: c.Quota, log: c.Logger, pace: c.Pace, volatile: c.Volatile, entries: map[protocol.BlobID]*entry{}, lost: map[protocol.BlobID]int{}, fresh: map[string]bool{}, idle: list.New()}
 	s.trees.max = maxTrees
 	if err := os.MkdirAll(filepath.Join(dir, "tmp"), 0o700); err != nil {
 		return nil, fmt.Errorf("blobs %s: %w", dir, err)
@@ -174,7 +177,8 @@ func (s *Store) scan() error {
 			if err != nil {
 				return err
 			}
-			found = append(found, &entry{id: id, size: info.Size(), used: info.ModTime(), kept: info.ModTime()})
+			loose := canBeLoose && info.Mode().Perm() != modeSynced
+			found = append(found, &entry{id: id, size: info.Size(), used: info.ModTime(), kept: info.ModTime(), loose: loose, doubtful: loose})
 		}
 	}
 	slices.SortFunc(found, byUse)
@@ -271,6 +275,16 @@ var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 // calls Unpin when it is not needed any more. What is there already is not stored again. ctx is asked between reads.
 // Errors: r's, ErrFull, ErrTooLarge, the disk's.
 func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
+	return s.put(ctx, r, true)
+}
+
+// PutLoose is Put that does not wait for the disk. If the machine dies, not only the process, the blob may be gone afterwards, or
+// Sync was called and returned before.
+func (s *Store) PutLoose(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
+	return s.put(ctx, r, false)
+}
+
+func (s *Store) put(ctx context.Context, r io.Reader, sync bool) (*protocol.Blob, error) {
 	f, err := s.temp()
 	if err != nil {
 		return nil, fmt.Errorf("put blob: %w", err)
@@ -312,7 +326,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (*protocol.Blob, error) {
 		}
 	}
 	id := protocol.BlobID(hash.Sum(nil))
-	if err := s.install(f, id, size); err != nil {
+	if err := s.install(f, id, size, sync); err != nil {
 		return nil, fmt.Errorf("put blob %s: %w", id, full(err))
 	}
 	return &protocol.Blob{Id: id[:], Size: uint64(size)}, nil
@@ -328,9 +342,9 @@ func fill(r io.Reader, b []byte) (n int, err error) {
 	return n, err
 }
 
-// Take is PutFile of a file on the same disk, which becomes the blob's: it is hashed, and neither copied nor there afterwards, also if that
+// Take is PutFile, or with sync false PutLoose, of a file on the same disk, which becomes the blob's: it is hashed, and neither copied nor there afterwards, also if that
 // fails. Whoever made it must not write to it any more.
-func (s *Store) Take(ctx context.Context, name string) (*protocol.Blob, error) {
+func (s *Store) Take(ctx context.Context, name string, sync bool) (*protocol.Blob, error) {
 	drop := func(err error) (*protocol.Blob, error) {
 		os.Remove(name)
 		return nil, fmt.Errorf("take blob: %w", full(err))
@@ -361,7 +375,7 @@ func (s *Store) Take(ctx context.Context, name string) (*protocol.Blob, error) {
 		s.release(size)
 		return drop(err)
 	}
-	if err := s.install(f, id, size); err != nil {
+	if err := s.install(f, id, size, sync); err != nil {
 		return nil, fmt.Errorf("take blob %s: %w", id, full(err))
 	}
 	return &protocol.Blob{Id: id[:], Size: uint64(size)}, nil
@@ -553,6 +567,14 @@ func (s *Store) use(id protocol.BlobID) (*entry, error) {
 		s.forget(e)
 		return nil, fmt.Errorf("blob %s: %w", id, ErrNotFound)
 	}
+	if e.doubtful {
+		if !s.whole(e) {
+			s.log.Info("blob: was not whole on disk when the machine stopped, removed", "blob", id, "size", e.size)
+			s.forget(e)
+			return nil, fmt.Errorf("blob %s: %w", id, ErrNotFound)
+		}
+		e.doubtful = false
+	}
 	e.used = time.Now()
 	if e.used.Sub(e.kept) > usedGrain {
 		e.kept = e.used
@@ -562,6 +584,59 @@ func (s *Store) use(id protocol.BlobID) (*entry, error) {
 		s.idle.MoveToBack(e.elem)
 	}
 	return e, nil
+}
+
+// whole says that a file has the bytes that its name says.
+func (s *Store) whole(e *entry) bool {
+	f, err := os.Open(s.path(e.id))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	id, err := hash(context.Background(), f, e.size)
+	return err == nil && id == e.id
+}
+
+// Sync returns when a blob that was put loosely is on disk. ErrNotFound if it is not here.
+func (s *Store) Sync(id protocol.BlobID) error {
+	s.mu.Lock()
+	e, err := s.use(id)
+	loose := err == nil && e.loose
+	if loose {
+		s.pin(e) // it stays meanwhile
+	}
+	s.mu.Unlock()
+	if !loose {
+		return err
+	}
+	defer s.Unpin(id)
+	f, err := os.Open(s.path(id))
+	if err == nil {
+		if !s.volatile {
+			err = syncFile(f)
+		}
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+	}
+	if err == nil {
+		err = os.Chmod(s.path(id), modeSynced)
+	}
+	if err == nil {
+		err = s.syncDir(filepath.Dir(s.path(id)))
+	}
+	if err == nil {
+		err = s.syncDir(s.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("sync blob %s: %w", id, full(err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		e.loose = false
+	}
+	return nil
 }
 
 // forget removes an entry, and its file if it is there; the lock is held.
@@ -659,29 +734,48 @@ func (s *Store) have(id protocol.BlobID) bool { return s.Pin(id) == nil }
 
 func (s *Store) temp() (*os.File, error) { return os.CreateTemp(filepath.Join(s.dir, "tmp"), "*") }
 
-// install gives f, whose size bytes are verified and reserved, its name, synced, and pins it. It closes f. On an error
+// Files whose bytes are on disk have modeSynced, others modeLoose: what a machine that died left of these is checked before it is used.
+// Nobody writes to either.
+const (
+	modeSynced fs.FileMode = 0o400
+	modeLoose  fs.FileMode = 0o440 // their folder is nobody else's
+)
+
+// install gives f, whose size bytes are verified and reserved, its name, with sync after its bytes are on disk, and pins it. It closes f. On an error
 // nothing of it is left.
-func (s *Store) install(f *os.File, id protocol.BlobID, size int64) error {
+func (s *Store) install(f *os.File, id protocol.BlobID, size int64, sync bool) error {
+	sync = sync || !canBeLoose
+	mode := modeLoose
 	var err error
-	if !s.volatile {
+	if sync {
+		mode = modeSynced
+	}
+	if sync && !s.volatile {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Chmod(f.Name(), 0o400)
+		err = os.Chmod(f.Name(), mode)
 	}
 	if err == nil {
-		err = s.rename(f.Name(), id, size)
+		err = s.rename(f.Name(), id, size, sync)
 	}
 	if err != nil {
 		os.Remove(f.Name())
 		s.release(size)
 		return err
 	}
-	// Also when it was there already: another Put may have renamed it, and not synced the folder yet.
-	if err := s.syncDir(filepath.Dir(s.path(id))); err != nil {
+	if !sync {
+		return nil
+	}
+	// Also when it was there already: another Put may have renamed it, and not synced the folder yet, or nothing of it.
+	err = s.Sync(id)
+	if err == nil {
+		err = s.syncDir(filepath.Dir(s.path(id)))
+	}
+	if err != nil {
 		s.Unpin(id)
 		return err
 	}
@@ -696,7 +790,7 @@ func (s *Store) syncDir(dir string) error {
 }
 
 // rename moves a file to its name and pins it, or drops it if the blob is there.
-func (s *Store) rename(name string, id protocol.BlobID, size int64) error {
+func (s *Store) rename(name string, id protocol.BlobID, size int64, sync bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e, err := s.use(id); err == nil {
@@ -707,17 +801,21 @@ func (s *Store) rename(name string, id protocol.BlobID, size int64) error {
 	}
 	dir := filepath.Dir(s.path(id))
 	if err := os.Mkdir(dir, 0o700); err == nil {
+		s.fresh[dir] = true
+	} else if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if sync && s.fresh[dir] {
 		if err := s.syncDir(s.dir); err != nil {
 			return err
 		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return err
+		delete(s.fresh, dir)
 	}
 	if err := os.Rename(name, s.path(id)); err != nil {
 		return err
 	}
 	now := time.Now()
-	s.entries[id] = &entry{id: id, size: size, used: now, kept: now, pins: 1 + s.lost[id]}
+	s.entries[id] = &entry{id: id, size: size, used: now, kept: now, pins: 1 + s.lost[id], loose: !sync}
 	delete(s.lost, id)
 	return nil
 }

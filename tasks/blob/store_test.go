@@ -309,7 +309,7 @@ func TestTake(t *testing.T) {
 		b := content(n, uint64(min(i, 2))) // the last is there already
 		name := file(b)
 		before, _ := os.Stat(name)
-		taken, err := s.Take(ctx, name)
+		taken, err := s.Take(ctx, name, true)
 		if want := blake3.Sum256(b); err != nil || !bytes.Equal(taken.Id, want[:]) || taken.Size != uint64(n) {
 			t.Fatalf("%d bytes: %v, %v", n, taken, err)
 		}
@@ -341,14 +341,14 @@ func TestTake(t *testing.T) {
 		"too large": {file(content(2<<20, 9)), ctx, ErrFull}, "a link": {link, ctx, nil}, "a folder": {filepath.Join(scratch), ctx, nil},
 		"nothing": {filepath.Join(scratch, "none"), ctx, os.ErrNotExist},
 	} {
-		if b, err := s.Take(c.ctx, c.path); err == nil || c.want != nil && !errors.Is(err, c.want) {
+		if b, err := s.Take(c.ctx, c.path, true); err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, %v", name, b, err)
 		}
 	}
 	if err := os.MkdirAll(scratch, 0o700); err != nil { // taking a folder removes it, if it is empty
 		t.Fatal(err)
 	}
-	if _, err := s.Take(cancelled, file(content(100, 8))); !errors.Is(err, context.Canceled) {
+	if _, err := s.Take(cancelled, file(content(100, 8)), true); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if s.Occupied() != kept {
@@ -381,4 +381,72 @@ func TestRemove(t *testing.T) {
 		t.Error(err)
 	}
 	empty(t, s)
+}
+
+// A blob that was put loosely is checked before a later process uses it: the machine may have died before it was on disk. Sync, and
+// whoever puts it again and waits for the disk, make it as any other.
+func TestLoose(t *testing.T) {
+	t.Parallel()
+	if !canBeLoose {
+		t.Skip("no blob is loose on this system")
+	}
+	dir := t.TempDir()
+	s := open(t, dir, 10<<20)
+	var bs [][]byte
+	var ids []protocol.BlobID
+	for i := range 5 {
+		b := content(100_000, uint64(i))
+		loose, err := s.PutLoose(ctx, bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bs, ids = append(bs, b), append(ids, protocol.BlobID(loose.Id))
+	}
+	mode := func(i int) os.FileMode {
+		t.Helper()
+		info, err := os.Stat(s.path(ids[i]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Mode().Perm()
+	}
+	for range 2 {
+		if err := s.Sync(ids[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, s, bs[1])
+	if err := Fetch(ctx, untouched{t}, blobOf(bs[2]), s); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []os.FileMode{modeSynced, modeSynced, modeSynced, modeLoose, modeLoose} {
+		if got := mode(i); got != want {
+			t.Errorf("blob %d has mode %v, want %v", i, got, want)
+		}
+	}
+	damage := func(i int) {
+		t.Helper()
+		os.Chmod(s.path(ids[i]), 0o600)
+		if err := os.WriteFile(s.path(ids[i]), make([]byte, 100_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		os.Chmod(s.path(ids[i]), modeLoose)
+	}
+	damage(4)
+	s = open(t, dir, 10<<20)
+	for i := range 4 {
+		check(t, s, bs[i])
+	}
+	if err := s.Pin(ids[4]); !errors.Is(err, ErrNotFound) || s.Has(ids[4]) {
+		t.Errorf("a loose one that is damaged: %v", err)
+	}
+	if err := s.Sync(ids[4]); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if err := s.Sync(ids[3]); err != nil || mode(3) != modeSynced {
+		t.Errorf("%v, %v", err, mode(3))
+	}
+	if err := s.Remove(ids[3]); err != nil { // Sync has not left a pin
+		t.Error(err)
+	}
 }

@@ -231,11 +231,20 @@ func (w writerAt) WriteAt(p []byte, off int64) (int, error) { return copy(w[off:
 // another one. ErrFull, ErrTooLarge: refused before anything is asked or allocated. What was verified before a stream broke is kept,
 // and a later Fetch goes on there, from any source, also in a later process.
 func Fetch(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store) error {
+	return fetch(ctx, rw, b, s, true)
+}
+
+// FetchLoose is Fetch that does not wait for the disk; see PutLoose.
+func FetchLoose(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store) error {
+	return fetch(ctx, rw, b, s, false)
+}
+
+func fetch(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store, sync bool) error {
 	id, err := protocol.BlobIDFrom(b.GetId())
 	if err != nil {
 		return err
 	}
-	if err := s.fetch(ctx, rw, id, b.GetSize()); err != nil {
+	if err := s.fetch(ctx, rw, id, b.GetSize(), sync); err != nil {
 		if cerr := ctx.Err(); cerr != nil {
 			err = cerr // what the closed stream said does not matter
 		}
@@ -244,7 +253,7 @@ func Fetch(ctx context.Context, rw io.ReadWriter, b *protocol.Blob, s *Store) er
 	return nil
 }
 
-func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID, usize uint64) error {
+func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID, usize uint64, sync bool) error {
 	if usize > MaxSize {
 		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, usize, int64(MaxSize))
 	}
@@ -253,6 +262,9 @@ func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID,
 		return err
 	}
 	if s.have(id) {
+		if sync {
+			return s.Sync(id)
+		}
 		return nil
 	}
 	if size == 0 { // there is nothing to send, and in bao nothing to verify
@@ -285,7 +297,7 @@ func (s *Store) fetch(ctx context.Context, rw io.ReadWriter, id protocol.BlobID,
 			}
 		}
 		if err == nil {
-			return s.install(f, id, size)
+			return s.install(f, id, size, sync)
 		}
 		// Whole slices are verified and worth keeping, unless it is the source or the disk that failed.
 		if cerr := f.Close(); cerr == nil && dst.err == nil && dst.n > 0 && dst.n < size && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrProtocol) {

@@ -58,10 +58,10 @@ type Worker struct {
 
 // Blobs is where payloads over protocol.MaxInline live. Its methods are called from several goroutines.
 type Blobs interface {
-	// PutBlob stores what r has and pins it, for the outcome that will name it.
-	PutBlob(ctx context.Context, r io.Reader) (*protocol.Blob, error)
+	// PutBlob stores what r has and pins it, for the outcome of a task of origin that will name it.
+	PutBlob(ctx context.Context, origin protocol.NodeID, r io.Reader) (*protocol.Blob, error)
 	// TakeBlob is PutBlob of a file below Config.Scratch, which is gone afterwards.
-	TakeBlob(ctx context.Context, name string) (*protocol.Blob, error)
+	TakeBlob(ctx context.Context, origin protocol.NodeID, name string) (*protocol.Blob, error)
 	// OpenBlob gives the path of a blob that a task of origin has as its input; it is on this disk. The file
 	// stays until release is called.
 	OpenBlob(ctx context.Context, origin protocol.NodeID, b *protocol.Blob) (path string, release func(), err error)

@@ -209,7 +209,7 @@ func TestBlobs(t *testing.T) {
 	}
 }
 
-func (s *shelf) TakeBlob(_ context.Context, name string) (*protocol.Blob, error) {
+func (s *shelf) TakeBlob(_ context.Context, _ protocol.NodeID, name string) (*protocol.Blob, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err

@@ -333,7 +333,7 @@ func (s *slot) payload(b []byte) ([]byte, *protocol.Blob, error) {
 		}
 		return b, nil, nil
 	}
-	blob, err := s.e.cfg.Blobs.PutBlob(s.e.ctx, bytes.NewReader(b))
+	blob, err := s.e.cfg.Blobs.PutBlob(s.e.ctx, s.origin, bytes.NewReader(b))
 	return nil, blob, err
 }
 
@@ -358,7 +358,7 @@ func (s *slot) takeOutput(o *protocol.Outcome, name string) error {
 		o.Output, err = os.ReadFile(path)
 		return err
 	}
-	o.OutputBlob, err = s.e.cfg.Blobs.TakeBlob(s.e.ctx, path)
+	o.OutputBlob, err = s.e.cfg.Blobs.TakeBlob(s.e.ctx, s.origin, path)
 	return err
 }
 

@@ -243,7 +243,7 @@ type folder struct {
 	held int
 }
 
-func (f *folder) PutBlob(_ context.Context, r io.Reader) (*protocol.Blob, error) {
+func (f *folder) PutBlob(_ context.Context, _ protocol.NodeID, r io.Reader) (*protocol.Blob, error) {
 	f.mu.Lock()
 	f.n++
 	b := &protocol.Blob{Id: bytes.Repeat([]byte{f.n}, 32)}
@@ -256,14 +256,14 @@ func (f *folder) PutBlob(_ context.Context, r io.Reader) (*protocol.Blob, error)
 	return b, os.WriteFile(f.path(b), data, 0o600)
 }
 
-func (f *folder) TakeBlob(ctx context.Context, name string) (*protocol.Blob, error) {
+func (f *folder) TakeBlob(ctx context.Context, origin protocol.NodeID, name string) (*protocol.Blob, error) {
 	file, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(name)
 	defer file.Close()
-	return f.PutBlob(ctx, file)
+	return f.PutBlob(ctx, origin, file)
 }
 
 func (f *folder) path(b *protocol.Blob) string {
@@ -419,7 +419,7 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 		store, scratch := &folder{dir: t.TempDir()}, t.TempDir()
 		r := k.rig(t, executor.Config{Blobs: store, Scratch: scratch})
 		big := bytes.Repeat([]byte("0123456789abcdef"), protocol.MaxOutput/16+1)
-		in, err := store.PutBlob(t.Context(), strings.NewReader(r.prefix+string(big)))
+		in, err := store.PutBlob(t.Context(), "origin", strings.NewReader(r.prefix+string(big)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -456,7 +456,7 @@ func Run(t *testing.T, kit func(t testing.TB) Kit) {
 		store := &folder{dir: t.TempDir()}
 		r := k.rig(t, executor.Config{Blobs: store})
 		big := bytes.Repeat([]byte("0123456789abcdef"), protocol.MaxOutput/16)
-		in, err := store.PutBlob(t.Context(), strings.NewReader(r.prefix+string(big)))
+		in, err := store.PutBlob(t.Context(), "origin", strings.NewReader(r.prefix+string(big)))
 		if err != nil {
 			t.Fatal(err)
 		}
