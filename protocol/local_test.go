@@ -78,16 +78,20 @@ func TestWorkerDone(t *testing.T) {
 	t.Parallel()
 	found := 0
 	for _, s := range localSamples() {
-		if s.t != WorkerDone {
+		if s.t != WorkerDone && s.t != WorkerDoneFile {
 			continue
 		}
 		found++
+		again := AppendWorkerDone
+		if s.t == WorkerDoneFile {
+			again = AppendWorkerDoneFile
+		}
 		o, err := ParseWorkerDone(s.body)
 		if err != nil {
 			t.Errorf("%s: %v", s.name, err)
 			continue
 		}
-		if got, want := AppendWorkerDone(nil, s.id, &o), AppendLocal(nil, s.t, s.id, s.body); !bytes.Equal(got, want) {
+		if got, want := again(nil, s.id, &o), AppendLocal(nil, s.t, s.id, s.body); !bytes.Equal(got, want) {
 			t.Errorf("%s: %x became %x", s.name, want, got)
 		}
 		for n := range s.body {
@@ -106,8 +110,8 @@ func TestWorkerDone(t *testing.T) {
 			}
 		}
 	}
-	if found != 2 {
-		t.Fatalf("%d samples of WorkerDone", found)
+	if found != 3 {
+		t.Fatalf("%d samples of WorkerDone and WorkerDoneFile", found)
 	}
 	first := localSamples()[0]
 	var p WorkerProgram

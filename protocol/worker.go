@@ -151,9 +151,18 @@ const workerDoneHeader = 1 + 4 + 8 + 4 + 4 + 4
 
 // AppendWorkerDone appends the frame of item id's outcome to b.
 func AppendWorkerDone(b []byte, id uint64, o *WorkerOutcome) []byte {
+	return appendDone(b, WorkerDone, id, o)
+}
+
+// AppendWorkerDoneFile is AppendWorkerDone of an outcome whose Output is the name of a file.
+func AppendWorkerDoneFile(b []byte, id uint64, o *WorkerOutcome) []byte {
+	return appendDone(b, WorkerDoneFile, id, o)
+}
+
+func appendDone(b []byte, kind LocalType, id uint64, o *WorkerOutcome) []byte {
 	n := localHeader + workerDoneHeader + len(o.Output) + len(o.Log) + len(o.Error)
 	b = binary.LittleEndian.AppendUint32(b, uint32(n))
-	b = append(b, byte(WorkerDone))
+	b = append(b, byte(kind))
 	b = binary.LittleEndian.AppendUint64(b, id)
 	b = append(b, byte(o.Status))
 	b = binary.LittleEndian.AppendUint32(b, uint32(o.ExitCode))

@@ -105,7 +105,7 @@ func oddWorker() int {
 					os.Symlink("/etc/hostname", path)
 				}
 				o.Output, o.Log = []byte(name), []byte("l")
-				out.Write(protocol.AppendLocal(nil, protocol.WorkerDoneFile, id, protocol.AppendWorkerDone(nil, id, &o)[13:]))
+				out.Write(protocol.AppendWorkerDoneFile(nil, id, &o))
 				break
 			}
 			switch input {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -243,7 +244,13 @@ func (w *worker) run(f frame) error {
 	p.run(&w.outcome, index, input)
 	ran := time.Since(began)
 	w.outcome.RunUs = uint64(ran.Microseconds())
-	w.out.add(func(b []byte) []byte { return protocol.AppendWorkerDone(b, f.id, &w.outcome) })
+	done := protocol.AppendWorkerDone
+	if len(w.outcome.Output) > inFile && p.spec.Scratch != "" {
+		if name, err := leave(p.spec.Scratch, f.id, w.outcome.Output); err == nil { // else it goes through the pipe
+			w.outcome.Output, done = []byte(name), protocol.AppendWorkerDoneFile
+		}
+	}
+	w.out.add(func(b []byte) []byte { return done(b, f.id, &w.outcome) })
 	if ran >= holdBack {
 		w.out.soon() // while the next item, if there is one, begins
 	}
@@ -251,6 +258,20 @@ func (w *worker) run(f frame) error {
 		w.collect()
 	}
 	return nil
+}
+
+// inFile is the largest output that goes through the pipe, if it can be left in a file: that is ten times as fast.
+const inFile = 256 << 10
+
+// leave leaves the output of item id in a file, whose name it returns.
+func leave(dir string, id uint64, output []byte) (name string, err error) {
+	name = fmt.Sprint("output-", id)
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, output, 0o600); err != nil {
+		os.Remove(path)
+		return "", err
+	}
+	return name, nil
 }
 
 // collect collects garbage if there is much.
