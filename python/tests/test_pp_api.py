@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
 
 from pp_running import Case, binary, stats_rows
@@ -266,6 +267,12 @@ class Interface(unittest.TestCase):
         namespace = {"__name__": "__main__"}
         exec(compile(source, "<outer>", "exec"), namespace)
         self.assertEqual(self.result(namespace["outer"], (5,), globals={"inner": double, "m": math}), 12)
+
+    def test_globals_that_are_not_used_may_be_missing(self):
+        only_here = types.ModuleType("pp_only_here")
+        sys.modules[only_here.__name__] = only_here
+        self.addCleanup(sys.modules.pop, only_here.__name__)
+        self.assertEqual(self.result(double_and_one, (3,), globals={"only_here": only_here, "double": double}), 7)
 
     def test_methods_instances_and_classes(self):
         scale = Scale(7)
