@@ -1,11 +1,12 @@
 """Client with real nodes: values sent once, jobs that outlive the program, other nodes, options."""
 
 import os
+import re
 import threading
 import time
 import unittest
 
-from running import LIMIT, Limited, mesh
+from running import LIMIT, PYTHON, Limited, mesh
 
 from meshnode import Client, Executor, MeshError, NodeError, NoNodeError, ShipError
 
@@ -104,7 +105,13 @@ class OneNode(Limited):
         self.assertEqual(list(self.client.map(length, [ref] * 300, [ref] * 300)), [2 * len(data)] * 300)
         before = self.stored()
         self.assertEqual(self.client.put(data).id, ref.id)
-        self.assertEqual(Client(self.node.dir).put(data).id, ref.id)
+        other = Client(self.node.dir)
+        self.addCleanup(other.close)
+        asked = []
+        persist = other._jobs.connection.persist
+        other._jobs.connection.persist = lambda *args: (asked.append(args[0]), persist(*args))[1]
+        self.assertEqual(other.put(data).id, ref.id)
+        self.assertEqual(asked, ["HEAD"])  # nothing was sent again
         self.assertEqual(self.stored(), before)
         with self.assertRaises(ShipError):
             self.client.put(threading.Lock())
@@ -187,6 +194,16 @@ class OneNode(Limited):
         self.assertFalse(f.done())
         self.client.set_local_limit(None)
         self.assertEqual(f.result(LIMIT), 9)
+
+    def test_readme(self):
+        """The examples of the README run, with the node here in place of three."""
+        with open(os.path.join(PYTHON, "README.md"), encoding="utf-8") as f:
+            blocks = re.findall(r"```python\n(.*?)```", f.read(), re.S)
+        self.assertGreaterEqual(len(blocks), 5)
+        for block in blocks:
+            block = block.replace("wait_for_nodes(3", "wait_for_nodes(1").replace("10**7", "10**5").replace("range(1, 100000)", "range(1, 5000)")
+            out, _ = self.output("from meshnode import Executor\n" + block, MESHNODE_DATA_DIR=self.node.dir)
+            self.assertNotEqual(out, "", block)
 
     def test_private_node_has_no_detached_jobs(self):
         with Client(private=True) as client:

@@ -102,8 +102,9 @@ class OneNode(Limited):
                 self.assertEqual(f.result(LIMIT), i)
 
     def test_a_dying_call_does_not_touch_the_others(self):
-        ex = self.executor()
-        list(ex.map(square, range(2000)))
+        ex = self.executor(1)
+        list(ex.map(die_on_five, [0] * 2000))  # now many of them go together
+        ex.submit(nap, 0.5)
         fs = [ex.submit(die_on_five, i) for i in range(200)]
         for i, f in enumerate(fs):
             if i == 5:
@@ -370,7 +371,9 @@ class Faults(Limited):
                 f.write("%d\n" % i)
             return i
 
-        with Executor(client=Client(node.dir)) as ex:
+        client = Client(node.dir)
+        self.addCleanup(client.close)
+        with Executor(client=client) as ex:
             fs = [ex.submit(slowly, i, path) for i in range(600)]
             results = ex.map(slowly, range(1000, 1600), [path] * 600)
             fs[50].result(LIMIT)
@@ -381,6 +384,32 @@ class Faults(Limited):
             self.assertEqual([f.result(LIMIT) for f in fs], list(range(600)))
             self.assertEqual(list(results), list(range(1000, 1600)))
             self.assertEqual(ex.submit(square, 3).result(LIMIT), 9)
+
+    def test_node_killed_in_a_stream_of_short_calls(self):
+        """What the node accepted, answered and forgot in its last moment."""
+        node = mesh(self, 1)[0]
+        client = Client(node.dir)
+        self.addCleanup(client.close)
+        for ordered in (True, False):
+            got, began = [], time.monotonic()
+            for i, x in enumerate(client.map(square, range(60000), ordered=ordered)):
+                got.append(x)
+                if i == 20000:
+                    node.kill()
+                    node.start()
+            self.assertEqual(got if ordered else sorted(got), [x * x for x in range(60000)])
+            self.assertLess(time.monotonic() - began, 9)  # it does not wait for a program that is there
+
+    def test_node_killed_under_a_detached_job(self):
+        node = mesh(self, 1)[0]
+        client = Client(node.dir)
+        self.addCleanup(client.close)
+        job = client.submit_detached(nap, [0.01] * 200, range(200))
+        results = job.results()
+        got = [next(results) for _ in range(50)]
+        node.kill()
+        node.start()
+        self.assertEqual(got + list(results), list(range(200)))
 
     def test_node_gone_for_good(self):
         node = mesh(self, 1)[0]
@@ -531,17 +560,20 @@ class PrivateNodes(Limited):
         self.assertEqual(err, "")
 
     def test_ctrl_c_while_waiting(self):
-        process = self.program(
-            """
-            import time
+        program = """
+            import contextlib, time
             from meshnode import Executor
-            with Executor() as ex:
+            with %s as ex:
                 ex.submit(pow, 1, 2).result()
                 fs = [ex.submit(time.sleep, 60) for _ in range(20)]
                 print("ready", flush=True)
                 fs[0].result()
             """
-        )
+        for executor in ("Executor()", "contextlib.nullcontext(Executor())"):
+            with self.subTest(executor):
+                self.interrupt(self.program(program % executor))
+
+    def interrupt(self, process):
         self.assertEqual(process.stdout.readline(), b"ready\n")
         children = below(process.pid)
         time.sleep(0.3)
