@@ -96,7 +96,7 @@ func ask(ctx context.Context, path string) (Interpreter, error) {
 	}
 	major, minor, _ := strings.Cut(words[0], ".")
 	if n, err := strconv.Atoi(minor); major != "3" || err != nil || n < oldest {
-		return Interpreter{}, fmt.Errorf("Python %s: want 3.%d or later", words[0], oldest)
+		return Interpreter{}, fmt.Errorf("it is Python %s: want 3.%d or later", words[0], oldest)
 	}
 	if st, err := os.Stat(words[2]); err != nil || st.IsDir() {
 		return Interpreter{}, fmt.Errorf("it says that it is %s, where nothing is", words[2])
