@@ -838,11 +838,7 @@ func (n *Node) SetGroup(ctx context.Context, group protocol.JobID, limit int) er
 	if group.IsZero() {
 		return &Error{Code: CodeBadRequest, Message: "the group has no id"}
 	}
-	err := n.step(tasks.SetGroup{Group: group, Limit: limit})
-	if errors.Is(err, tasks.ErrGroups) {
-		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "open the jobs of a group after its limit was set"}
-	}
-	return err
+	return n.step(tasks.SetGroup{Group: group, Limit: limit})
 }
 
 // Cancel implements clientAPI.

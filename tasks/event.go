@@ -126,7 +126,7 @@ type Transferred struct {
 // SetSlots changes how many tasks run here at once, from now on. What runs in a slot that is taken away ends first.
 type SetSlots struct{ Slots int }
 
-// SetGroup says how many tasks of a group's jobs run here at once, from now on; below 0: as many as there are slots. ErrGroups.
+// SetGroup says how many tasks of a group's jobs run here at once, from now on; below 0: as many as there are slots.
 type SetGroup struct {
 	Group protocol.JobID
 	Limit int

@@ -1,8 +1,7 @@
 package tasks
 
 import (
-	"errors"
-	"fmt"
+	"cmp"
 	"maps"
 	"slices"
 
@@ -17,21 +16,20 @@ import (
 // group is what the jobs of a group share.
 type group struct {
 	id      protocol.JobID
-	limit   int  // noLimit, or more than that
-	unknown bool // not said yet since the start of this node
-	jobs    int  // of it that have not ended
-	leases  int  // attempts of them that this node has, queued or running
-	busy    int  // slots of this node that run such
+	limit   int   // noLimit, or more than that
+	unknown bool  // not said yet since the start of this node
+	jobs    int   // of it that have not ended
+	leases  int   // attempts of them that this node has, queued or running
+	busy    int   // slots of this node that run such
+	unused  int64 // since when it has no job, if it has none
 }
 
 const (
 	noLimit = -1
-	// maxGroups whose jobs have all ended are remembered: a program begins with a limit and no job.
+	// maxGroups without a job are remembered: a program begins with a limit and no job, and has none now and then. That it has
+	// ended nobody says.
 	maxGroups = 1024
 )
-
-// ErrGroups: more groups have limits than jobs.
-var ErrGroups = errors.New("too many groups without a job")
 
 // groupOf finds a job's group, nil: it is in none.
 func (s *Scheduler) groupOf(spec *protocol.Job) *group {
@@ -44,7 +42,7 @@ func (s *Scheduler) groupOf(spec *protocol.Job) *group {
 		if s.groups == nil {
 			s.groups = map[protocol.JobID]*group{}
 		}
-		g = &group{id: id, limit: noLimit}
+		g = &group{id: id, limit: noLimit, unused: s.now}
 		s.groups[id] = g
 	}
 	return g
@@ -55,7 +53,29 @@ func (s *Scheduler) leave(g *group) {
 	if g == nil {
 		return
 	}
-	if g.jobs--; g.jobs == 0 && g.limit == noLimit {
+	if g.jobs--; g.jobs == 0 {
+		g.unused = s.now
+		s.forgetGroups()
+	}
+}
+
+// forgetGroups forgets groups without a job: those without a limit, and those that have had none for longest if they are too many.
+func (s *Scheduler) forgetGroups() {
+	var unused []*group
+	for id, g := range s.groups {
+		switch {
+		case g.jobs > 0:
+		case g.limit == noLimit:
+			delete(s.groups, id)
+		default:
+			unused = append(unused, g)
+		}
+	}
+	if len(unused) <= maxGroups {
+		return
+	}
+	slices.SortFunc(unused, func(a, b *group) int { return cmp.Or(cmp.Compare(a.unused, b.unused), a.id.Compare(b.id)) })
+	for _, g := range unused[:len(unused)-maxGroups*7/8] { // more than one, for this takes its time
 		delete(s.groups, g.id)
 	}
 }
@@ -66,21 +86,10 @@ func (s *Scheduler) setGroup(ev SetGroup) error {
 		if ev.Limit < 0 {
 			return nil
 		}
-		without := 0
-		for _, g := range s.groups {
-			if g.jobs == 0 {
-				without++
-			}
-		}
-		if without >= maxGroups {
-			return fmt.Errorf("group %s: %w: at most %d", ev.Group.Short(), ErrGroups, maxGroups)
-		}
 		g = s.groupOf(&protocol.Job{Group: ev.Group[:]})
 	}
 	g.limit, g.unknown = max(ev.Limit, noLimit), false
-	if g.jobs == 0 && g.limit == noLimit {
-		delete(s.groups, g.id)
-	}
+	s.forgetGroups()
 	self := s.peers[s.cfg.Self]
 	if g.leases > s.roomOf(g) {
 		for _, id := range slices.SortedFunc(maps.Keys(self.jobs), protocol.JobID.Compare) {
