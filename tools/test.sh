@@ -6,7 +6,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 export CGO_ENABLED=0
 
-everything="packages format vet staticcheck generated imports unit simulation processes python mypy pip wasm cross"
+everything="packages format vet staticcheck generated imports unit large simulation processes python mypy pip wasm cross"
 
 # skip WHY: ends the stage that calls it. Stages run in subshells.
 skip() {
@@ -61,6 +61,10 @@ stage_unit() {
     echo "no C compiler: without the race detector"
     go test -timeout 15m $(units)
   fi
+}
+
+stage_large() { # jobs that are too large for the race detector
+  go test -count=1 -timeout 5m -run 'TestFullDisk|TestCancelOfAMillion|TestResultsStream|TestForgottenJobsLeaveRoom' ./cmd/meshnode ./node
 }
 
 stage_quick() { # shellcheck disable=SC2046

@@ -60,6 +60,9 @@ func fill(t *testing.T, dir string) (stop func()) {
 // results of what ran are held. With room again all of it goes on, and each result is there once.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
+	if raced {
+		t.Skip("large: in the stage of that name, without the race detector")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	disk := t.TempDir()
