@@ -456,7 +456,8 @@ func (c *cli) submit(cmd *cobra.Command, f *submitFlags, args []string) error {
 		}
 		spec.Runtime, spec.Local, program = v.function.Runtime, v.function.local(), bytes.NewReader(v.function.bundle)
 	} else {
-		if f.python != "" && cmd.Flags().Changed("python") {
+		// The variable is for all commands, and says nothing about this program.
+		if variable, _ := c.getenv("MESHNODE_PYTHON"); f.python != variable && cmd.Flags().Changed("python") {
 			return usage(cmd, "--python is for Python functions: file.py:function")
 		}
 		module, err := openProgram(v.program)
