@@ -71,8 +71,27 @@ func TestFullForAWhile(t *testing.T) {
 			if err := j.Err(); err != nil {
 				t.Fatal(err)
 			}
+			all := 0
+			select {
+			case all = <-appended:
+			case <-time.After(30 * time.Second):
+				t.Fatal("Append waits for a full disk")
+			}
+			went := make(chan struct{})
+			go func() { // more than memory has room for otherwise
+				defer close(went)
+				for end := all + 2*(memTable+maxQueued)/(64<<10); all < end; all++ {
+					if _, err := j.Append(append(pair(all), blob(all)), all%2 == 0); err != nil {
+						break
+					}
+				}
+			}()
+			select {
+			case <-went:
+			case <-time.After(30 * time.Second):
+				t.Fatal("Append waits for a full disk")
+			}
 			full.Store(false)
-			all := <-appended
 			n = must(t, j, true)
 			wait(t, j, n)
 			if j.Stalled() {

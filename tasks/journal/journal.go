@@ -231,7 +231,8 @@ func (j *Journal) Epoch() (uint64, error) {
 func (j *Journal) Key() [32]byte { return j.key }
 
 // Append queues records as part of one atomic batch and returns its number; numbers rise by one with each call. It does
-// not wait for the disk; it blocks only while 8 MiB are queued already. Batches are written in the order of the calls,
+// not wait for the disk; it blocks only while 8 MiB are queued already, and not while the disk is full: its callers have to answer
+// others meanwhile, and bring less and less, since nothing is accepted and no result answered. Batches are written in the order of the calls,
 // and what the methods below read includes them.
 // With sync the batch is synced at once, without it with a later one, or within 100 ms. No records and sync: all before is synced.
 // The records are not kept. After the first failed write or sync every call returns that error.
@@ -240,7 +241,7 @@ func (j *Journal) Key() [32]byte { return j.key }
 // An EpochRecord below the epoch is passed over.
 func (j *Journal) Append(records []tasks.Record, sync bool) (uint64, error) {
 	err := j.await(context.Background(), func() bool { // returns with the lock held if it returns nil
-		return j.ended || j.queue == nil || j.queue.Len() < maxQueued
+		return j.ended || j.queue == nil || j.queue.Len() < maxQueued || j.Stalled()
 	})
 	if err != nil {
 		return 0, err
