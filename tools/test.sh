@@ -32,6 +32,8 @@ stage_format() {
   local bad
   bad=$(gofmt -l .) || return
   [ -z "$bad" ] || { echo "gofmt would change:" $bad; return 1; }
+  bad=$(git ls-files -z 2>/dev/null | xargs -0 -r -I{} find {} -maxdepth 0 -size +1M) # a binary that was added by accident stays in all clones for ever
+  [ -z "$bad" ] || { echo "larger than 1 MiB:" $bad; return 1; }
 }
 
 stage_vet() { go vet ./... && go -C tools vet ./...; }
