@@ -149,7 +149,7 @@ func TestRawStrangers(t *testing.T) {
 		return func(c net.Conn) error {
 			s, err := secure(c)
 			if err == nil {
-				_, err = s.Write(b)
+				s.Write(b) // may fail: TLS sends it in several records, and the member closes at the first that is wrong
 			}
 			return err
 		}
