@@ -94,6 +94,7 @@ const (
 	Denial_TICKET_EXPIRED  Denial = 6
 	Denial_TOO_MANY_TRIES  Denial = 7
 	Denial_CANNOT_ISSUE    Denial = 8 // this member may not invite any more, or cannot write its disk
+	Denial_REVOKED         Denial = 9 // it was a member, and was revoked or has left
 )
 
 // Enum value maps for Denial.
@@ -108,6 +109,7 @@ var (
 		6: "TICKET_EXPIRED",
 		7: "TOO_MANY_TRIES",
 		8: "CANNOT_ISSUE",
+		9: "REVOKED",
 	}
 	Denial_value = map[string]int32{
 		"ADMITTED":        0,
@@ -119,6 +121,7 @@ var (
 		"TICKET_EXPIRED":  6,
 		"TOO_MANY_TRIES":  7,
 		"CANNOT_ISSUE":    8,
+		"REVOKED":         9,
 	}
 )
 
@@ -215,8 +218,13 @@ type CertificateBody struct {
 	NotBeforeUnixS int64                  `protobuf:"varint,8,opt,name=not_before_unix_s,json=notBeforeUnixS,proto3" json:"not_before_unix_s,omitempty"` // when it was signed; never compared with the wall clock
 	NotAfterUnixS  int64                  `protobuf:"varint,9,opt,name=not_after_unix_s,json=notAfterUnixS,proto3" json:"not_after_unix_s,omitempty"`
 	Issuer         []byte                 `protobuf:"bytes,10,opt,name=issuer,proto3" json:"issuer,omitempty"` // 32 bytes: the Ed25519 public key that signed
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Circle         []byte                 `protobuf:"bytes,11,opt,name=circle,proto3" json:"circle,omitempty"` // 16 bytes: members that were admitted by the same shared secret have the same; empty: none
+	// A renewal: who may revoke this certificate is the root and revokers, who could revoke the one that it renews, and not
+	// who signed it. Else that is everybody above it in its chain.
+	Renewed       bool     `protobuf:"varint,12,opt,name=renewed,proto3" json:"renewed,omitempty"`
+	Revokers      [][]byte `protobuf:"bytes,13,rep,name=revokers,proto3" json:"revokers,omitempty"` // 32 bytes each, at most 4
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CertificateBody) Reset() {
@@ -319,6 +327,27 @@ func (x *CertificateBody) GetIssuer() []byte {
 	return nil
 }
 
+func (x *CertificateBody) GetCircle() []byte {
+	if x != nil {
+		return x.Circle
+	}
+	return nil
+}
+
+func (x *CertificateBody) GetRenewed() bool {
+	if x != nil {
+		return x.Renewed
+	}
+	return false
+}
+
+func (x *CertificateBody) GetRevokers() [][]byte {
+	if x != nil {
+		return x.Revokers
+	}
+	return nil
+}
+
 // Chain is a member's certificate, that of its issuer, and so on; the last is signed by the root. At most 3.
 type Chain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -369,7 +398,8 @@ type Admission struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
 	Join          *JoinRequest           `protobuf:"bytes,2,opt,name=join,proto3" json:"join,omitempty"`
-	Probe         bool                   `protobuf:"varint,3,opt,name=probe,proto3" json:"probe,omitempty"` // with chain: only to learn who is there; the connection is closed after the exchange
+	Probe         bool                   `protobuf:"varint,3,opt,name=probe,proto3" json:"probe,omitempty"`            // with chain: only to learn who is there; the connection is closed after the exchange
+	Revocations   []byte                 `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"` // 32 bytes: the digest of the revocations that the sender holds; empty: it knows of none such
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,6 +453,13 @@ func (x *Admission) GetProbe() bool {
 		return x.Probe
 	}
 	return false
+}
+
+func (x *Admission) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
 }
 
 // JoinRequest asks for a certificate. The secret itself is never sent.
@@ -499,8 +536,10 @@ type AdmissionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
 	Denial        Denial                 `protobuf:"varint,2,opt,name=denial,proto3,enum=meshnode.Denial" json:"denial,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // a sentence, if denied
-	Issued        *Chain                 `protobuf:"bytes,4,opt,name=issued,proto3" json:"issued,omitempty"` // to a JoinRequest, or to a chain that was good but for its time: the new chain
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`           // a sentence, if denied
+	Issued        *Chain                 `protobuf:"bytes,4,opt,name=issued,proto3" json:"issued,omitempty"`           // to a JoinRequest, or to a chain that was good but for its time: the new chain
+	Revocations   []byte                 `protobuf:"bytes,5,opt,name=revocations,proto3" json:"revocations,omitempty"` // as in Admission
+	Revoked       []*Revocation          `protobuf:"bytes,6,rep,name=revoked,proto3" json:"revoked,omitempty"`         // with REVOKED: what revokes the receiver; in the second reply: all that the sender holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,10 +602,26 @@ func (x *AdmissionReply) GetIssued() *Chain {
 	return nil
 }
 
-// AdmissionDone ends the exchange: the dialing side took the reply, or says why not.
+func (x *AdmissionReply) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *AdmissionReply) GetRevoked() []*Revocation {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+// AdmissionDone ends the exchange: the dialing side took the reply, or says why not. If both sides are members and hold
+// different revocations, it brings the sender's, is answered by a second AdmissionReply, and that by a second AdmissionDone.
 type AdmissionDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refused       string                 `protobuf:"bytes,1,opt,name=refused,proto3" json:"refused,omitempty"`
+	Revoked       []*Revocation          `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"` // with refused: what revokes the receiver; else all that the sender holds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -608,6 +663,191 @@ func (x *AdmissionDone) GetRefused() string {
 	return ""
 }
 
+func (x *AdmissionDone) GetRevoked() []*Revocation {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+// Revocation voids certificates. The signature is Ed25519 by the key that body names as issuer, over "meshnode revocation 1",
+// a zero byte, and body exactly as it is carried here.
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"` // a RevocationBody
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	Target        *Chain                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // a certificate of the revoked key that the issuer may revoke; may be absent if the root revokes
+	Issuer        *Chain                 `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"` // of the issuer; absent if that is the root, or the key itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_members_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Revocation) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *Revocation) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *Revocation) GetTarget() *Chain {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Revocation) GetIssuer() *Chain {
+	if x != nil {
+		return x.Issuer
+	}
+	return nil
+}
+
+type RevocationBody struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Mesh            []byte                 `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`                                                       // 32 bytes
+	Key             []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`                                                         // 32 bytes: whose certificates are void
+	Issuer          []byte                 `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`                                                   // 32 bytes: the root; or a key above in the chain of what it voids; or, with a serial, the key itself: it leaves
+	Number          uint64                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`                                                  // counts the issuer's, from 1
+	AtUnixS         int64                  `protobuf:"varint,5,opt,name=at_unix_s,json=atUnixS,proto3" json:"at_unix_s,omitempty"`                               // when it was signed, for people: decides nothing
+	Serial          uint64                 `protobuf:"fixed64,6,opt,name=serial,proto3" json:"serial,omitempty"`                                                 // 0: all certificates of the key, present and future, and what it issued; else this one alone
+	Kept            []uint64               `protobuf:"fixed64,7,rep,packed,name=kept,proto3" json:"kept,omitempty"`                                              // serials of certificates issued by the key that stay good; at most 400
+	KeptRevocations []uint64               `protobuf:"fixed64,8,rep,packed,name=kept_revocations,json=keptRevocations,proto3" json:"kept_revocations,omitempty"` // the first 8 bytes of the hashes of revocations by the key that stay good; at most 64
+	Reason          string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`                                                   // for people; at most 200 bytes
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RevocationBody) Reset() {
+	*x = RevocationBody{}
+	mi := &file_members_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationBody) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationBody) ProtoMessage() {}
+
+func (x *RevocationBody) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationBody.ProtoReflect.Descriptor instead.
+func (*RevocationBody) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RevocationBody) GetMesh() []byte {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
+func (x *RevocationBody) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *RevocationBody) GetIssuer() []byte {
+	if x != nil {
+		return x.Issuer
+	}
+	return nil
+}
+
+func (x *RevocationBody) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RevocationBody) GetAtUnixS() int64 {
+	if x != nil {
+		return x.AtUnixS
+	}
+	return 0
+}
+
+func (x *RevocationBody) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *RevocationBody) GetKept() []uint64 {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+func (x *RevocationBody) GetKeptRevocations() []uint64 {
+	if x != nil {
+		return x.KeptRevocations
+	}
+	return nil
+}
+
+func (x *RevocationBody) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Ticket is what invite prints, in base32 with a checksum: whoever has it can join, once per use.
 type Ticket struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -623,7 +863,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_members_proto_msgTypes[7]
+	mi := &file_members_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +875,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[7]
+	mi := &file_members_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +888,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{7}
+	return file_members_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ticket) GetMesh() []byte {
@@ -697,14 +937,15 @@ func (x *Ticket) GetCapabilities() []Capability {
 type MemberNews struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Members       []*MemberRecord        `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
-	Renewed       *Chain                 `protobuf:"bytes,2,opt,name=renewed,proto3" json:"renewed,omitempty"` // the receiver's own certificate, renewed by the sender
+	Renewed       *Chain                 `protobuf:"bytes,2,opt,name=renewed,proto3" json:"renewed,omitempty"`         // the receiver's own certificate, renewed by the sender
+	Revocations   []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"` // that may be new to the receiver
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MemberNews) Reset() {
 	*x = MemberNews{}
-	mi := &file_members_proto_msgTypes[8]
+	mi := &file_members_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +957,7 @@ func (x *MemberNews) String() string {
 func (*MemberNews) ProtoMessage() {}
 
 func (x *MemberNews) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[8]
+	mi := &file_members_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +970,7 @@ func (x *MemberNews) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberNews.ProtoReflect.Descriptor instead.
 func (*MemberNews) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{8}
+	return file_members_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MemberNews) GetMembers() []*MemberRecord {
@@ -746,6 +987,13 @@ func (x *MemberNews) GetRenewed() *Chain {
 	return nil
 }
 
+func (x *MemberNews) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
 type MemberRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
@@ -756,7 +1004,7 @@ type MemberRecord struct {
 
 func (x *MemberRecord) Reset() {
 	*x = MemberRecord{}
-	mi := &file_members_proto_msgTypes[9]
+	mi := &file_members_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +1016,7 @@ func (x *MemberRecord) String() string {
 func (*MemberRecord) ProtoMessage() {}
 
 func (x *MemberRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[9]
+	mi := &file_members_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +1029,7 @@ func (x *MemberRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRecord.ProtoReflect.Descriptor instead.
 func (*MemberRecord) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{9}
+	return file_members_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MemberRecord) GetChain() *Chain {
@@ -805,7 +1053,7 @@ const file_members_proto_rawDesc = "" +
 	"\rmembers.proto\x12\bmeshnode\"?\n" +
 	"\vCertificate\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xbb\x02\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x89\x03\n" +
 	"\x0fCertificateBody\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x12\n" +
@@ -817,36 +1065,60 @@ const file_members_proto_rawDesc = "" +
 	"\x11not_before_unix_s\x18\b \x01(\x03R\x0enotBeforeUnixS\x12'\n" +
 	"\x10not_after_unix_s\x18\t \x01(\x03R\rnotAfterUnixS\x12\x16\n" +
 	"\x06issuer\x18\n" +
-	" \x01(\fR\x06issuer\"B\n" +
+	" \x01(\fR\x06issuer\x12\x16\n" +
+	"\x06circle\x18\v \x01(\fR\x06circle\x12\x18\n" +
+	"\arenewed\x18\f \x01(\bR\arenewed\x12\x1a\n" +
+	"\brevokers\x18\r \x03(\fR\brevokers\"B\n" +
 	"\x05Chain\x129\n" +
-	"\fcertificates\x18\x01 \x03(\v2\x15.meshnode.CertificateR\fcertificates\"s\n" +
+	"\fcertificates\x18\x01 \x03(\v2\x15.meshnode.CertificateR\fcertificates\"\x95\x01\n" +
 	"\tAdmission\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12)\n" +
 	"\x04join\x18\x02 \x01(\v2\x15.meshnode.JoinRequestR\x04join\x12\x14\n" +
-	"\x05probe\x18\x03 \x01(\bR\x05probe\"c\n" +
+	"\x05probe\x18\x03 \x01(\bR\x05probe\x12 \n" +
+	"\vrevocations\x18\x04 \x01(\fR\vrevocations\"c\n" +
 	"\vJoinRequest\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x16\n" +
 	"\x06ticket\x18\x02 \x01(\fR\x06ticket\x12\x14\n" +
 	"\x05proof\x18\x03 \x01(\fR\x05proof\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xa2\x01\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xf4\x01\n" +
 	"\x0eAdmissionReply\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12(\n" +
 	"\x06denial\x18\x02 \x01(\x0e2\x10.meshnode.DenialR\x06denial\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12'\n" +
-	"\x06issued\x18\x04 \x01(\v2\x0f.meshnode.ChainR\x06issued\")\n" +
+	"\x06issued\x18\x04 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12 \n" +
+	"\vrevocations\x18\x05 \x01(\fR\vrevocations\x12.\n" +
+	"\arevoked\x18\x06 \x03(\v2\x14.meshnode.RevocationR\arevoked\"Y\n" +
 	"\rAdmissionDone\x12\x18\n" +
-	"\arefused\x18\x01 \x01(\tR\arefused\"\xcc\x01\n" +
+	"\arefused\x18\x01 \x01(\tR\arefused\x12.\n" +
+	"\arevoked\x18\x02 \x03(\v2\x14.meshnode.RevocationR\arevoked\"\x90\x01\n" +
+	"\n" +
+	"Revocation\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12'\n" +
+	"\x06target\x18\x03 \x01(\v2\x0f.meshnode.ChainR\x06target\x12'\n" +
+	"\x06issuer\x18\x04 \x01(\v2\x0f.meshnode.ChainR\x06issuer\"\xf1\x01\n" +
+	"\x0eRevocationBody\x12\x12\n" +
+	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x16\n" +
+	"\x06issuer\x18\x03 \x01(\fR\x06issuer\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x04R\x06number\x12\x1a\n" +
+	"\tat_unix_s\x18\x05 \x01(\x03R\aatUnixS\x12\x16\n" +
+	"\x06serial\x18\x06 \x01(\x06R\x06serial\x12\x12\n" +
+	"\x04kept\x18\a \x03(\x06R\x04kept\x12)\n" +
+	"\x10kept_revocations\x18\b \x03(\x06R\x0fkeptRevocations\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\"\xcc\x01\n" +
 	"\x06Ticket\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x18\n" +
 	"\ainviter\x18\x02 \x01(\fR\ainviter\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\fR\taddresses\x12\x16\n" +
 	"\x06secret\x18\x04 \x01(\fR\x06secret\x12$\n" +
 	"\x0eexpires_unix_s\x18\x05 \x01(\x03R\fexpiresUnixS\x128\n" +
-	"\fcapabilities\x18\x06 \x03(\x0e2\x14.meshnode.CapabilityR\fcapabilities\"i\n" +
+	"\fcapabilities\x18\x06 \x03(\x0e2\x14.meshnode.CapabilityR\fcapabilities\"\xa1\x01\n" +
 	"\n" +
 	"MemberNews\x120\n" +
 	"\amembers\x18\x01 \x03(\v2\x16.meshnode.MemberRecordR\amembers\x12)\n" +
-	"\arenewed\x18\x02 \x01(\v2\x0f.meshnode.ChainR\arenewed\"S\n" +
+	"\arenewed\x18\x02 \x01(\v2\x0f.meshnode.ChainR\arenewed\x126\n" +
+	"\vrevocations\x18\x03 \x03(\v2\x14.meshnode.RevocationR\vrevocations\"S\n" +
 	"\fMemberRecord\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses*K\n" +
@@ -857,7 +1129,7 @@ const file_members_proto_rawDesc = "" +
 	"\x06SUBMIT\x10\x01\x12\b\n" +
 	"\x04WORK\x10\x02\x12\t\n" +
 	"\x05RELAY\x10\x03\x12\t\n" +
-	"\x05ADMIN\x10\x04*\xa7\x01\n" +
+	"\x05ADMIN\x10\x04*\xb4\x01\n" +
 	"\x06Denial\x12\f\n" +
 	"\bADMITTED\x10\x00\x12\x13\n" +
 	"\x0fBAD_CERTIFICATE\x10\x01\x12\x0e\n" +
@@ -868,7 +1140,8 @@ const file_members_proto_rawDesc = "" +
 	"\vTICKET_USED\x10\x05\x12\x12\n" +
 	"\x0eTICKET_EXPIRED\x10\x06\x12\x12\n" +
 	"\x0eTOO_MANY_TRIES\x10\a\x12\x10\n" +
-	"\fCANNOT_ISSUE\x10\bB\x13Z\x11meshnode/protocolb\x06proto3"
+	"\fCANNOT_ISSUE\x10\b\x12\v\n" +
+	"\aREVOKED\x10\tB\x13Z\x11meshnode/protocolb\x06proto3"
 
 var (
 	file_members_proto_rawDescOnce sync.Once
@@ -883,7 +1156,7 @@ func file_members_proto_rawDescGZIP() []byte {
 }
 
 var file_members_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_members_proto_goTypes = []any{
 	(Capability)(0),         // 0: meshnode.Capability
 	(Denial)(0),             // 1: meshnode.Denial
@@ -894,9 +1167,11 @@ var file_members_proto_goTypes = []any{
 	(*JoinRequest)(nil),     // 6: meshnode.JoinRequest
 	(*AdmissionReply)(nil),  // 7: meshnode.AdmissionReply
 	(*AdmissionDone)(nil),   // 8: meshnode.AdmissionDone
-	(*Ticket)(nil),          // 9: meshnode.Ticket
-	(*MemberNews)(nil),      // 10: meshnode.MemberNews
-	(*MemberRecord)(nil),    // 11: meshnode.MemberRecord
+	(*Revocation)(nil),      // 9: meshnode.Revocation
+	(*RevocationBody)(nil),  // 10: meshnode.RevocationBody
+	(*Ticket)(nil),          // 11: meshnode.Ticket
+	(*MemberNews)(nil),      // 12: meshnode.MemberNews
+	(*MemberRecord)(nil),    // 13: meshnode.MemberRecord
 }
 var file_members_proto_depIdxs = []int32{
 	0,  // 0: meshnode.CertificateBody.capabilities:type_name -> meshnode.Capability
@@ -906,15 +1181,20 @@ var file_members_proto_depIdxs = []int32{
 	4,  // 4: meshnode.AdmissionReply.chain:type_name -> meshnode.Chain
 	1,  // 5: meshnode.AdmissionReply.denial:type_name -> meshnode.Denial
 	4,  // 6: meshnode.AdmissionReply.issued:type_name -> meshnode.Chain
-	0,  // 7: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
-	11, // 8: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
-	4,  // 9: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
-	4,  // 10: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 7: meshnode.AdmissionReply.revoked:type_name -> meshnode.Revocation
+	9,  // 8: meshnode.AdmissionDone.revoked:type_name -> meshnode.Revocation
+	4,  // 9: meshnode.Revocation.target:type_name -> meshnode.Chain
+	4,  // 10: meshnode.Revocation.issuer:type_name -> meshnode.Chain
+	0,  // 11: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
+	13, // 12: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
+	4,  // 13: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
+	9,  // 14: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
+	4,  // 15: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_members_proto_init() }
@@ -928,7 +1208,7 @@ func file_members_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_members_proto_rawDesc), len(file_members_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
