@@ -2,42 +2,22 @@ package discovery
 
 import (
 	"context"
-	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"meshnode/testnet/lab"
 )
 
-// insideNamespace is set in the process that runs in a network namespace of its own.
-const insideNamespace = "MESHNODE_TEST_NAMESPACE"
-
-// TestMDNS needs an interface that is not loopback and that nobody else uses: it makes a network namespace, for which it
-// has to be root, with ip(8) at hand.
+// TestMDNS needs an interface that is not loopback and that nobody else uses.
 func TestMDNS(t *testing.T) {
-	if os.Getenv(insideNamespace) != "" {
+	if lab.Inside() != "" {
 		mdnsInside(t)
 		return
 	}
-	if _, err := exec.LookPath("ip"); err != nil || os.Geteuid() != 0 {
-		t.Skip("needs root and ip(8)")
-	}
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestMDNS$", "-test.v")
-	cmd.Env = append(os.Environ(), insideNamespace+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "PASS: TestMDNS") {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "after") {
-			t.Log(strings.TrimSpace(line))
-		}
-	}
+	lab.New(t).Host("alone").Rerun(t)
 }
 
 func mdnsInside(t *testing.T) {
@@ -47,7 +27,6 @@ func mdnsInside(t *testing.T) {
 			t.Fatalf("ip %s: %v: %s", args, err, out)
 		}
 	}
-	ip("link set lo up")
 	dirA, dirB := t.TempDir(), t.TempDir()
 	a := start(t, dirA, "a")
 	b := member(t, dirB, "b")

@@ -72,6 +72,7 @@ var rooms = map[string]room{
 	},
 
 	"testnet":         {ours: "protocol node… testnet…", others: "golang.org/x/sys"},
+	"testnet/lab":     {others: "golang.org/x/sys"},
 	"testnet/bench":   {ours: "protocol node… testnet", others: "github.com/shirou/gopsutil/v4"},
 	"testnet/sim":     {ours: "protocol tasks", others: "google.golang.org/protobuf"},
 	"testnet/sim/cmd": {ours: "protocol tasks testnet/sim"},

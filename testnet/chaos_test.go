@@ -21,6 +21,7 @@ import (
 	"meshnode/node"
 	"meshnode/node/control"
 	"meshnode/protocol"
+	"meshnode/testnet/lab"
 )
 
 // Chaos: a mesh of real processes in which nodes and worker processes are killed and frozen while clients submit
@@ -70,7 +71,7 @@ func numberOf(t *testing.T, name string, otherwise int) int {
 }
 
 // Nodes and worker processes killed, nodes frozen and restarted, the network cut, for 20 s or as many as
-// MESHNODE_CHAOS_SECONDS says. Without root or ip(8) the network stays whole.
+// MESHNODE_CHAOS_SECONDS says. Where there can be no lab, the network stays whole.
 func TestChaos(t *testing.T) {
 	length := time.Duration(numberOf(t, "MESHNODE_CHAOS_SECONDS", chaosSeconds)) * time.Second
 	c := startChaos(t, seedOf(t), length+10*time.Minute)
@@ -79,7 +80,7 @@ func TestChaos(t *testing.T) {
 		return []fault{workerKilled, workerKilled, nodeKilled, nodeFrozen, partition, oneWay}[r.IntN(6)]
 	}, chaosNodes)
 	c.finish()
-	if c.wires != nil && c.count[partition]+c.count[oneWay] == 0 || c.count[workerKilled] == 0 || c.count[nodeKilled] == 0 || c.count[nodeFrozen] == 0 {
+	if c.lab != nil && c.count[partition]+c.count[oneWay] == 0 || c.count[workerKilled] == 0 || c.count[nodeKilled] == 0 || c.count[nodeFrozen] == 0 {
 		t.Errorf("nothing was tested: %v", c.count)
 	}
 }
@@ -121,7 +122,9 @@ const chaosOrigins = 3
 type chaos struct {
 	t       *testing.T
 	n       *Net
-	wires   *wires // nil: the nodes share one loopback
+	lab     *lab.Lab // nil: the nodes share one loopback
+	hosts   []*lab.Host
+	sides   [2]*lab.Switch
 	seed    uint64
 	sums    []uint64 // of the primes below an index
 	began   time.Time
@@ -180,10 +183,16 @@ func startChaos(t *testing.T, seed uint64, limit time.Duration) *chaos {
 		t.Fatal(err)
 	}
 	o := Options{Args: []string{"--log-level", "debug"}, ArgsOf: mixed}
-	if c.wires, err = lay(t, chaosNodes); err == nil {
-		o.Place = c.wires.place
+	if err := lab.Missing(); err == nil {
+		c.lab = lab.New(t)
+		c.sides = [2]*lab.Switch{c.lab.Switch(), c.lab.Switch()}
+		for i := range chaosNodes {
+			h := c.lab.Host(fmt.Sprint("node", i+1))
+			h.Plug(c.sides[0], fmt.Sprintf("10.99.0.%d/24", i+1))
+			c.hosts = append(c.hosts, h)
+		}
+		o.Hosts = c.hosts
 	} else {
-		c.wires = nil
 		t.Logf("without partitions: %v", err)
 	}
 	c.n = Start(t, chaosNodes, o)
@@ -410,26 +419,33 @@ func (c *chaos) until(at time.Time) {
 		case nodeKilled:
 			c.n.Node(b.node).Restart()
 		case partition:
-			c.wires.split(0)
+			c.split(0)
 		case oneWay:
-			c.wires.mute(b.mute[0], b.mute[1], false)
+			c.lab.Pass(c.hosts[b.mute[0]-1], c.hosts[b.mute[1]-1])
 		}
 	}
 }
 
 // cut cuts the network, which is whole again after lasts, and says whether it could: it has one fault at a time.
 func (c *chaos) cut(k fault, sides uint, from, to int, lasts time.Duration) bool {
-	if c.wires == nil || slices.ContainsFunc(c.broken, func(b repair) bool { return b.node == 0 }) {
+	if c.lab == nil || slices.ContainsFunc(c.broken, func(b repair) bool { return b.node == 0 }) {
 		return false
 	}
 	b := repair{at: time.Now().Add(lasts), fault: k, mute: [2]int{from, to}}
 	if k == partition {
-		c.wires.split(sides)
+		c.split(sides)
 	} else {
-		c.wires.mute(from, to, true)
+		c.lab.Drop(c.hosts[from-1], c.hosts[to-1])
 	}
 	c.broken = append(c.broken, b)
 	return true
+}
+
+// split puts node i on the second switch if bit i of sides is set, and on the first otherwise.
+func (c *chaos) split(sides uint) {
+	for i, h := range c.hosts {
+		h.Link(0).Move(c.sides[sides>>(i+1)&1])
+	}
 }
 
 // killWorker kills one of the node's worker processes, or what makes them, if it has any. A process of that number that is not the

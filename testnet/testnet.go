@@ -1,5 +1,6 @@
 // Package testnet runs meshes of real processes on this machine, for tests: each node is a meshnode of its own with a
-// data directory of its own, joined to one mesh over loopback, without mDNS. testnet.sh does the same for people.
+// data directory of its own, joined to one mesh over loopback, without mDNS, or on the hosts of a lab (testnet/lab).
+// testnet.sh does the first for people.
 //
 // The table of who imports whom is here too, because it looks at all packages and belongs to none.
 package testnet
@@ -24,6 +25,7 @@ import (
 
 	"meshnode/node"
 	"meshnode/node/control"
+	"meshnode/testnet/lab"
 )
 
 const (
@@ -42,8 +44,10 @@ type Options struct {
 	Args   []string             // more flags of up, for each node
 	Env    []string             // more variables
 	ArgsOf func(i int) []string // and for node i, from 1
-	// Place puts node i elsewhere than on loopback: the command that starts it there, and where it listens.
-	Place func(i int) (command []string, listen string)
+	// Hosts puts node i, from 1, and the commands that talk to it, on Hosts[i-1] and not on loopback. Unless Args or
+	// ArgsOf say otherwise, it listens as nodes do: on all interfaces, at a port that it keeps.
+	Hosts []*lab.Host
+	MDNS  bool // nodes look for each other in the local network, too
 }
 
 // Net is a running mesh. It belongs to the test that started it, which ends it.
@@ -60,7 +64,7 @@ type Node struct {
 	net    *Net
 	i      int
 	Dir    string // the data directory
-	listen string
+	listen string // on loopback
 
 	cmd       *exec.Cmd
 	stdin     io.Closer // the node ends with it, and so with this process
@@ -89,9 +93,6 @@ func Start(t testing.TB, n int, o Options) *Net {
 	t.Cleanup(net.end)
 	for i := range n {
 		nd := &Node{net: net, i: i + 1, Dir: filepath.Join(dir, strconv.Itoa(i+1)), listen: "/ip4/127.0.0.1/tcp/0"}
-		if o.Place != nil {
-			_, nd.listen = o.Place(nd.i)
-		}
 		net.nodes = append(net.nodes, nd)
 		nd.begin(bin)
 	}
@@ -145,17 +146,17 @@ var interpreter = sync.OnceValue(func() string {
 func (nd *Node) begin(bin string) {
 	t := nd.net.t
 	t.Helper()
-	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--no-mdns",
-		"--listen", nd.listen, "--with-parent"}, nd.net.o.Args...)
+	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--with-parent"}, nd.net.o.Args...)
+	if nd.net.o.Hosts == nil {
+		args = append(args, "--listen", nd.listen)
+	}
+	if !nd.net.o.MDNS {
+		args = append(args, "--no-mdns")
+	}
 	if nd.net.o.ArgsOf != nil {
 		args = append(args, nd.net.o.ArgsOf(nd.i)...)
 	}
-	if nd.net.o.Place != nil {
-		command, _ := nd.net.o.Place(nd.i)
-		args = append(append(command[1:len(command):len(command)], bin), args...)
-		bin = command[0]
-	}
-	nd.cmd = exec.Command(bin, args...)
+	nd.cmd = nd.place(context.Background(), append([]string{bin}, args...)...)
 	nd.cmd.Env = nd.net.Environ()
 	log, err := os.OpenFile(nd.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -191,6 +192,14 @@ func (nd *Node) begin(bin string) {
 	}()
 	nd.Ready = ""
 	nd.readyLine = ready
+}
+
+// place makes a command that runs where the node does.
+func (nd *Node) place(ctx context.Context, args ...string) *exec.Cmd {
+	if nd.net.o.Hosts != nil {
+		return nd.net.o.Hosts[nd.i-1].Command(ctx, args...)
+	}
+	return exec.CommandContext(ctx, args[0], args[1:]...)
 }
 
 var listenAddr = regexp.MustCompile(`/ip4/127\.0\.0\.1/tcp/\d+`)
@@ -260,7 +269,7 @@ type Output struct {
 
 // Command is a call of the command line for this node, not yet started.
 func (nd *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, Binary(nd.net.t), args...)
+	cmd := nd.place(ctx, append([]string{Binary(nd.net.t)}, args...)...)
 	cmd.Env = nd.net.Environ("MESHNODE_DATA_DIR=" + nd.Dir)
 	return cmd
 }
@@ -326,9 +335,19 @@ func (nd *Node) Restart() {
 		}
 		nd.Down()
 	}
-	nd.client.Close()
-	nd.begin(Binary(nd.net.t))
-	nd.awaitReady()
+	nd.net.Up(nd)
+}
+
+// Up starts nodes that ended again, all at once, each on its data directory and port, and returns when they are ready.
+func (n *Net) Up(nodes ...*Node) {
+	n.t.Helper()
+	for _, nd := range nodes {
+		nd.client.Close()
+		nd.begin(Binary(n.t))
+	}
+	for _, nd := range nodes {
+		nd.awaitReady()
+	}
 }
 
 func (nd *Node) awaitExit(after string) {

@@ -15,13 +15,14 @@ skip() {
 }
 
 stage_packages() { # what the other stages can use and a Go toolchain does not bring
-  local want="clang lld wasi-libc libclang-rt-dev-wasm32" missing="" p
-  command -v apt-get >/dev/null || skip "no apt-get here; for the stage wasm install clang with wasi-libc"
+  # for the stage wasm, and for tests with networks of their own
+  local want="clang lld wasi-libc libclang-rt-dev-wasm32 iproute2 nftables" missing="" p
+  command -v apt-get >/dev/null || skip "no apt-get here; install clang with wasi-libc, iproute2 and nftables"
   for p in $want; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
   done
   [ -z "$missing" ] && return
-  [ "$(id -u)" = 0 ] || skip "not root; for the stage wasm run: sudo apt-get install$missing"
+  [ "$(id -u)" = 0 ] || skip "not root; for the stage wasm, and for networks in tests as root, run: sudo apt-get install$missing"
   export DEBIAN_FRONTEND=noninteractive
   # shellcheck disable=SC2086 # words
   apt-get install -y -q --no-install-recommends $missing ||
@@ -79,7 +80,7 @@ stage_simulation() {
 }
 
 # Nodes as processes of their own; -count=1 because the test cache does not see the binary that they start.
-stage_processes() { go test -count=1 -timeout 15m ./testnet ./testnet/bench; }
+stage_processes() { go test -count=1 -timeout 15m ./testnet ./testnet/lab ./testnet/bench; }
 
 # pythons MINOR prints "VERSION PATH" of each Python 3 from 3.MINOR on that is found here, oldest first, one for each version.
 pythons() {
