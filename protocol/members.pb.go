@@ -93,23 +93,31 @@ const (
 	Denial_TICKET_USED     Denial = 5
 	Denial_TICKET_EXPIRED  Denial = 6
 	Denial_TOO_MANY_TRIES  Denial = 7
-	Denial_CANNOT_ISSUE    Denial = 8 // this member may not invite any more, or cannot write its disk
-	Denial_REVOKED         Denial = 9 // it was a member, and was revoked or has left
+	Denial_CANNOT_ISSUE    Denial = 8  // this member may not invite any more, or cannot write its disk
+	Denial_REVOKED         Denial = 9  // it was a member, and was revoked or has left
+	Denial_WRONG_SECRET    Denial = 12 // or no such code: which of both is not said
+	Denial_NO_SECRET       Denial = 13 // no shared secret is open here
+	Denial_BUSY            Denial = 14 // another pairing is under way: to be tried again at once
+	Denial_CANNOT_PAIR     Denial = 15 // both know the secret, and it cannot be; the reason says why
 )
 
 // Enum value maps for Denial.
 var (
 	Denial_name = map[int32]string{
-		0: "ADMITTED",
-		1: "BAD_CERTIFICATE",
-		2: "OTHER_MESH",
-		3: "EXPIRED",
-		4: "TICKET_UNKNOWN",
-		5: "TICKET_USED",
-		6: "TICKET_EXPIRED",
-		7: "TOO_MANY_TRIES",
-		8: "CANNOT_ISSUE",
-		9: "REVOKED",
+		0:  "ADMITTED",
+		1:  "BAD_CERTIFICATE",
+		2:  "OTHER_MESH",
+		3:  "EXPIRED",
+		4:  "TICKET_UNKNOWN",
+		5:  "TICKET_USED",
+		6:  "TICKET_EXPIRED",
+		7:  "TOO_MANY_TRIES",
+		8:  "CANNOT_ISSUE",
+		9:  "REVOKED",
+		12: "WRONG_SECRET",
+		13: "NO_SECRET",
+		14: "BUSY",
+		15: "CANNOT_PAIR",
 	}
 	Denial_value = map[string]int32{
 		"ADMITTED":        0,
@@ -122,6 +130,10 @@ var (
 		"TOO_MANY_TRIES":  7,
 		"CANNOT_ISSUE":    8,
 		"REVOKED":         9,
+		"WRONG_SECRET":    12,
+		"NO_SECRET":       13,
+		"BUSY":            14,
+		"CANNOT_PAIR":     15,
 	}
 )
 
@@ -150,6 +162,64 @@ func (x Denial) Number() protoreflect.EnumNumber {
 // Deprecated: Use Denial.Descriptor instead.
 func (Denial) EnumDescriptor() ([]byte, []int) {
 	return file_members_proto_rawDescGZIP(), []int{1}
+}
+
+type PairStep int32
+
+const (
+	PairStep_NO_STEP PairStep = 0
+	PairStep_DONE    PairStep = 1 // nothing is to be done, or it is done
+	PairStep_ENTER   PairStep = 2 // the receiver has a certificate in issued
+	PairStep_TAKE    PairStep = 3 // the receiver, who holds the root key of both's mesh, is to take up the circle
+	PairStep_GIVE    PairStep = 4 // the receiver is to give the sender a certificate, or who can
+	PairStep_ASK     PairStep = 5 // the receiver is to ask one of others
+)
+
+// Enum value maps for PairStep.
+var (
+	PairStep_name = map[int32]string{
+		0: "NO_STEP",
+		1: "DONE",
+		2: "ENTER",
+		3: "TAKE",
+		4: "GIVE",
+		5: "ASK",
+	}
+	PairStep_value = map[string]int32{
+		"NO_STEP": 0,
+		"DONE":    1,
+		"ENTER":   2,
+		"TAKE":    3,
+		"GIVE":    4,
+		"ASK":     5,
+	}
+)
+
+func (x PairStep) Enum() *PairStep {
+	p := new(PairStep)
+	*p = x
+	return p
+}
+
+func (x PairStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PairStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_members_proto_enumTypes[2].Descriptor()
+}
+
+func (PairStep) Type() protoreflect.EnumType {
+	return &file_members_proto_enumTypes[2]
+}
+
+func (x PairStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PairStep.Descriptor instead.
+func (PairStep) EnumDescriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{2}
 }
 
 // Certificate says that a key belongs to a mesh. The signature is Ed25519 by the key that body names as
@@ -223,6 +293,7 @@ type CertificateBody struct {
 	// who signed it. Else that is everybody above it in its chain.
 	Renewed       bool     `protobuf:"varint,12,opt,name=renewed,proto3" json:"renewed,omitempty"`
 	Revokers      [][]byte `protobuf:"bytes,13,rep,name=revokers,proto3" json:"revokers,omitempty"` // 32 bytes each, at most 4
+	Brief         bool     `protobuf:"varint,15,opt,name=brief,proto3" json:"brief,omitempty"`      // of a node that lives no longer than the program that started it: the others forget it when it is gone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,6 +419,13 @@ func (x *CertificateBody) GetRevokers() [][]byte {
 	return nil
 }
 
+func (x *CertificateBody) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
+}
+
 // Chain is a member's certificate, that of its issuer, and so on; the last is signed by the root. At most 3.
 type Chain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -400,6 +478,7 @@ type Admission struct {
 	Join          *JoinRequest           `protobuf:"bytes,2,opt,name=join,proto3" json:"join,omitempty"`
 	Probe         bool                   `protobuf:"varint,3,opt,name=probe,proto3" json:"probe,omitempty"`            // with chain: only to learn who is there; the connection is closed after the exchange
 	Revocations   []byte                 `protobuf:"bytes,4,opt,name=revocations,proto3" json:"revocations,omitempty"` // 32 bytes: the digest of the revocations that the sender holds; empty: it knows of none such
+	Pair          *PairStart             `protobuf:"bytes,7,opt,name=pair,proto3" json:"pair,omitempty"`               // instead of chain and join: whoever knows a short code or a shared secret
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +537,13 @@ func (x *Admission) GetProbe() bool {
 func (x *Admission) GetRevocations() []byte {
 	if x != nil {
 		return x.Revocations
+	}
+	return nil
+}
+
+func (x *Admission) GetPair() *PairStart {
+	if x != nil {
+		return x.Pair
 	}
 	return nil
 }
@@ -540,6 +626,9 @@ type AdmissionReply struct {
 	Issued        *Chain                 `protobuf:"bytes,4,opt,name=issued,proto3" json:"issued,omitempty"`           // to a JoinRequest, or to a chain that was good but for its time: the new chain
 	Revocations   []byte                 `protobuf:"bytes,5,opt,name=revocations,proto3" json:"revocations,omitempty"` // as in Admission
 	Revoked       []*Revocation          `protobuf:"bytes,6,rep,name=revoked,proto3" json:"revoked,omitempty"`         // with REVOKED: what revokes the receiver; in the second reply: all that the sender holds
+	Pair          *PairAnswer            `protobuf:"bytes,8,opt,name=pair,proto3" json:"pair,omitempty"`               // to a PairStart
+	Proof         *PairProof             `protobuf:"bytes,9,opt,name=proof,proto3" json:"proof,omitempty"`             // to a PairProof that was right; with a code, issued and chain come along
+	Verdict       *PairVerdict           `protobuf:"bytes,10,opt,name=verdict,proto3" json:"verdict,omitempty"`        // to a PairStanding, or to a PairGift
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,12 +705,36 @@ func (x *AdmissionReply) GetRevoked() []*Revocation {
 	return nil
 }
 
+func (x *AdmissionReply) GetPair() *PairAnswer {
+	if x != nil {
+		return x.Pair
+	}
+	return nil
+}
+
+func (x *AdmissionReply) GetProof() *PairProof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *AdmissionReply) GetVerdict() *PairVerdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
 // AdmissionDone ends the exchange: the dialing side took the reply, or says why not. If both sides are members and hold
 // different revocations, it brings the sender's, is answered by a second AdmissionReply, and that by a second AdmissionDone.
 type AdmissionDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refused       string                 `protobuf:"bytes,1,opt,name=refused,proto3" json:"refused,omitempty"`
-	Revoked       []*Revocation          `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"` // with refused: what revokes the receiver; else all that the sender holds
+	Revoked       []*Revocation          `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`   // with refused: what revokes the receiver; else all that the sender holds
+	Pair          *PairProof             `protobuf:"bytes,5,opt,name=pair,proto3" json:"pair,omitempty"`         // to a PairAnswer
+	Standing      *PairStanding          `protobuf:"bytes,6,opt,name=standing,proto3" json:"standing,omitempty"` // to a PairProof
+	Gift          *PairGift              `protobuf:"bytes,7,opt,name=gift,proto3" json:"gift,omitempty"`         // to a PairVerdict that asks for one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -670,6 +783,410 @@ func (x *AdmissionDone) GetRevoked() []*Revocation {
 	return nil
 }
 
+func (x *AdmissionDone) GetPair() *PairProof {
+	if x != nil {
+		return x.Pair
+	}
+	return nil
+}
+
+func (x *AdmissionDone) GetStanding() *PairStanding {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+func (x *AdmissionDone) GetGift() *PairGift {
+	if x != nil {
+		return x.Gift
+	}
+	return nil
+}
+
+// Admission by a PAKE (CPace): by a short code, with which the dialing side joins the listening side's mesh, or by a shared
+// secret, with which two nodes find out who joins whom. Neither is sent, and what is sent tells nothing of it.
+type PairStart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nameplate     uint32                 `protobuf:"varint,1,opt,name=nameplate,proto3" json:"nameplate,omitempty"` // of the code, from 1; 0: a shared secret
+	Mesh          []byte                 `protobuf:"bytes,2,opt,name=mesh,proto3" json:"mesh,omitempty"`            // 32 bytes: the sender's
+	Share         []byte                 `protobuf:"bytes,3,opt,name=share,proto3" json:"share,omitempty"`          // 48 bytes: CPace's first message
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairStart) Reset() {
+	*x = PairStart{}
+	mi := &file_members_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairStart) ProtoMessage() {}
+
+func (x *PairStart) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairStart.ProtoReflect.Descriptor instead.
+func (*PairStart) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PairStart) GetNameplate() uint32 {
+	if x != nil {
+		return x.Nameplate
+	}
+	return 0
+}
+
+func (x *PairStart) GetMesh() []byte {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
+func (x *PairStart) GetShare() []byte {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+type PairAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mesh          []byte                 `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`   // 32 bytes: the sender's
+	Share         []byte                 `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"` // 32 bytes: CPace's second message
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairAnswer) Reset() {
+	*x = PairAnswer{}
+	mi := &file_members_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairAnswer) ProtoMessage() {}
+
+func (x *PairAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairAnswer.ProtoReflect.Descriptor instead.
+func (*PairAnswer) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PairAnswer) GetMesh() []byte {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
+func (x *PairAnswer) GetShare() []byte {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+// PairProof shows that its sender has the key that only the right code or secret gives: an HMAC over the role, both keys, all
+// that was said before, and the name.
+type PairProof struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proof         []byte                 `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"` // 32 bytes
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`   // the sender's label for itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairProof) Reset() {
+	*x = PairProof{}
+	mi := &file_members_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairProof) ProtoMessage() {}
+
+func (x *PairProof) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairProof.ProtoReflect.Descriptor instead.
+func (*PairProof) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PairProof) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *PairProof) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// PairStanding says, after both have proven that they know the secret, where the dialing side stands.
+type PairStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`      // its own certificate
+	Alone         bool                   `protobuf:"varint,2,opt,name=alone,proto3" json:"alone,omitempty"`     // in a mesh that it made itself and that nobody joined: it may move to another
+	Brief         bool                   `protobuf:"varint,3,opt,name=brief,proto3" json:"brief,omitempty"`     // see CertificateBody
+	Founder       bool                   `protobuf:"varint,4,opt,name=founder,proto3" json:"founder,omitempty"` // it holds the root key of its mesh
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairStanding) Reset() {
+	*x = PairStanding{}
+	mi := &file_members_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairStanding) ProtoMessage() {}
+
+func (x *PairStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairStanding.ProtoReflect.Descriptor instead.
+func (*PairStanding) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PairStanding) GetChain() *Chain {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *PairStanding) GetAlone() bool {
+	if x != nil {
+		return x.Alone
+	}
+	return false
+}
+
+func (x *PairStanding) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
+}
+
+func (x *PairStanding) GetFounder() bool {
+	if x != nil {
+		return x.Founder
+	}
+	return false
+}
+
+// PairVerdict is what becomes of it, by the listening side, which knows both standings.
+type PairVerdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          PairStep               `protobuf:"varint,1,opt,name=step,proto3,enum=meshnode.PairStep" json:"step,omitempty"`
+	Chain         *Chain                 `protobuf:"bytes,2,opt,name=chain,proto3" json:"chain,omitempty"`   // the sender's own certificate, if the receiver is to enter its mesh or is to take its circle
+	Issued        *Chain                 `protobuf:"bytes,3,opt,name=issued,proto3" json:"issued,omitempty"` // ENTER: the receiver's certificate
+	Circle        []byte                 `protobuf:"bytes,4,opt,name=circle,proto3" json:"circle,omitempty"` // TAKE: 16 bytes
+	Others        []*MemberRecord        `protobuf:"bytes,5,rep,name=others,proto3" json:"others,omitempty"` // ASK: who can do it, if the sender cannot
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairVerdict) Reset() {
+	*x = PairVerdict{}
+	mi := &file_members_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairVerdict) ProtoMessage() {}
+
+func (x *PairVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairVerdict.ProtoReflect.Descriptor instead.
+func (*PairVerdict) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PairVerdict) GetStep() PairStep {
+	if x != nil {
+		return x.Step
+	}
+	return PairStep_NO_STEP
+}
+
+func (x *PairVerdict) GetChain() *Chain {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *PairVerdict) GetIssued() *Chain {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *PairVerdict) GetCircle() []byte {
+	if x != nil {
+		return x.Circle
+	}
+	return nil
+}
+
+func (x *PairVerdict) GetOthers() []*MemberRecord {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+// PairGift answers GIVE, and ends ENTER and TAKE without content.
+type PairGift struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
+	Issued        *Chain                 `protobuf:"bytes,2,opt,name=issued,proto3" json:"issued,omitempty"`
+	Circle        []byte                 `protobuf:"bytes,3,opt,name=circle,proto3" json:"circle,omitempty"`
+	Others        []*MemberRecord        `protobuf:"bytes,4,rep,name=others,proto3" json:"others,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairGift) Reset() {
+	*x = PairGift{}
+	mi := &file_members_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairGift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairGift) ProtoMessage() {}
+
+func (x *PairGift) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairGift.ProtoReflect.Descriptor instead.
+func (*PairGift) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PairGift) GetChain() *Chain {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *PairGift) GetIssued() *Chain {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+func (x *PairGift) GetCircle() []byte {
+	if x != nil {
+		return x.Circle
+	}
+	return nil
+}
+
+func (x *PairGift) GetOthers() []*MemberRecord {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
 // Revocation voids certificates. The signature is Ed25519 by the key that body names as issuer, over "meshnode revocation 1",
 // a zero byte, and body exactly as it is carried here.
 type Revocation struct {
@@ -684,7 +1201,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_members_proto_msgTypes[7]
+	mi := &file_members_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +1213,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[7]
+	mi := &file_members_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +1226,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{7}
+	return file_members_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Revocation) GetBody() []byte {
@@ -757,7 +1274,7 @@ type RevocationBody struct {
 
 func (x *RevocationBody) Reset() {
 	*x = RevocationBody{}
-	mi := &file_members_proto_msgTypes[8]
+	mi := &file_members_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1286,7 @@ func (x *RevocationBody) String() string {
 func (*RevocationBody) ProtoMessage() {}
 
 func (x *RevocationBody) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[8]
+	mi := &file_members_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1299,7 @@ func (x *RevocationBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationBody.ProtoReflect.Descriptor instead.
 func (*RevocationBody) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{8}
+	return file_members_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevocationBody) GetMesh() []byte {
@@ -863,7 +1380,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_members_proto_msgTypes[9]
+	mi := &file_members_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1392,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[9]
+	mi := &file_members_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1405,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{9}
+	return file_members_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ticket) GetMesh() []byte {
@@ -945,7 +1462,7 @@ type MemberNews struct {
 
 func (x *MemberNews) Reset() {
 	*x = MemberNews{}
-	mi := &file_members_proto_msgTypes[10]
+	mi := &file_members_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1474,7 @@ func (x *MemberNews) String() string {
 func (*MemberNews) ProtoMessage() {}
 
 func (x *MemberNews) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[10]
+	mi := &file_members_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1487,7 @@ func (x *MemberNews) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberNews.ProtoReflect.Descriptor instead.
 func (*MemberNews) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{10}
+	return file_members_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MemberNews) GetMembers() []*MemberRecord {
@@ -1004,7 +1521,7 @@ type MemberRecord struct {
 
 func (x *MemberRecord) Reset() {
 	*x = MemberRecord{}
-	mi := &file_members_proto_msgTypes[11]
+	mi := &file_members_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1533,7 @@ func (x *MemberRecord) String() string {
 func (*MemberRecord) ProtoMessage() {}
 
 func (x *MemberRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_members_proto_msgTypes[11]
+	mi := &file_members_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1546,7 @@ func (x *MemberRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRecord.ProtoReflect.Descriptor instead.
 func (*MemberRecord) Descriptor() ([]byte, []int) {
-	return file_members_proto_rawDescGZIP(), []int{11}
+	return file_members_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemberRecord) GetChain() *Chain {
@@ -1053,7 +1570,7 @@ const file_members_proto_rawDesc = "" +
 	"\rmembers.proto\x12\bmeshnode\"?\n" +
 	"\vCertificate\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x89\x03\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x9f\x03\n" +
 	"\x0fCertificateBody\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x12\n" +
@@ -1068,29 +1585,65 @@ const file_members_proto_rawDesc = "" +
 	" \x01(\fR\x06issuer\x12\x16\n" +
 	"\x06circle\x18\v \x01(\fR\x06circle\x12\x18\n" +
 	"\arenewed\x18\f \x01(\bR\arenewed\x12\x1a\n" +
-	"\brevokers\x18\r \x03(\fR\brevokers\"B\n" +
+	"\brevokers\x18\r \x03(\fR\brevokers\x12\x14\n" +
+	"\x05brief\x18\x0f \x01(\bR\x05brief\"B\n" +
 	"\x05Chain\x129\n" +
-	"\fcertificates\x18\x01 \x03(\v2\x15.meshnode.CertificateR\fcertificates\"\x95\x01\n" +
+	"\fcertificates\x18\x01 \x03(\v2\x15.meshnode.CertificateR\fcertificates\"\xbe\x01\n" +
 	"\tAdmission\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12)\n" +
 	"\x04join\x18\x02 \x01(\v2\x15.meshnode.JoinRequestR\x04join\x12\x14\n" +
 	"\x05probe\x18\x03 \x01(\bR\x05probe\x12 \n" +
-	"\vrevocations\x18\x04 \x01(\fR\vrevocations\"c\n" +
+	"\vrevocations\x18\x04 \x01(\fR\vrevocations\x12'\n" +
+	"\x04pair\x18\a \x01(\v2\x13.meshnode.PairStartR\x04pair\"c\n" +
 	"\vJoinRequest\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x16\n" +
 	"\x06ticket\x18\x02 \x01(\fR\x06ticket\x12\x14\n" +
 	"\x05proof\x18\x03 \x01(\fR\x05proof\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xf4\x01\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xfa\x02\n" +
 	"\x0eAdmissionReply\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12(\n" +
 	"\x06denial\x18\x02 \x01(\x0e2\x10.meshnode.DenialR\x06denial\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12'\n" +
 	"\x06issued\x18\x04 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12 \n" +
 	"\vrevocations\x18\x05 \x01(\fR\vrevocations\x12.\n" +
-	"\arevoked\x18\x06 \x03(\v2\x14.meshnode.RevocationR\arevoked\"Y\n" +
+	"\arevoked\x18\x06 \x03(\v2\x14.meshnode.RevocationR\arevoked\x12(\n" +
+	"\x04pair\x18\b \x01(\v2\x14.meshnode.PairAnswerR\x04pair\x12)\n" +
+	"\x05proof\x18\t \x01(\v2\x13.meshnode.PairProofR\x05proof\x12/\n" +
+	"\averdict\x18\n" +
+	" \x01(\v2\x15.meshnode.PairVerdictR\averdict\"\xde\x01\n" +
 	"\rAdmissionDone\x12\x18\n" +
 	"\arefused\x18\x01 \x01(\tR\arefused\x12.\n" +
-	"\arevoked\x18\x02 \x03(\v2\x14.meshnode.RevocationR\arevoked\"\x90\x01\n" +
+	"\arevoked\x18\x02 \x03(\v2\x14.meshnode.RevocationR\arevoked\x12'\n" +
+	"\x04pair\x18\x05 \x01(\v2\x13.meshnode.PairProofR\x04pair\x122\n" +
+	"\bstanding\x18\x06 \x01(\v2\x16.meshnode.PairStandingR\bstanding\x12&\n" +
+	"\x04gift\x18\a \x01(\v2\x12.meshnode.PairGiftR\x04gift\"S\n" +
+	"\tPairStart\x12\x1c\n" +
+	"\tnameplate\x18\x01 \x01(\rR\tnameplate\x12\x12\n" +
+	"\x04mesh\x18\x02 \x01(\fR\x04mesh\x12\x14\n" +
+	"\x05share\x18\x03 \x01(\fR\x05share\"6\n" +
+	"\n" +
+	"PairAnswer\x12\x12\n" +
+	"\x04mesh\x18\x01 \x01(\fR\x04mesh\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\fR\x05share\"5\n" +
+	"\tPairProof\x12\x14\n" +
+	"\x05proof\x18\x01 \x01(\fR\x05proof\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"{\n" +
+	"\fPairStanding\x12%\n" +
+	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12\x14\n" +
+	"\x05alone\x18\x02 \x01(\bR\x05alone\x12\x14\n" +
+	"\x05brief\x18\x03 \x01(\bR\x05brief\x12\x18\n" +
+	"\afounder\x18\x04 \x01(\bR\afounder\"\xcd\x01\n" +
+	"\vPairVerdict\x12&\n" +
+	"\x04step\x18\x01 \x01(\x0e2\x12.meshnode.PairStepR\x04step\x12%\n" +
+	"\x05chain\x18\x02 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12'\n" +
+	"\x06issued\x18\x03 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12\x16\n" +
+	"\x06circle\x18\x04 \x01(\fR\x06circle\x12.\n" +
+	"\x06others\x18\x05 \x03(\v2\x16.meshnode.MemberRecordR\x06others\"\xa2\x01\n" +
+	"\bPairGift\x12%\n" +
+	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12'\n" +
+	"\x06issued\x18\x02 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12\x16\n" +
+	"\x06circle\x18\x03 \x01(\fR\x06circle\x12.\n" +
+	"\x06others\x18\x04 \x03(\v2\x16.meshnode.MemberRecordR\x06others\"\x90\x01\n" +
 	"\n" +
 	"Revocation\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
@@ -1129,7 +1682,7 @@ const file_members_proto_rawDesc = "" +
 	"\x06SUBMIT\x10\x01\x12\b\n" +
 	"\x04WORK\x10\x02\x12\t\n" +
 	"\x05RELAY\x10\x03\x12\t\n" +
-	"\x05ADMIN\x10\x04*\xb4\x01\n" +
+	"\x05ADMIN\x10\x04*\xf0\x01\n" +
 	"\x06Denial\x12\f\n" +
 	"\bADMITTED\x10\x00\x12\x13\n" +
 	"\x0fBAD_CERTIFICATE\x10\x01\x12\x0e\n" +
@@ -1141,7 +1694,18 @@ const file_members_proto_rawDesc = "" +
 	"\x0eTICKET_EXPIRED\x10\x06\x12\x12\n" +
 	"\x0eTOO_MANY_TRIES\x10\a\x12\x10\n" +
 	"\fCANNOT_ISSUE\x10\b\x12\v\n" +
-	"\aREVOKED\x10\tB\x13Z\x11meshnode/protocolb\x06proto3"
+	"\aREVOKED\x10\t\x12\x10\n" +
+	"\fWRONG_SECRET\x10\f\x12\r\n" +
+	"\tNO_SECRET\x10\r\x12\b\n" +
+	"\x04BUSY\x10\x0e\x12\x0f\n" +
+	"\vCANNOT_PAIR\x10\x0f*I\n" +
+	"\bPairStep\x12\v\n" +
+	"\aNO_STEP\x10\x00\x12\b\n" +
+	"\x04DONE\x10\x01\x12\t\n" +
+	"\x05ENTER\x10\x02\x12\b\n" +
+	"\x04TAKE\x10\x03\x12\b\n" +
+	"\x04GIVE\x10\x04\x12\a\n" +
+	"\x03ASK\x10\x05B\x13Z\x11meshnode/protocolb\x06proto3"
 
 var (
 	file_members_proto_rawDescOnce sync.Once
@@ -1155,46 +1719,68 @@ func file_members_proto_rawDescGZIP() []byte {
 	return file_members_proto_rawDescData
 }
 
-var file_members_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_members_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_members_proto_goTypes = []any{
 	(Capability)(0),         // 0: meshnode.Capability
 	(Denial)(0),             // 1: meshnode.Denial
-	(*Certificate)(nil),     // 2: meshnode.Certificate
-	(*CertificateBody)(nil), // 3: meshnode.CertificateBody
-	(*Chain)(nil),           // 4: meshnode.Chain
-	(*Admission)(nil),       // 5: meshnode.Admission
-	(*JoinRequest)(nil),     // 6: meshnode.JoinRequest
-	(*AdmissionReply)(nil),  // 7: meshnode.AdmissionReply
-	(*AdmissionDone)(nil),   // 8: meshnode.AdmissionDone
-	(*Revocation)(nil),      // 9: meshnode.Revocation
-	(*RevocationBody)(nil),  // 10: meshnode.RevocationBody
-	(*Ticket)(nil),          // 11: meshnode.Ticket
-	(*MemberNews)(nil),      // 12: meshnode.MemberNews
-	(*MemberRecord)(nil),    // 13: meshnode.MemberRecord
+	(PairStep)(0),           // 2: meshnode.PairStep
+	(*Certificate)(nil),     // 3: meshnode.Certificate
+	(*CertificateBody)(nil), // 4: meshnode.CertificateBody
+	(*Chain)(nil),           // 5: meshnode.Chain
+	(*Admission)(nil),       // 6: meshnode.Admission
+	(*JoinRequest)(nil),     // 7: meshnode.JoinRequest
+	(*AdmissionReply)(nil),  // 8: meshnode.AdmissionReply
+	(*AdmissionDone)(nil),   // 9: meshnode.AdmissionDone
+	(*PairStart)(nil),       // 10: meshnode.PairStart
+	(*PairAnswer)(nil),      // 11: meshnode.PairAnswer
+	(*PairProof)(nil),       // 12: meshnode.PairProof
+	(*PairStanding)(nil),    // 13: meshnode.PairStanding
+	(*PairVerdict)(nil),     // 14: meshnode.PairVerdict
+	(*PairGift)(nil),        // 15: meshnode.PairGift
+	(*Revocation)(nil),      // 16: meshnode.Revocation
+	(*RevocationBody)(nil),  // 17: meshnode.RevocationBody
+	(*Ticket)(nil),          // 18: meshnode.Ticket
+	(*MemberNews)(nil),      // 19: meshnode.MemberNews
+	(*MemberRecord)(nil),    // 20: meshnode.MemberRecord
 }
 var file_members_proto_depIdxs = []int32{
 	0,  // 0: meshnode.CertificateBody.capabilities:type_name -> meshnode.Capability
-	2,  // 1: meshnode.Chain.certificates:type_name -> meshnode.Certificate
-	4,  // 2: meshnode.Admission.chain:type_name -> meshnode.Chain
-	6,  // 3: meshnode.Admission.join:type_name -> meshnode.JoinRequest
-	4,  // 4: meshnode.AdmissionReply.chain:type_name -> meshnode.Chain
-	1,  // 5: meshnode.AdmissionReply.denial:type_name -> meshnode.Denial
-	4,  // 6: meshnode.AdmissionReply.issued:type_name -> meshnode.Chain
-	9,  // 7: meshnode.AdmissionReply.revoked:type_name -> meshnode.Revocation
-	9,  // 8: meshnode.AdmissionDone.revoked:type_name -> meshnode.Revocation
-	4,  // 9: meshnode.Revocation.target:type_name -> meshnode.Chain
-	4,  // 10: meshnode.Revocation.issuer:type_name -> meshnode.Chain
-	0,  // 11: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
-	13, // 12: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
-	4,  // 13: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
-	9,  // 14: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
-	4,  // 15: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 1: meshnode.Chain.certificates:type_name -> meshnode.Certificate
+	5,  // 2: meshnode.Admission.chain:type_name -> meshnode.Chain
+	7,  // 3: meshnode.Admission.join:type_name -> meshnode.JoinRequest
+	10, // 4: meshnode.Admission.pair:type_name -> meshnode.PairStart
+	5,  // 5: meshnode.AdmissionReply.chain:type_name -> meshnode.Chain
+	1,  // 6: meshnode.AdmissionReply.denial:type_name -> meshnode.Denial
+	5,  // 7: meshnode.AdmissionReply.issued:type_name -> meshnode.Chain
+	16, // 8: meshnode.AdmissionReply.revoked:type_name -> meshnode.Revocation
+	11, // 9: meshnode.AdmissionReply.pair:type_name -> meshnode.PairAnswer
+	12, // 10: meshnode.AdmissionReply.proof:type_name -> meshnode.PairProof
+	14, // 11: meshnode.AdmissionReply.verdict:type_name -> meshnode.PairVerdict
+	16, // 12: meshnode.AdmissionDone.revoked:type_name -> meshnode.Revocation
+	12, // 13: meshnode.AdmissionDone.pair:type_name -> meshnode.PairProof
+	13, // 14: meshnode.AdmissionDone.standing:type_name -> meshnode.PairStanding
+	15, // 15: meshnode.AdmissionDone.gift:type_name -> meshnode.PairGift
+	5,  // 16: meshnode.PairStanding.chain:type_name -> meshnode.Chain
+	2,  // 17: meshnode.PairVerdict.step:type_name -> meshnode.PairStep
+	5,  // 18: meshnode.PairVerdict.chain:type_name -> meshnode.Chain
+	5,  // 19: meshnode.PairVerdict.issued:type_name -> meshnode.Chain
+	20, // 20: meshnode.PairVerdict.others:type_name -> meshnode.MemberRecord
+	5,  // 21: meshnode.PairGift.chain:type_name -> meshnode.Chain
+	5,  // 22: meshnode.PairGift.issued:type_name -> meshnode.Chain
+	20, // 23: meshnode.PairGift.others:type_name -> meshnode.MemberRecord
+	5,  // 24: meshnode.Revocation.target:type_name -> meshnode.Chain
+	5,  // 25: meshnode.Revocation.issuer:type_name -> meshnode.Chain
+	0,  // 26: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
+	20, // 27: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
+	5,  // 28: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
+	16, // 29: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
+	5,  // 30: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_members_proto_init() }
@@ -1207,8 +1793,8 @@ func file_members_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_members_proto_rawDesc), len(file_members_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   12,
+			NumEnums:      3,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
