@@ -22,6 +22,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/sec"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
@@ -71,6 +72,7 @@ type State struct {
 	NextTry  time.Time // zero: none is planned, or it is being dialled now
 	LastSeen time.Time // connected until then; zero: never
 	Addrs    []ma.Multiaddr
+	Version  *protocol.Incompatible // why it is not connected, if that is why
 }
 
 // Standing is where a member stands.
@@ -120,6 +122,7 @@ type known struct {
 	lastDial time.Time
 	lastSeen time.Time
 	reason   string
+	version  *protocol.Incompatible // why it is not connected
 }
 
 type hint struct {
@@ -174,8 +177,10 @@ func (d *Discovery) Run(ctx context.Context) error {
 		return err
 	}
 	defer identified.Close()
-	d.host.SetStreamHandler(protocol.MembersProtocol, d.hear)
-	defer d.host.RemoveStreamHandler(protocol.MembersProtocol)
+	for _, id := range d.members.Speaks().IDs(protocol.NameMembers) {
+		d.host.SetStreamHandler(libp2pproto.ID(id), d.hear)
+		defer d.host.RemoveStreamHandler(libp2pproto.ID(id))
+	}
 	changes, stop := d.members.Subscribe()
 	defer stop()
 
@@ -392,6 +397,7 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		d.host.Peerstore().ClearAddrs(p)
 		d.host.Peerstore().AddAddrs(p, addrs, peerstore.TempAddrTTL)
 		_, err := d.host.Network().DialPeer(ctx, p)
+		err = d.incompatible(ctx, err)
 		d.do(d.ctx, func() { d.dialled(p, k, err) })
 	})
 }
@@ -406,8 +412,11 @@ func (d *Discovery) dialled(p peer.ID, k *known, err error) {
 		d.connChanged(p)
 		return
 	}
+	if k.version = nil; errors.As(err, &k.version) && k.reason != reasonOf(err) {
+		d.log.Warn("member of another version", "peer", p.String(), "name", k.cert.Name, "err", err)
+	}
 	k.reason = reasonOf(err)
-	k.next = time.Now().Add(k.backoff.next())
+	k.next = k.nextTry(err)
 	d.log.Debug("dial", "peer", p.String(), "name", k.cert.Name, "err", k.reason)
 }
 
@@ -453,6 +462,9 @@ func (d *Discovery) connChanged(p peer.ID) {
 	k.reason = "the connection was lost"
 	d.log.Info("member disconnected", "peer", p.String(), "name", k.cert.Name)
 	d.plan(p, k, false)
+	if k.version != nil {
+		k.reason, k.next = k.version.Error(), k.nextTry(k.version)
+	}
 }
 
 // oneConnection closes what is too much when both sides dialled. Only the lower peer ID closes: two judges could each
@@ -482,7 +494,7 @@ func (d *Discovery) oneConnection(p peer.ID) {
 // identified takes up what a member says of itself on an authenticated connection.
 func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 	k := d.peers[e.Peer]
-	if k == nil || e.Conn == nil {
+	if k == nil || e.Conn == nil || d.otherStreams(e.Peer, k, e.Protocols) {
 		return
 	}
 	var addrs []ma.Multiaddr
@@ -577,13 +589,13 @@ func (d *Discovery) show() {
 	out := make([]State, 0, len(d.peers)+len(d.given))
 	for _, p := range d.order() {
 		k := d.peers[p]
-		s := State{Peer: p, Name: k.cert.Name, Reason: k.reason, NextTry: k.next, LastSeen: k.lastSeen, State: Waiting}
+		s := State{Peer: p, Name: k.cert.Name, Reason: k.reason, NextTry: k.next, LastSeen: k.lastSeen, State: Waiting, Version: k.version}
 		for _, h := range k.addrs {
 			s.Addrs = append(s.Addrs, h.addr)
 		}
 		switch {
 		case k.up:
-			s.State, s.Reason, s.LastSeen, s.NextTry = Connected, "", time.Now(), time.Time{}
+			s.State, s.Reason, s.LastSeen, s.NextTry, s.Version = Connected, "", time.Now(), time.Time{}, nil
 		case k.dialing:
 			s.State = Dialing
 		case len(k.addrs) == 0:
@@ -609,7 +621,10 @@ func reasonOf(err error) string {
 	var refused *members.Refused
 	var rejected *members.Rejected
 	var other sec.ErrPeerIDMismatch
+	var version *protocol.Incompatible
 	switch {
+	case errors.As(err, &version):
+		return version.Error()
 	case errors.As(err, &refused):
 		return "the other side refuses: " + refused.Error()
 	case errors.As(err, &rejected):

@@ -500,7 +500,7 @@ func TestNewsAreChecked(t *testing.T) {
 		{Chain: stranger.Own().Chain(), Addresses: [][]byte{{4, 127, 0, 0, 1, 6, 0, 1}}},
 		{}, {Chain: &protocol.Chain{}}, {Chain: a.Own().Chain(), Addresses: [][]byte{{1}, nil}},
 	}}
-	if err := send(t.Context(), b.host, a.Self(), news); err != nil {
+	if err := send(t.Context(), b.host, a.Self(), news, protocol.Spoken); err != nil {
 		t.Fatal(err)
 	}
 	s, err := b.host.NewStream(t.Context(), a.Self(), protocol.MembersProtocol)

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
@@ -65,13 +66,13 @@ func (d *Discovery) tell(to peer.ID, records []*protocol.MemberRecord) {
 	d.spawn(func() {
 		ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "news for the connected"), newsTimeout)
 		defer cancel()
-		if err := send(ctx, d.host, to, news); err != nil {
+		if err := send(ctx, d.host, to, news, d.members.Speaks()); err != nil {
 			d.log.Debug("tell a member of others", "peer", to.String(), "protocol", protocol.MembersProtocol, "err", err)
 		}
 	})
 }
 
-func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNews) error {
+func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNews, speak protocol.Versions) error {
 	body, err := proto.Marshal(news)
 	if err != nil {
 		return err
@@ -79,7 +80,7 @@ func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNew
 	if len(body) > protocol.MaxMemberNews {
 		return fmt.Errorf("news of %d bytes: at most %d", len(body), protocol.MaxMemberNews)
 	}
-	s, err := h.NewStream(ctx, to, protocol.MembersProtocol)
+	s, err := h.NewStream(ctx, to, libp2pproto.ConvertFromStrings(speak.IDs(protocol.NameMembers))...)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,8 @@ type Peer struct {
 	Runtimes []string `json:"runtimes"`
 	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm", or "wasm; python: none" where Python runs: it has none yet
 	Version  string   `json:"version"`
-	Reason   string   `json:"reason"` // why it is not connected, and when the next try is
+	Protocol int      `json:"protocol"` // version of the protocol that is spoken with it; 0: not connected
+	Reason   string   `json:"reason"`   // why it is not connected, and when the next try is
 	Addrs    []string `json:"addrs"`
 	Owner    string   `json:"owner"` // "mine" or a short form of the other owner's key
 	OS       string   `json:"os"`
@@ -83,6 +84,8 @@ type Peer struct {
 	Labels   []string `json:"labels"` // "key=value" or "key", as its owner set them
 	CPUs     uint32   `json:"cpus"`
 	Memory   uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
+
+	fix string // what is to be done about Reason, if that is known
 }
 
 // Job is a job of this node (`jobs --json`).

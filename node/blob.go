@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -80,7 +81,7 @@ func (n *Node) serveBlobs() {
 		}
 		defer s.Close()
 		var turn func(protocol.BlobID) blob.Turn
-		if s.Protocol() == blob.Protocol {
+		if s.Protocol() != blob.ProtocolAlone {
 			turn = func(id protocol.BlobID) blob.Turn {
 				return n.gifts.turn(s.Conn().RemotePeer(), id, n.blobs.Size(id), func(p peer.ID) bool { return n.host.Network().Connectedness(p) == network.Connected })
 			}
@@ -93,8 +94,14 @@ func (n *Node) serveBlobs() {
 			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
 		}
 	}
-	n.host.SetStreamHandler(blob.Protocol, serve)
-	n.host.SetStreamHandler(blob.ProtocolAlone, serve)
+	for _, id := range n.blobProtocols() {
+		n.host.SetStreamHandler(id, serve)
+	}
+}
+
+// blobProtocols are the IDs of the streams of blobs in the versions that this node speaks, the preferred one first.
+func (n *Node) blobProtocols() []libp2pproto.ID {
+	return libp2pproto.ConvertFromStrings(n.members.Speaks().IDs(protocol.NameBlob))
 }
 
 // stalling is a stream that may be slow, but not stand still.

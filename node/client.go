@@ -898,6 +898,9 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		}
 		p := at(id)
 		p.Name, p.Reason = cmp.Or(k.Name, p.Name), k.Reason
+		if k.Version != nil {
+			p.fix = k.Version.Fix()
+		}
 		if wait := time.Until(k.NextTry); p.Reason != "" && wait > 0 {
 			p.Reason += fmt.Sprintf("; next try in %s", wait.Round(time.Second))
 		}
@@ -926,6 +929,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		switch {
 		case st.Self:
 			p.State, p.Version, p.Addrs, p.Owner = "self", n.cfg.Version, n.Addrs(), "mine"
+			p.Protocol = n.members.Speaks()[0]
 		case st.Suspect:
 			p.State, p.Name = "suspect", cmp.Or(st.Name, p.Name)
 			p.Reason = "no sign of life for a while"
@@ -934,6 +938,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		}
 		if s := n.sessions.get(st.ID); s != nil {
 			p.RTT = float64(s.pings.roundTrip()) / float64(time.Millisecond)
+			p.Protocol = s.version
 			// Of one that dialled us, the connection's address is not where it listens: that is known from what it says.
 			if c := s.stream.Conn(); c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0 {
 				p.Addrs = []string{c.RemoteMultiaddr().String()}

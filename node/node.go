@@ -61,6 +61,8 @@ type Config struct {
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger   // default: none
 	Journal  journal.Config // its FS only, for tests
+	// Speak are the protocol versions that the node speaks, the preferred one first. Default: protocol.Spoken. Others are for tests.
+	Speak protocol.Versions
 }
 
 // processors is what tasks may use: the node itself may be told to use fewer.
@@ -133,7 +135,10 @@ func New(cfg Config) (_ *Node, err error) {
 			n.close()
 		}
 	}()
-	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Logger: n.log}); err != nil {
+	if err := checkFormat(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Speak: cfg.Speak, Logger: n.log}); err != nil {
 		return nil, err
 	}
 	opened := n.members.Opened()

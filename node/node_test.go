@@ -148,7 +148,7 @@ func join(t testing.TB, a *Node, bs ...*Node) {
 }
 
 // submit runs a job of a module in examples/wasm and returns its results by index.
-func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult, Job) {
+func submit(t testing.TB, n *Node, module string, inputs [][]byte, more ...func(*JobSpec)) ([]TaskResult, Job) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -159,7 +159,11 @@ func submit(t testing.TB, n *Node, module string, inputs [][]byte) ([]TaskResult
 	defer f.Close()
 	code := put(t, n, f)
 	id := protocol.NewJobID()
-	if err := n.OpenJob(ctx, JobSpec{ID: id, Name: t.Name(), Runtime: "wasm", Code: code}); err != nil {
+	spec := JobSpec{ID: id, Name: t.Name(), Runtime: "wasm", Code: code}
+	for _, f := range more {
+		f(&spec)
+	}
+	if err := n.OpenJob(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.AddTasks(ctx, id, 0, plain(inputs)); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
@@ -58,6 +59,7 @@ type session struct {
 	node        protocol.NodeID
 	peer        peer.ID
 	stream      network.Stream
+	version     int // of the protocol that both speak on it
 	incarnation uint64
 	credit      chan struct{}
 
@@ -94,15 +96,22 @@ func (ss *sessions) open(n *Node) {
 // start serves streams and opens them for each connection, from now on.
 func (ss *sessions) start() {
 	h := ss.n.host
-	h.SetStreamHandler(protocol.PeerProtocol, func(s network.Stream) {
-		ss.run(func() { ss.incoming(s) })
-	})
+	for _, id := range ss.protocols() {
+		h.SetStreamHandler(id, func(s network.Stream) {
+			ss.run(func() { ss.incoming(s) })
+		})
+	}
 	h.Network().Notify(&network.NotifyBundle{
 		ConnectedF: func(_ network.Network, c network.Conn) { ss.connected(c.RemotePeer()) },
 	})
 	for _, p := range h.Network().Peers() {
 		ss.connected(p)
 	}
+}
+
+// protocols are the IDs of the stream in the versions that this node speaks, the preferred one first.
+func (ss *sessions) protocols() []libp2pproto.ID {
+	return libp2pproto.ConvertFromStrings(ss.n.members.Speaks().IDs(protocol.NamePeer))
 }
 
 // run starts a goroutine that bye waits for, unless the node stops.
@@ -141,7 +150,7 @@ func (ss *sessions) connected(p peer.ID) {
 		pause := reopenFirst
 		for ss.n.ctx.Err() == nil && ss.n.host.Network().Connectedness(p) == network.Connected {
 			ctx, cancel := context.WithTimeout(network.WithNoDial(ss.n.ctx, "stream of a connection"), helloTimeout)
-			s, err := ss.n.host.NewStream(ctx, p, protocol.PeerProtocol)
+			s, err := ss.n.host.NewStream(ctx, p, ss.protocols()...)
 			cancel()
 			if err == nil {
 				began := time.Now()
@@ -190,6 +199,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 		return err
 	}
 	hello.NodeVersion = n.cfg.Version
+	hello.Version = uint32(protocol.VersionOf(protocol.NamePeer, string(stream.Protocol())))
 	b, err := protocol.AppendMessage(nil, hello)
 	if err != nil {
 		return err
@@ -213,7 +223,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	stream.SetDeadline(time.Time{})
 
 	s := &session{
-		n: n, node: node, peer: remote, stream: stream, incarnation: theirs.Incarnation,
+		n: n, node: node, peer: remote, stream: stream, version: int(hello.Version), incarnation: theirs.Incarnation,
 		credit: make(chan struct{}, sessionCredit), wake: make(chan struct{}, 1), flushed: make(chan struct{}),
 	}
 	if err := ss.add(s); err != nil {
@@ -507,7 +517,9 @@ func (ss *sessions) bye(reason string) {
 		all = append(all, s)
 	}
 	ss.mu.Unlock()
-	ss.n.host.RemoveStreamHandler(protocol.PeerProtocol)
+	for _, id := range ss.protocols() {
+		ss.n.host.RemoveStreamHandler(id)
+	}
 	for _, s := range all {
 		s.mu.Lock()
 		s.bye = reason

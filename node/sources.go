@@ -218,7 +218,7 @@ func (n *Node) bringFrom(ctx context.Context, from protocol.NodeID, b *protocol.
 	}
 	octx, cancel := context.WithTimeout(network.WithNoDial(ctx, "blob"), helloTimeout)
 	defer cancel()
-	s, err := n.host.NewStream(octx, p, blob.Protocol, blob.ProtocolAlone)
+	s, err := n.host.NewStream(octx, p, n.blobProtocols()...)
 	if err != nil {
 		return fmt.Errorf("fetch from %s: %w", from.Short(), err)
 	}

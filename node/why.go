@@ -88,6 +88,9 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 			if p.Reason != "" {
 				gone.Text += ": " + p.Reason
 			}
+			if p.fix != "" {
+				gone.Fix = p.fix
+			}
 			w.Summary = gone.Text
 			if len(w.Reasons) > 0 && w.Reasons[0].Code == gone.Code {
 				w.Reasons = w.Reasons[1:]

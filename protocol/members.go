@@ -1,13 +1,13 @@
 package protocol
 
-// Protocol IDs around membership. An incompatible change gets a new one.
+// Protocol IDs around membership, in the newest version: see Versions.
 const (
 	// AdmissionProtocol is the security protocol of every connection: TLS 1.3 as libp2p has it, and then the
 	// exchange of Admission, AdmissionReply and AdmissionDone. That it is not libp2p's own makes every
 	// other libp2p host fail in its first round trip.
-	AdmissionProtocol = "/meshnode/tls/1"
+	AdmissionProtocol = "/meshnode/tls/2"
 	// MembersProtocol carries one MemberNews per stream, one way.
-	MembersProtocol = "/meshnode/members/1"
+	MembersProtocol = "/meshnode/members/2"
 )
 
 // Limits of admission and of what members tell of each other.

@@ -19,12 +19,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// PeerProtocol is the libp2p protocol ID of the stream that carries this file's frames. An
-// incompatible change gets a new one.
-const PeerProtocol = "/meshnode/peer/1"
-
-// Version is the minor version that Hello carries.
-const Version = 1
+// PeerProtocol is the libp2p protocol ID of the stream that carries this file's frames, in the newest version: see Versions.
+const PeerProtocol = "/meshnode/peer/2"
 
 // Limits of what one node takes from another. A frame over its limit closes the stream.
 const (

@@ -81,7 +81,7 @@ func (Refusal) EnumDescriptor() ([]byte, []int) {
 // Hello is the first frame of a stream, from both sides.
 type Hello struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	Version         uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                                          // minor version of the protocol; the major one is in the protocol ID
+	Version         uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`                                          // of the protocol, as in the ID of the stream; for people who read a recording
 	Epoch           uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                                              // of the sender as an origin
 	Incarnation     uint64                 `protobuf:"fixed64,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                                 // random, of the sender's process
 	SeenEpoch       uint64                 `protobuf:"varint,4,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"`                     // the highest epoch of the receiver that the sender ever saw

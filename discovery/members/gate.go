@@ -36,7 +36,8 @@ const (
 
 // gate bounds the connections that are not admitted yet. It may be used concurrently.
 type gate struct {
-	m *Membership
+	m        *Membership
+	visitors visitors
 
 	mu        sync.Mutex // guards what follows
 	pending   int
@@ -174,6 +175,8 @@ type pendingConn struct {
 	addr     netip.Addr
 	leave    func()
 	read     atomic.Int64
+	askedMu  sync.Mutex  // guards asked
+	asked    asked       // until reached
 	reached  atomic.Bool // the security protocol has begun: it logs what goes wrong from there
 	admitted atomic.Bool
 }
@@ -188,6 +191,11 @@ func (c *pendingConn) Read(b []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(b[:min(int64(len(b)), left)])
 	c.read.Add(int64(n))
+	if !c.reached.Load() {
+		c.askedMu.Lock()
+		c.asked.add(b[:n])
+		c.askedMu.Unlock()
+	}
 	return n, err
 }
 
@@ -201,9 +209,22 @@ func (c *pendingConn) admit() {
 func (c *pendingConn) Close() error {
 	c.leave()
 	if !c.reached.Swap(true) {
-		c.gate.m.logRefused("", c.RemoteMultiaddr(), errNoneOfUs)
+		c.gate.refuse(c)
 	}
 	return c.Conn.Close()
+}
+
+// refuse logs a connection that did not get as far as the security protocol.
+func (g *gate) refuse(c *pendingConn) {
+	c.askedMu.Lock()
+	other := c.asked.incompatible(g.m.speak)
+	c.askedMu.Unlock()
+	if other == nil {
+		g.m.logRefused("", c.RemoteMultiaddr(), errNoneOfUs)
+		return
+	}
+	g.visitors.add(Visitor{c.addr, time.Now(), other})
+	g.m.logRefused("", c.RemoteMultiaddr(), other)
 }
 
 // libp2p's TCP transport looks for these methods. It would set the linger time to 0, which resets connections and

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/sec"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	ma "github.com/multiformats/go-multiaddr"
@@ -170,8 +172,10 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 		}()
 	}
 	var errs []string
+	var other *protocol.Incompatible
 	for range addrs {
 		a := <-answers
+		errors.As(a.err, &other)
 		if a.err == nil {
 			if a.reply.Denial != protocol.Denial_ADMITTED {
 				return nil, nil, refusedBy(inviterID, a.reply)
@@ -179,6 +183,9 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 			return a.reply, a.addr, nil
 		}
 		errs = append(errs, fmt.Sprintf("%s: %s", a.addr, plain(a.err.Error())))
+	}
+	if other != nil {
+		return nil, nil, fmt.Errorf("the node that made the ticket cannot let this one in: %w", other)
 	}
 	if len(errs) == 0 {
 		errs = []string{"the ticket holds no address"}
@@ -222,14 +229,15 @@ func (m *Membership) dialHost(ctx context.Context, network, host string, p peer.
 		return nil, err
 	}
 	limitTime(ctx, c)
-	if err := mss.SelectProtoOrFail(protocol.AdmissionProtocol, c); err != nil {
-		c.Close()
+	id, err := mss.SelectOneOf(m.speak.IDs(protocol.NameAdmission), io.ReadWriteCloser(c))
+	if err != nil {
 		if errors.Is(err, mss.ErrNotSupported[string]{}) {
-			err = errors.New("it is no meshnode of this version")
+			err = m.otherVersion(c)
 		}
+		c.Close()
 		return nil, fmt.Errorf("start the admission protocol: %w", err)
 	}
-	tls, err := libp2ptls.New(protocol.AdmissionProtocol, m.key, nil)
+	tls, err := libp2ptls.New(libp2pproto.ID(id), m.key, nil)
 	if err != nil {
 		c.Close()
 		return nil, err

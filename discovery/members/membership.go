@@ -36,6 +36,8 @@ type Options struct {
 	Volatile bool
 	// Logger gets refused strangers and the like. Default: none.
 	Logger *slog.Logger
+	// Speak are the protocol versions that the node speaks, the preferred one first. Default: protocol.Spoken. Others are for tests.
+	Speak protocol.Versions
 	// Machine replaces the machine's own id, and Now the wall clock, in tests.
 	Machine func() string
 	Now     func() time.Time
@@ -60,6 +62,7 @@ type Membership struct {
 	name    string
 	log     *slog.Logger
 	wall    func() time.Time
+	speak   protocol.Versions
 	key     crypto.PrivKey
 	rawKey  ed25519.PrivateKey
 	self    peer.ID
@@ -120,8 +123,12 @@ func Open(dir string, o Options) (*Membership, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if len(o.Speak) == 0 {
+		o.Speak = protocol.Spoken
+	}
 	m := &Membership{
-		dir: dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
+		speak: o.Speak,
+		dir:   dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
 		tries: newTries(), refused: newOnceIn(time.Minute), met: map[peer.ID]*Cert{}, subs: map[chan struct{}]bool{},
 	}
 	m.gate = newGate(m)
@@ -154,6 +161,9 @@ func (m *Membership) Self() peer.ID { return m.self }
 
 // Name is this node's label: what Options say, not what its certificate does.
 func (m *Membership) Name() string { return m.name }
+
+// Speaks are the protocol versions that this node speaks, the preferred one first. Not to be changed.
+func (m *Membership) Speaks() protocol.Versions { return m.speak }
 
 // Mesh is the mesh that this node is in now. It changes with Join, Leave and Recover; see Subscribe.
 func (m *Membership) Mesh() MeshID {

@@ -32,11 +32,15 @@ import (
 //
 // When m changes its mesh, connections that are open stay; the caller closes them.
 func TransportOptions(m *Membership) libp2p.Option {
-	return libp2p.ChainOptions(
-		libp2p.Security(protocol.AdmissionProtocol, func(id libp2pproto.ID, key crypto.PrivKey, muxers []tptu.StreamMuxer) (*secured, error) {
+	var security []libp2p.Option
+	for _, id := range m.speak.IDs(protocol.NameAdmission) { // the dialing side prefers the first, and both then know the version
+		security = append(security, libp2p.Security(id, func(id libp2pproto.ID, key crypto.PrivKey, muxers []tptu.StreamMuxer) (*secured, error) {
 			t, err := libp2ptls.New(id, key, muxers)
 			return &secured{Transport: t, m: m}, err
-		}),
+		}))
+	}
+	return libp2p.ChainOptions(
+		libp2p.ChainOptions(security...),
 		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) (*tcp.TcpTransport, error) {
 			// Dialling from the listening port would let two nodes that dial each other at the same moment meet in
 			// one TCP connection that both take for their own; and listening with SO_REUSEPORT would let two
