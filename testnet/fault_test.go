@@ -35,10 +35,11 @@ type line struct {
 	}
 }
 
-// faultRun is a submission of the 200 tasks, attached, under way.
+// faultRun is a submission of such tasks, attached, under way.
 type faultRun struct {
 	t       *testing.T
 	lines   chan line
+	tasks   int
 	results map[int]line
 	stats   line
 	began   time.Time
@@ -46,12 +47,17 @@ type faultRun struct {
 
 func submitFaultTasks(t *testing.T, n *Net) *faultRun {
 	t.Helper()
+	return n.Node(1).submitTasks(t, faultTasks)
+}
+
+func (nd *Node) submitTasks(t *testing.T, tasks int) *faultRun {
+	t.Helper()
 	args := []string{"submit", "--json", "--stats", sumPrimes, ":::"}
-	for i := range faultTasks {
+	for i := range tasks {
 		args = append(args, strconv.Itoa(firstPrime+i))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	cmd := n.Node(1).Command(ctx, args...)
+	cmd := nd.Command(ctx, args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +65,7 @@ func submitFaultTasks(t *testing.T, n *Net) *faultRun {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r := &faultRun{t: t, lines: make(chan line, faultTasks+1), results: map[int]line{}, began: time.Now()}
+	r := &faultRun{t: t, lines: make(chan line, tasks+1), tasks: tasks, results: map[int]line{}, began: time.Now()}
 	go func() {
 		defer cancel()
 		defer close(r.lines)
@@ -101,13 +107,13 @@ func (r *faultRun) read(n int) {
 // finish reads the rest and checks that each result is there, once, and right.
 func (r *faultRun) finish() time.Duration {
 	r.t.Helper()
-	r.read(faultTasks + 1)
+	r.read(r.tasks + 1)
 	took := time.Since(r.began)
-	if len(r.results) != faultTasks {
-		r.t.Errorf("%d of %d results", len(r.results), faultTasks)
+	if len(r.results) != r.tasks {
+		r.t.Errorf("%d of %d results", len(r.results), r.tasks)
 	}
 	sum, at := 0, 2
-	for i := range faultTasks {
+	for i := range r.tasks {
 		for ; at < firstPrime+i; at++ {
 			if prime(at) {
 				sum += at

@@ -1,0 +1,80 @@
+package testnet
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestPartition: five nodes fall into two and three while a job runs on each side. Both end right, without the other side,
+// and when the network is one again so is the mesh.
+func TestPartition(t *testing.T) {
+	t.Parallel()
+	const tasks = 100
+	b := &table{t: t}
+	l, lan, hosts := office(t, 5)
+	other := l.Switch()
+	n := Start(t, 5, Options{Hosts: hosts, ArgsOf: byName})
+	left, right := n.nodes[:2], n.nodes[2:]
+	one, five := n.Node(1).submitTasks(t, tasks), n.Node(5).submitTasks(t, tasks)
+	// Until each side has brought something to the other's job.
+	for k := 1; ; k++ {
+		one.read(k)
+		five.read(k)
+		if one.onNodes(right) > 0 && five.onNodes(left) > 0 {
+			break
+		}
+		if k > tasks/2 {
+			t.Fatalf("%d results, and none of the other side's nodes", k)
+		}
+	}
+	for i := range right {
+		hosts[2+i].Link(0).Move(other)
+	}
+	cut := time.Now()
+	one.finish()
+	five.finish()
+	t.Logf("both jobs ended %v after the cut, %d and %d tasks granted anew", time.Since(cut).Round(time.Millisecond), one.stats.Reissued, five.stats.Reissued)
+	for _, s := range []line{one.stats, five.stats} {
+		if s.Done != tasks || s.Reissued == 0 {
+			t.Errorf("nothing was lost, or not all is there: %+v", s)
+		}
+	}
+	awaitApart(t, left, right)
+	t.Logf("each side has missed the other after %v", time.Since(cut).Round(time.Millisecond))
+	// Each side goes on for itself.
+	n.Node(1).runOn(n.Node(2))
+	n.Node(5).runOn(n.Node(3))
+	for i := range right {
+		hosts[2+i].Link(0).Move(lan)
+	}
+	b.row("5 nodes, after a partition into 2 and 3", awaitMesh(t, time.Now(), n.nodes...), 5*time.Second)
+	n.Node(1).runOn(n.Node(5))
+	n.Node(4).runOn(n.Node(2))
+	b.print()
+}
+
+// onNodes is how many results the nodes have brought.
+func (r *faultRun) onNodes(nodes []*Node) int {
+	sum := 0
+	for _, nd := range nodes {
+		sum += r.onNode(id(r.t, nd))
+	}
+	return sum
+}
+
+// awaitApart waits until no node of the one side counts one of the other as connected.
+func awaitApart(t *testing.T, left, right []*Node) {
+	t.Helper()
+	for end := time.Now().Add(startTimeout); ; time.Sleep(10 * time.Millisecond) {
+		still := slices.ContainsFunc(left, func(a *Node) bool {
+			return slices.ContainsFunc(right, func(b *Node) bool { return a.sees(t.Context(), b) || b.sees(t.Context(), a) })
+		})
+		if !still {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the sides are still connected after %v", startTimeout)
+		}
+	}
+}
