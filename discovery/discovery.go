@@ -108,6 +108,10 @@ type Discovery struct {
 	book    *book
 	dialing int
 	inviter string // whose ticket's addresses were taken up
+	// announcing are the members that the others are to be told of at announceAt, all at once: when a class starts, each
+	// would otherwise be a message to everybody.
+	announcing map[peer.ID]bool
+	announceAt time.Time
 }
 
 // known is a member: its certificate is held.
@@ -150,6 +154,7 @@ func New(c Config) (*Discovery, error) {
 		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, givens: c.Given,
 		calls: make(chan func(), 64), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID][]ma.Multiaddr{}, given: map[string]givenState{}, book: b,
+		announcing: map[peer.ID]bool{},
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -172,7 +177,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 	}
 	d.host.Network().Notify(notify)
 	defer d.host.Network().StopNotify(notify)
-	identified, err := d.host.EventBus().Subscribe([]any{new(event.EvtPeerIdentificationCompleted), new(event.EvtLocalAddressesUpdated)})
+	identified, err := d.host.EventBus().Subscribe([]any{new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerIdentificationFailed), new(event.EvtLocalAddressesUpdated)})
 	if err != nil {
 		return err
 	}
@@ -213,7 +218,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 	d.upkeep()
 	for {
 		d.show()
-		timer.Reset(d.dialDue())
+		timer.Reset(min(d.dialDue(), d.announceDue()))
 		select {
 		case <-ctx.Done():
 			d.saveBook()
@@ -233,6 +238,10 @@ func (d *Discovery) Run(ctx context.Context) error {
 			switch e := e.(type) {
 			case event.EvtPeerIdentificationCompleted:
 				d.identified(e)
+			case event.EvtPeerIdentificationFailed:
+				if k := d.peers[e.Peer]; k != nil && k.up && !k.public {
+					d.announceSoon(e.Peer)
+				}
 			case event.EvtLocalAddressesUpdated:
 				d.rediscover()
 			}
@@ -452,11 +461,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 		}
 		d.log.Info("member connected", "peer", p.String(), "name", k.cert.Name)
 		d.tell(p, d.records(p))
-		if !k.public {
-			k.public = true
-			d.announceMember(p)
-		}
-		return
+		return // the others are told when it has said where it listens
 	}
 	d.book.seen(p, k.lastSeen)
 	k.reason = "the connection was lost"
@@ -502,6 +507,9 @@ func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 		addrs = append(addrs, e.Conn.RemoteMultiaddr())
 	}
 	addrs = append(addrs, reachable(e.ListenAddrs, e.Conn.RemoteMultiaddr())...)
+	if !k.public || len(d.book.addrs(e.Peer)) == 0 {
+		d.announceSoon(e.Peer)
+	}
 	d.book.put(e.Peer, addrs, time.Now())
 	old := k.addrs
 	k.addrs = nil

@@ -29,12 +29,19 @@ import (
 const (
 	// MaxMembers that one node keeps connections to. The limits below follow from it.
 	MaxMembers = 300
-	// maxConns: two per pair for the moment in which both sides dial, and the pending ones.
-	maxConns = 2*MaxMembers + 200
+	// maxConns: two per pair for the moment in which both sides dial, and those that are not admitted yet, in both directions.
+	maxConns = 2*MaxMembers + members.MaxPending + maxDialling
+	// maxDialling connections being dialled: maxDials peers at a few addresses each.
+	maxDialling = 256
 	// maxStreams: a stream of the scheduler's in each direction, blobs in flight, and identify with everybody at once.
 	maxStreams        = 40 * MaxMembers
 	maxStreamsPerPeer = 256
-	portFile          = "port"
+	// peerMemory bounds the windows of one peer's streams, which is what it can make this node hold unread: 256 KiB each at
+	// least, and up to 16 MiB of one that carries much, as do the four fetches of blobs at once.
+	peerMemory = maxStreamsPerPeer<<18 + 64<<20
+	// allMemory of all windows: reserved, not used; a peer's stream holds what was sent and not read. 300 peers with two streams each take 150 MiB.
+	allMemory = 1 << 30
+	portFile  = "port"
 )
 
 // HostConfig of NewHost. Members is required.
@@ -82,17 +89,17 @@ func NewHost(c HostConfig) (host.Host, error) {
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
 			Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns, FD: maxConns,
-			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams,
+			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams, Memory: allMemory,
 		},
 		// Connections that are not admitted yet; those that came in are bounded by package members first.
 		Transient: rcmgr.ResourceLimits{
-			Conns: 256, ConnsInbound: 128, ConnsOutbound: 128, FD: 256,
-			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams,
+			Conns: members.MaxPending + maxDialling, ConnsInbound: members.MaxPending, ConnsOutbound: maxDialling, FD: members.MaxPending + maxDialling,
+			Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams, Memory: allMemory / 2,
 		},
 		ProtocolDefault: rcmgr.ResourceLimits{Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams},
 		PeerDefault: rcmgr.ResourceLimits{
 			Conns: 8, ConnsInbound: 8, ConnsOutbound: 8, FD: 8,
-			Streams: maxStreamsPerPeer, StreamsInbound: maxStreamsPerPeer, StreamsOutbound: maxStreamsPerPeer,
+			Streams: maxStreamsPerPeer, StreamsInbound: maxStreamsPerPeer, StreamsOutbound: maxStreamsPerPeer, Memory: peerMemory,
 		},
 		ServiceDefault: rcmgr.ResourceLimits{Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams},
 	}.Build(rcmgr.DefaultLimits.AutoScale())

@@ -45,15 +45,49 @@ func (d *Discovery) record(p, to peer.ID) *protocol.MemberRecord {
 	return r
 }
 
-// announceMember tells everybody who is connected of a member that was met here first: one that has just joined
-// through this node, or that came with a certificate nobody had told of. The others meet it themselves or hear it from here,
-// so nothing is passed on a second time.
-func (d *Discovery) announceMember(p peer.ID) {
+// How long the announcement of a member waits for others to go along: announceWait, and announceEach for every member that is to be
+// told, so that it costs this node a fraction of its time whatever comes.
+const (
+	announceWait = 20 * time.Millisecond
+	announceEach = 2 * time.Millisecond
+)
+
+// announceSoon has everybody who is connected told of a member that was met here first: one that has just joined
+// through this node, or that came with a certificate nobody had told of, or of whom nobody could say where it is. The others meet it
+// themselves or hear it from here, so nothing is passed on a second time.
+func (d *Discovery) announceSoon(p peer.ID) {
+	d.peers[p].public = true
+	d.announcing[p] = true
+	if d.announceAt.IsZero() {
+		d.announceAt = time.Now().Add(announceWait + announceEach*time.Duration(len(d.peers)))
+	}
+}
+
+// announceDue announces what is due and returns how long there is nothing to announce.
+func (d *Discovery) announceDue() time.Duration {
+	if d.announceAt.IsZero() {
+		return time.Hour
+	}
+	if left := time.Until(d.announceAt); left > 0 {
+		return left
+	}
+	d.announceAt = time.Time{}
 	for _, to := range d.order() {
-		if to != p && d.peers[to].up {
-			d.tell(to, []*protocol.MemberRecord{d.record(p, to)})
+		if !d.peers[to].up {
+			continue
+		}
+		var records []*protocol.MemberRecord
+		for _, p := range d.order() {
+			if d.announcing[p] && p != to {
+				records = append(records, d.record(p, to))
+			}
+		}
+		if len(records) > 0 {
+			d.tell(to, records)
 		}
 	}
+	clear(d.announcing)
+	return time.Hour
 }
 
 // tell sends news to a connected member, with its own certificate renewed if that is due and this node can.

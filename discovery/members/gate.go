@@ -1,11 +1,14 @@
 package members
 
 import (
+	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/transport"
@@ -18,37 +21,55 @@ const (
 	// admissionTimeout is from the accepted TCP connection to the end of the exchange: three round trips at
 	// 300 ms and a slow laptop's signatures fit three times.
 	admissionTimeout = 3 * time.Second
-	// maxPending connections at once. A handshake among members takes about a millisecond of CPU.
-	maxPending = 64
+	// MaxPending connections at once, so many that whoever only holds places needs 170 new ones a second to hold them all for
+	// admissionTimeout. One takes a descriptor and, once it has begun to speak, up to 50 KiB.
+	MaxPending = 512
 	// maxStrangers of these may come from addresses where no member was seen: the rest is the members' share.
-	maxStrangers = 48
-	// maxPerNet pending connections from one IPv4 /24 or IPv6 /64 where no member was seen.
-	maxPerNet = 8
-	// maxPerMemberAddress pending connections from one address where a member was seen: several nodes behind
-	// one router, or on one machine.
-	maxPerMemberAddress = 16
+	maxStrangers = 384
+	// acceptRate is how many connections a second are let in, in the long run, and acceptBurst how many at once: 300 members that start at
+	// the same moment, some of them twice. Beyond it they are closed unread, which costs 20 µs; one that is let in costs 100.
+	acceptRate, acceptBurst = 1000, 1000
+	// handshakeRate and handshakeBurst are the same for TLS handshakes, which cost 0.4 ms each: strangers can make this node
+	// spend an eighth of a core on them. Others wait for their turn, in no order.
+	handshakeRate, handshakeBurst = 300, 300
 	// maxPreAdmission bytes are read of a connection before its exchange has ended: a TLS handshake is about
 	// 1.5 KiB, an Admission at most 4.
 	maxPreAdmission = 8 << 10
-	// maxMemberAddresses that are remembered.
+	// maxSeenAddresses that are remembered.
 	maxSeenAddresses = 4096
 )
 
 // gate bounds the connections that are not admitted yet. It may be used concurrently.
+//
+// Many members may be behind one address, a hostile machine among them, so an address cannot be bounded by a number. While there is room
+// everybody gets in. When there is none, the newcomer takes the place of one of the source that has most of them, whichever: who is quick,
+// as a member on a healthy network is, is rarely hit (with a flood of 1000 a second and an exchange of 50 ms, once in ten times), and
+// who holds places for long nearly always. Whoever has proven the key of a known member keeps its place.
 type gate struct {
-	m        *Membership
-	visitors visitors
+	m          *Membership
+	visitors   visitors
+	handshakes bucket
 
-	mu        sync.Mutex // guards what follows
-	pending   int
-	strangers int
-	perNet    map[netip.Prefix]int
-	perAddr   map[netip.Addr]int
-	seen      map[netip.Addr]bool // a member was admitted from there
+	mu       sync.Mutex // guards what follows
+	accepts  bucket
+	sources  map[netip.Prefix]*pendings
+	pending  int                 // in all sources, those included that have proven a member's key
+	strange  int                 // from addresses where no member was seen
+	seen     map[netip.Addr]bool // a member was admitted from there
+	limitLog map[string]time.Time
+}
+
+// pendings are the connections of one source that may have to make room.
+type pendings struct {
+	known bool
+	conns []*pendingConn
 }
 
 func newGate(m *Membership) *gate {
-	return &gate{m: m, perNet: map[netip.Prefix]int{}, perAddr: map[netip.Addr]int{}, seen: map[netip.Addr]bool{}}
+	return &gate{
+		m: m, handshakes: newBucket(handshakeRate, handshakeBurst), accepts: newBucket(acceptRate, acceptBurst),
+		sources: map[netip.Prefix]*pendings{}, seen: map[netip.Addr]bool{}, limitLog: map[string]time.Time{},
+	}
 }
 
 // Expect reserves a share of the pending connections for these addresses, because members were last seen there.
@@ -87,42 +108,149 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// enter takes a place among the pending; leave gives it back.
-func (g *gate) enter(a netip.Addr) (leave func(), ok bool) {
+// enter gives a connection a place among the pending, and returns the one that has to go for it, if any. Not ok: there is no place.
+func (g *gate) enter(c *pendingConn) (evicted *pendingConn, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	net, known := source(a), g.seen[a]
-	if g.pending >= maxPending {
+	if !g.accepts.take(time.Now()) {
+		g.hit("new connections a second", acceptRate, c)
 		return nil, false
 	}
+	c.source = source(c.addr)
+	known := g.seen[c.addr]
 	if known {
-		if g.perAddr[a] >= maxPerMemberAddress {
-			return nil, false
-		}
-		g.perAddr[a]++
-	} else {
-		if g.strangers >= maxStrangers || g.perNet[net] >= maxPerNet {
-			return nil, false
-		}
-		g.strangers++
-		g.perNet[net]++
+		c.source, _ = c.addr.Prefix(c.addr.BitLen()) // an address of its own, as long as others of its network are not known
 	}
+	switch {
+	case !known && g.strange >= maxStrangers:
+		g.hit("connections of strangers that have shown no certificate", maxStrangers, c)
+		evicted = g.victim(true)
+	case g.pending >= MaxPending:
+		g.hit("connections that have shown no certificate", MaxPending, c)
+		evicted = g.victim(false)
+	}
+	if evicted == nil && g.pending >= MaxPending {
+		return nil, false
+	}
+	if evicted != nil {
+		g.remove(evicted)
+	}
+	s := g.sources[c.source]
+	if s == nil {
+		s = &pendings{known: known}
+		g.sources[c.source] = s
+	}
+	c.place = len(s.conns)
+	s.conns = append(s.conns, c)
 	g.pending++
-	return sync.OnceFunc(func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
+	if !s.known {
+		g.strange++
+	}
+	return evicted, true
+}
+
+// victim is any connection of the source that has most of them. The caller holds mu.
+func (g *gate) victim(strangers bool) *pendingConn {
+	var most *pendings
+	for _, s := range g.sources {
+		if (!strangers || !s.known) && (most == nil || len(s.conns) > len(most.conns)) {
+			most = s
+		}
+	}
+	if most == nil {
+		return nil
+	}
+	return most.conns[rand.IntN(len(most.conns))]
+}
+
+// remove takes a connection out of those that may have to make room, and if it has not proven a member's key, gives its place
+// back. The caller holds mu.
+func (g *gate) remove(c *pendingConn) {
+	if c.place < 0 {
+		return
+	}
+	s := g.sources[c.source]
+	last := s.conns[len(s.conns)-1]
+	s.conns[c.place], last.place = last, c.place
+	s.conns = s.conns[:len(s.conns)-1]
+	c.place = -1
+	g.pending--
+	if !s.known {
+		g.strange--
+	}
+	if len(s.conns) == 0 {
+		delete(g.sources, c.source)
+	}
+}
+
+// prove keeps the place of a connection whose other side has proven the key of a member.
+func (g *gate) prove(c *pendingConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.place >= 0 {
+		g.remove(c)
+		g.pending++
+		c.proven = true
+	}
+}
+
+// leave gives a place back, once.
+func (g *gate) leave(c *pendingConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.remove(c)
+	if c.proven {
+		c.proven = false
 		g.pending--
-		if known {
-			if g.perAddr[a]--; g.perAddr[a] == 0 {
-				delete(g.perAddr, a)
-			}
-			return
+	}
+}
+
+// hit logs a limit, once in ten seconds each. The caller holds mu.
+func (g *gate) hit(what string, limit int, c *pendingConn) {
+	now := time.Now()
+	if now.Sub(g.limitLog[what]) < 10*time.Second {
+		return
+	}
+	g.limitLog[what] = now
+	g.m.log.Warn("limit hit: "+what, "limit", limit, "addr", c.addr.String(),
+		"means", "somebody floods this node with connections, or more members than it is made for start at once: some are closed, and members try again")
+}
+
+// bucket lets so many through in a second, and a burst.
+type bucket struct {
+	mu     sync.Mutex // guards what follows
+	rate   float64
+	burst  float64
+	tokens float64
+	at     time.Time
+}
+
+func newBucket(rate, burst float64) bucket { return bucket{rate: rate, burst: burst, tokens: burst} }
+
+func (b *bucket) take(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.at.IsZero() {
+		b.tokens = min(b.burst, b.tokens+b.rate*now.Sub(b.at).Seconds())
+	}
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// wait waits for a turn, at most until ctx ends.
+func (b *bucket) wait(ctx context.Context) error {
+	for !b.take(time.Now()) {
+		select {
+		case <-time.After(time.Duration(float64(time.Second) / b.rate * (1 + 20*rand.Float64()))):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		g.strangers--
-		if g.perNet[net]--; g.perNet[net] == 0 {
-			delete(g.perNet, net)
-		}
-	}), true
+	}
+	return nil
 }
 
 // gatedUpgrader puts the gate where connections are accepted, before anything is read from them.
@@ -144,23 +272,44 @@ func (l *gateListener) Accept() (manet.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+				l.gate.outOfFiles(err) // libp2p waits a little, and tries again
+			}
 			return nil, err
 		}
-		addr := addrOf(c.RemoteAddr())
-		leave, ok := l.gate.enter(addr)
+		p := &pendingConn{Conn: c, gate: l.gate, addr: addrOf(c.RemoteAddr()), place: -1}
+		evicted, ok := l.gate.enter(p)
+		if evicted != nil {
+			evicted.reached.Store(true) // why it ends is logged
+			drop(evicted.Conn)
+		}
 		if ok {
-			return &pendingConn{Conn: c, gate: l.gate, addr: addr, leave: leave}, nil
+			return p, nil
 		}
-		l.gate.m.logRefused("", c.RemoteMultiaddr(), errCrowded)
-		if t, ok := c.(interface{ SetLinger(int) error }); ok {
-			t.SetLinger(0) // no TIME-WAIT for each of a flood
-		}
-		c.Close()
+		drop(c)
+	}
+}
+
+// drop ends a connection of a stranger's, without TIME-WAIT for each of a flood.
+func drop(c manet.Conn) {
+	if t, ok := c.(interface{ SetLinger(int) error }); ok {
+		t.SetLinger(0)
+	}
+	c.Close()
+}
+
+// outOfFiles says that connections wait because this process may open no more files.
+func (g *gate) outOfFiles(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); now.Sub(g.limitLog["files"]) > 10*time.Second {
+		g.limitLog["files"] = now
+		g.m.log.Warn("limit hit: open files", "err", err, "means", "new connections wait, and jobs may fail: raise the limit (ulimit -n, LimitNOFILE) and start the node again")
 	}
 }
 
 var (
-	errCrowded  = errors.New("too many connections at once that have shown no certificate")
+	errTurn     = errors.New("more handshakes than this node does: its turn did not come in time")
 	errTooMuch  = errors.New("more bytes than an admission has")
 	errNoneOfUs = errors.New("it does not speak the admission protocol, or said nothing")
 	errProbe    = errors.New("closed after a probe")
@@ -173,7 +322,9 @@ type pendingConn struct {
 	manet.Conn
 	gate     *gate
 	addr     netip.Addr
-	leave    func()
+	source   netip.Prefix
+	place    int  // in its source's conns; -1: none. Guarded by the gate's mutex, as is
+	proven   bool // it has a place for good
 	read     atomic.Int64
 	askedMu  sync.Mutex  // guards asked
 	asked    asked       // until reached
@@ -202,12 +353,12 @@ func (c *pendingConn) Read(b []byte) (int, error) {
 // admit ends the bounds: the peer is a member.
 func (c *pendingConn) admit() {
 	c.admitted.Store(true)
-	c.leave()
+	c.gate.leave(c)
 	c.gate.sawMember(c.addr)
 }
 
 func (c *pendingConn) Close() error {
-	c.leave()
+	c.gate.leave(c)
 	if !c.reached.Swap(true) {
 		c.gate.refuse(c)
 	}

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -147,7 +149,7 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 	var asking sync.Mutex // one exchange at a time: the others are spares
 	for _, a := range addrs {
 		go func() {
-			r, err := func() (*protocol.AdmissionReply, error) {
+			try := func() (*protocol.AdmissionReply, error) {
 				c, err := m.dial(ctx, a, inviterID)
 				if err != nil {
 					return nil, err
@@ -167,7 +169,19 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 					writeMsg(c, &protocol.AdmissionDone{})
 				}
 				return reply, err
-			}()
+			}
+			r, err := try()
+			// A node with more newcomers than it has places for closes some unread: these try again.
+			for pause := crowdedPause; crowdedOut(err); pause *= 2 {
+				select {
+				case <-time.After(pause + rand.N(pause)):
+				case <-ctx.Done():
+				}
+				if ctx.Err() != nil {
+					break
+				}
+				r, err = try()
+			}
 			answers <- answer{r, a, err}
 		}()
 	}
@@ -191,6 +205,14 @@ func (m *Membership) askInviter(ctx context.Context, t *protocol.Ticket, inviter
 		errs = []string{"the ticket holds no address"}
 	}
 	return nil, nil, fmt.Errorf("%w: %s. Is it running, and on a network that this machine can reach? (%s)", ErrUnreachable, inviterID, strings.Join(errs, "; "))
+}
+
+// crowdedPause, doubled each time and up to twice as long, is between two tries of a joiner that was crowded out.
+const crowdedPause = 100 * time.Millisecond
+
+// crowdedOut reports whether a connection was there and then ended without an answer.
+func crowdedOut(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // Probe learns who listens at addr (an address without /p2p/, or host:port as ParseDial has it): it proves this node's

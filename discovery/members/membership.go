@@ -195,6 +195,13 @@ func (m *Membership) Certificate(p peer.ID) (*Cert, bool) {
 	return c, true
 }
 
+// knows reports whether a certificate of p's is held, be it over.
+func (m *Membership) knows(p peer.ID) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.met[p] != nil
+}
+
 // Members are the certificates of the other members that this node knows, by peer ID. Some may have expired;
 // they stay for 90 days more, so that an admin can renew them. The slice is the caller's.
 func (m *Membership) Members() []*Cert {

@@ -192,16 +192,24 @@ func (m *Membership) redeem(r *protocol.JoinRequest, joiner peer.ID, source stri
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.tries.over(source, m.wall()) {
-		return deny(protocol.Denial_TOO_MANY_TRIES, "too many wrong tickets from your address: wait a minute and try again")
-	}
-	if !bytes.Equal(r.GetMesh(), m.st.Mesh) {
+	// Only wrong ones are slowed down: a class may be behind one address, and one machine there must not keep the others from joining.
+	wrong := func() bool {
+		over := m.tries.over(source, m.wall())
 		m.tries.wrong(source, m.wall())
+		return over
+	}
+	tooMany := deny(protocol.Denial_TOO_MANY_TRIES, "too many wrong tickets from your address: wait a minute and try again")
+	if !bytes.Equal(r.GetMesh(), m.st.Mesh) {
+		if wrong() {
+			return tooMany
+		}
 		return deny(protocol.Denial_OTHER_MESH, "this ticket is for another mesh; the node that made it is in the mesh %s now: ask for a new one (meshnode invite)", MeshID(m.st.Mesh))
 	}
 	i := slices.IndexFunc(m.st.Tickets, func(t *ticket) bool { return hmac.Equal(t.ID, r.GetTicket()) })
 	if i < 0 || !hmac.Equal(joinProof(m.st.Tickets[i].Secret, m.st.Mesh, m.rawKey.Public().(ed25519.PublicKey), key), r.GetProof()) {
-		m.tries.wrong(source, m.wall())
+		if wrong() {
+			return tooMany
+		}
 		return deny(protocol.Denial_TICKET_UNKNOWN, "this ticket is unknown to the node that it names: ask for a new one (meshnode invite)")
 	}
 	t := m.st.Tickets[i]

@@ -75,9 +75,17 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 		}
 		return err
 	}
+	if pending != nil {
+		if err := s.m.gate.handshakes.wait(ctx); err != nil {
+			return nil, refuse(p, errTurn)
+		}
+	}
 	c, err := s.Transport.SecureInbound(ctx, insecure, p)
 	if err != nil {
 		return nil, refuse(p, err)
+	}
+	if pending != nil && s.m.knows(c.RemotePeer()) {
+		s.m.gate.prove(pending)
 	}
 	limitTime(ctx, c)
 	if _, err := s.m.admitIn(c); err != nil {
