@@ -979,6 +979,7 @@ type PairStanding struct {
 	Alone         bool                   `protobuf:"varint,2,opt,name=alone,proto3" json:"alone,omitempty"`     // in a mesh that it made itself and that nobody joined: it may move to another
 	Brief         bool                   `protobuf:"varint,3,opt,name=brief,proto3" json:"brief,omitempty"`     // see CertificateBody
 	Founder       bool                   `protobuf:"varint,4,opt,name=founder,proto3" json:"founder,omitempty"` // it holds the root key of its mesh
+	Loose         bool                   `protobuf:"varint,5,opt,name=loose,proto3" json:"loose,omitempty"`     // all members of its mesh were admitted by the secret: they may move to another mesh
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1041,6 +1042,13 @@ func (x *PairStanding) GetFounder() bool {
 	return false
 }
 
+func (x *PairStanding) GetLoose() bool {
+	if x != nil {
+		return x.Loose
+	}
+	return false
+}
+
 // PairVerdict is what becomes of it, by the listening side, which knows both standings.
 type PairVerdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1048,7 +1056,7 @@ type PairVerdict struct {
 	Chain         *Chain                 `protobuf:"bytes,2,opt,name=chain,proto3" json:"chain,omitempty"`   // the sender's own certificate, if the receiver is to enter its mesh or is to take its circle
 	Issued        *Chain                 `protobuf:"bytes,3,opt,name=issued,proto3" json:"issued,omitempty"` // ENTER: the receiver's certificate
 	Circle        []byte                 `protobuf:"bytes,4,opt,name=circle,proto3" json:"circle,omitempty"` // TAKE: 16 bytes
-	Others        []*MemberRecord        `protobuf:"bytes,5,rep,name=others,proto3" json:"others,omitempty"` // ASK: who can do it, if the sender cannot
+	Others        [][]byte               `protobuf:"bytes,5,rep,name=others,proto3" json:"others,omitempty"` // ASK: who can do it: multiaddrs with /p2p/, at most 16
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1111,7 +1119,7 @@ func (x *PairVerdict) GetCircle() []byte {
 	return nil
 }
 
-func (x *PairVerdict) GetOthers() []*MemberRecord {
+func (x *PairVerdict) GetOthers() [][]byte {
 	if x != nil {
 		return x.Others
 	}
@@ -1124,7 +1132,7 @@ type PairGift struct {
 	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
 	Issued        *Chain                 `protobuf:"bytes,2,opt,name=issued,proto3" json:"issued,omitempty"`
 	Circle        []byte                 `protobuf:"bytes,3,opt,name=circle,proto3" json:"circle,omitempty"`
-	Others        []*MemberRecord        `protobuf:"bytes,4,rep,name=others,proto3" json:"others,omitempty"`
+	Others        [][]byte               `protobuf:"bytes,4,rep,name=others,proto3" json:"others,omitempty"` // as in PairVerdict
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1180,7 +1188,7 @@ func (x *PairGift) GetCircle() []byte {
 	return nil
 }
 
-func (x *PairGift) GetOthers() []*MemberRecord {
+func (x *PairGift) GetOthers() [][]byte {
 	if x != nil {
 		return x.Others
 	}
@@ -1627,23 +1635,24 @@ const file_members_proto_rawDesc = "" +
 	"\x05share\x18\x02 \x01(\fR\x05share\"5\n" +
 	"\tPairProof\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"{\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x91\x01\n" +
 	"\fPairStanding\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12\x14\n" +
 	"\x05alone\x18\x02 \x01(\bR\x05alone\x12\x14\n" +
 	"\x05brief\x18\x03 \x01(\bR\x05brief\x12\x18\n" +
-	"\afounder\x18\x04 \x01(\bR\afounder\"\xcd\x01\n" +
+	"\afounder\x18\x04 \x01(\bR\afounder\x12\x14\n" +
+	"\x05loose\x18\x05 \x01(\bR\x05loose\"\xb5\x01\n" +
 	"\vPairVerdict\x12&\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x12.meshnode.PairStepR\x04step\x12%\n" +
 	"\x05chain\x18\x02 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12'\n" +
 	"\x06issued\x18\x03 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12\x16\n" +
-	"\x06circle\x18\x04 \x01(\fR\x06circle\x12.\n" +
-	"\x06others\x18\x05 \x03(\v2\x16.meshnode.MemberRecordR\x06others\"\xa2\x01\n" +
+	"\x06circle\x18\x04 \x01(\fR\x06circle\x12\x16\n" +
+	"\x06others\x18\x05 \x03(\fR\x06others\"\x8a\x01\n" +
 	"\bPairGift\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12'\n" +
 	"\x06issued\x18\x02 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12\x16\n" +
-	"\x06circle\x18\x03 \x01(\fR\x06circle\x12.\n" +
-	"\x06others\x18\x04 \x03(\v2\x16.meshnode.MemberRecordR\x06others\"\x90\x01\n" +
+	"\x06circle\x18\x03 \x01(\fR\x06circle\x12\x16\n" +
+	"\x06others\x18\x04 \x03(\fR\x06others\"\x90\x01\n" +
 	"\n" +
 	"Revocation\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
@@ -1765,22 +1774,20 @@ var file_members_proto_depIdxs = []int32{
 	2,  // 17: meshnode.PairVerdict.step:type_name -> meshnode.PairStep
 	5,  // 18: meshnode.PairVerdict.chain:type_name -> meshnode.Chain
 	5,  // 19: meshnode.PairVerdict.issued:type_name -> meshnode.Chain
-	20, // 20: meshnode.PairVerdict.others:type_name -> meshnode.MemberRecord
-	5,  // 21: meshnode.PairGift.chain:type_name -> meshnode.Chain
-	5,  // 22: meshnode.PairGift.issued:type_name -> meshnode.Chain
-	20, // 23: meshnode.PairGift.others:type_name -> meshnode.MemberRecord
-	5,  // 24: meshnode.Revocation.target:type_name -> meshnode.Chain
-	5,  // 25: meshnode.Revocation.issuer:type_name -> meshnode.Chain
-	0,  // 26: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
-	20, // 27: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
-	5,  // 28: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
-	16, // 29: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
-	5,  // 30: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	5,  // 20: meshnode.PairGift.chain:type_name -> meshnode.Chain
+	5,  // 21: meshnode.PairGift.issued:type_name -> meshnode.Chain
+	5,  // 22: meshnode.Revocation.target:type_name -> meshnode.Chain
+	5,  // 23: meshnode.Revocation.issuer:type_name -> meshnode.Chain
+	0,  // 24: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
+	20, // 25: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
+	5,  // 26: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
+	16, // 27: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
+	5,  // 28: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_members_proto_init() }

@@ -43,7 +43,7 @@ func (r *Rejected) Unwrap() error { return r.Err }
 
 // The exchange, inside the encrypted channel that has proven both keys:
 //
-//	dialer → listener   Admission: a chain, or a JoinRequest
+//	dialer → listener   Admission: a chain, or a JoinRequest, or a PairStart (pair.go goes on from there)
 //	listener → dialer   AdmissionReply: its chain, or a denial with a sentence
 //	dialer → listener   AdmissionDone
 //
@@ -83,6 +83,9 @@ func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
 	a := &protocol.Admission{}
 	if err := readMsg(c, a, protocol.MaxAdmission); err != nil {
 		return nil, fmt.Errorf("read its certificate: %w", err)
+	}
+	if a.Pair != nil {
+		return nil, m.pairIn(c, a.Pair)
 	}
 	if a.Join != nil {
 		reply := m.redeem(a.Join, c.RemotePeer(), source(addrOf(c.RemoteAddr())).String())

@@ -74,6 +74,8 @@ type Cert struct {
 	Owner        string // the person: equal for machines of one owner. Opaque
 	Capabilities []protocol.Capability
 	Runtimes     []string
+	Circle       string // equal for members admitted by the same shared secret; "" for others. Opaque
+	Brief        bool   // of a node that ends with the program that started it
 	Serial       uint64
 	NotBefore    time.Time // when it was signed
 	NotAfter     time.Time // the earliest end in the chain
@@ -197,7 +199,7 @@ func verify(chain *protocol.Chain, mesh MeshID, now time.Time) (*Cert, error) {
 	b := bodies[0]
 	cert := &Cert{
 		Mesh: mesh, Peer: p, Name: b.Name, Owner: b32.EncodeToString(b.Owner), Capabilities: b.Capabilities, Runtimes: b.Runtimes,
-		Serial: b.Serial, NotBefore: time.Unix(b.NotBeforeUnixS, 0), NotAfter: time.Unix(end, 0), body: b, chain: chain,
+		Circle: b32.EncodeToString(b.Circle), Brief: b.Brief, Serial: b.Serial, NotBefore: time.Unix(b.NotBeforeUnixS, 0), NotAfter: time.Unix(end, 0), body: b, chain: chain,
 	}
 	if now.Unix() > end {
 		return cert, fmt.Errorf("%w (on %s)", ErrExpired, cert.NotAfter.UTC().Format(time.DateOnly))
@@ -209,7 +211,7 @@ func verify(chain *protocol.Chain, mesh MeshID, now time.Time) (*Cert, error) {
 // are at depth 1).
 func mayIssue(issuer, body *protocol.CertificateBody, root []byte, depth int) error {
 	if !slices.Contains(issuer.Capabilities, protocol.Capability_ADMIN) {
-		return errors.New("its issuer is no admin")
+		return mayIntroduce(issuer, body)
 	}
 	for _, c := range body.Capabilities {
 		if !slices.Contains(issuer.Capabilities, c) {
@@ -230,6 +232,29 @@ func mayIssue(issuer, body *protocol.CertificateBody, root []byte, depth int) er
 	return nil
 }
 
+// mayIntroduce says whether a member that is no admin may have signed body: one that was admitted by a shared secret admits
+// others who know it, to the same circle and with no more than such members have. It gives away nothing that it could not by
+// telling them the secret.
+func mayIntroduce(issuer, body *protocol.CertificateBody) error {
+	if len(issuer.Circle) == 0 || issuer.Brief {
+		return errors.New("its issuer is no admin")
+	}
+	if !bytes.Equal(body.Circle, issuer.Circle) || !bytes.Equal(body.Owner, body.Key) {
+		return errors.New("its issuer is no admin, and may admit others to its own circle only")
+	}
+	for _, c := range body.Capabilities {
+		if !slices.Contains(circleCapabilities, c) || !slices.Contains(issuer.Capabilities, c) {
+			return fmt.Errorf("it has the capability %v, which a circle does not give", c)
+		}
+	}
+	for _, r := range body.Runtimes {
+		if !slices.Contains(circleRuntimes, r) || !slices.Contains(issuer.Runtimes, r) {
+			return fmt.Errorf("it has the runtime %q, which a circle does not give", r)
+		}
+	}
+	return nil
+}
+
 func checkBody(b *protocol.CertificateBody) error {
 	if len(b.Mesh) != 32 || len(b.Key) != ed25519.PublicKeySize || len(b.Owner) != ed25519.PublicKeySize || len(b.Issuer) != ed25519.PublicKeySize {
 		return errors.New("a key of the wrong length")
@@ -244,6 +269,9 @@ func checkBody(b *protocol.CertificateBody) error {
 		if r == "" || len(r) > 32 || r != cleanName(r) {
 			return errors.New("a runtime's name is not plain text")
 		}
+	}
+	if len(b.Circle) != 0 && len(b.Circle) != circleSize {
+		return errors.New("a circle of the wrong length")
 	}
 	// A year 9999 keeps every time.Time that is made of it printable.
 	if b.NotBeforeUnixS < 0 || b.NotAfterUnixS < b.NotBeforeUnixS || b.NotAfterUnixS > 253402300799 {

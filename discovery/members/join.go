@@ -96,7 +96,7 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	mesh := MeshID(t.Mesh)
-	if mesh != MeshID(m.st.Mesh) && !m.alone() { // somebody joined this node meanwhile
+	if mesh != MeshID(m.st.Mesh) && !m.movable() { // somebody joined this node meanwhile
 		return ErrLeaveFirst
 	}
 	by, err := verify(reply.Chain, mesh, m.now())

@@ -76,16 +76,21 @@ type Membership struct {
 	own  *Cert // may have expired
 	met  map[peer.ID]*Cert
 	subs map[chan struct{}]bool
+
+	pairing pairing
 }
 
 // state is membership/state.json.
 type state struct {
-	Mesh    []byte    `json:"mesh"`
-	Root    []byte    `json:"root_seed,omitempty"` // only where the mesh was made, or recovered
-	Chain   []byte    `json:"chain"`               // protocol.Chain
-	Newest  int64     `json:"newest_signed_unix_s"`
-	Inviter *inviter  `json:"inviter,omitempty"`
-	Tickets []*ticket `json:"tickets,omitempty"`
+	Mesh     []byte    `json:"mesh"`
+	Root     []byte    `json:"root_seed,omitempty"` // only where the mesh was made, or recovered
+	Chain    []byte    `json:"chain"`               // protocol.Chain
+	Newest   int64     `json:"newest_signed_unix_s"`
+	Inviter  *inviter  `json:"inviter,omitempty"`
+	Tickets  []*ticket `json:"tickets,omitempty"`
+	Codes    []*code   `json:"codes,omitempty"`
+	Circle   []byte    `json:"circle,omitempty"`    // of this mesh, where its root key is
+	BySecret bool      `json:"by_secret,omitempty"` // a shared secret let this node in
 }
 
 // inviter is who let this node in: the first member to look for.
@@ -249,6 +254,9 @@ func mayUse(submitter, worker *Cert) []string {
 	if submitter.Owner == worker.Owner {
 		return slices.Clone(allRuntimes)
 	}
+	if submitter.Circle != "" && submitter.Circle == worker.Circle {
+		return slices.Clone(circleRuntimes)
+	}
 	if slices.Contains(submitter.Runtimes, Wasm) {
 		return []string{Wasm}
 	}
@@ -343,7 +351,7 @@ func (m *Membership) add(c *Cert) bool {
 	if old == nil && len(m.met) >= maxMembers {
 		return false
 	}
-	if old != nil && !c.NotAfter.After(old.NotAfter) && !c.NotBefore.After(old.NotBefore) {
+	if old != nil && !c.NotAfter.After(old.NotAfter) && !c.NotBefore.After(old.NotBefore) && (c.Circle == old.Circle || c.NotBefore.Before(old.NotBefore)) {
 		return false
 	}
 	m.met[c.Peer] = c
@@ -361,8 +369,8 @@ func (m *Membership) Forget(p peer.ID) error {
 	return m.saveMet()
 }
 
-// Alone reports whether the node is in a mesh that it made itself and that nobody joined: one that can be left
-// without a thought.
+// Alone reports whether the node is in a mesh that it made itself and that nobody joined but throw-away nodes: one that can be
+// left without a thought.
 func (m *Membership) Alone() bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -370,15 +378,20 @@ func (m *Membership) Alone() bool {
 }
 
 func (m *Membership) alone() bool {
-	if len(m.st.Root) == 0 || len(m.met) > 0 {
+	if len(m.st.Root) == 0 {
 		return false
+	}
+	for _, c := range m.met {
+		if !c.Brief {
+			return false
+		}
 	}
 	for _, t := range m.st.Tickets {
 		if len(t.Bound) > 0 {
 			return false
 		}
 	}
-	return true
+	return !slices.ContainsFunc(m.st.Codes, func(c *code) bool { return len(c.Bound) > 0 })
 }
 
 // Leave ends this node's membership and makes a mesh of its own, as on the first start. The other members keep this
@@ -435,6 +448,7 @@ func (m *Membership) Maintain() error {
 		}
 	}
 	m.st.Tickets = slices.DeleteFunc(m.st.Tickets, func(t *ticket) bool { return now.Unix()-t.Expires > int64(ticketMemory/time.Second) })
+	m.dropCodes(now)
 	if len(m.st.Root) > 0 && m.own.NotAfter.Sub(now) < renewBefore {
 		errs = append(errs, m.certifySelf())
 		m.changed()
@@ -482,7 +496,7 @@ func (m *Membership) certifySelf() error {
 		Capabilities: []protocol.Capability{
 			protocol.Capability_SUBMIT, protocol.Capability_WORK, protocol.Capability_RELAY, protocol.Capability_ADMIN,
 		},
-		Runtimes: allRuntimes, NotBeforeUnixS: now.Unix(), NotAfterUnixS: now.Add(lifetime).Unix(),
+		Circle: m.st.Circle, Runtimes: allRuntimes, NotBeforeUnixS: now.Unix(), NotAfterUnixS: now.Add(lifetime).Unix(),
 	}, nil)
 	if err != nil {
 		return err
@@ -642,6 +656,9 @@ func (m *Membership) saveState() error {
 func (m *Membership) saveMet() error {
 	chains := make([][]byte, 0, len(m.met))
 	for _, c := range m.met {
+		if c.Brief {
+			continue // it does not outlive its program, and shows its certificate whenever it comes
+		}
 		raw, err := proto.Marshal(c.chain)
 		if err != nil {
 			return err

@@ -71,58 +71,18 @@ var ErrNotAdmin = errors.New("this node may not invite")
 // Invite makes a ticket: one line without spaces, to be handed to Join on another machine. This node must be
 // running and be reached at one of o.Addrs for the join to work.
 func (m *Membership) Invite(o InviteOptions) (string, error) {
-	if o.Mine && o.Guest {
-		return "", errors.New("a ticket is for a machine of your own (--mine) or a guest's (--guest), not both")
-	}
 	if o.Expires == 0 {
 		o.Expires = DefaultExpiry
 	}
-	if o.Uses == 0 {
-		o.Uses = 1
-	}
-	if o.Expires < time.Second || o.Expires > maxExpiry {
-		return "", fmt.Errorf("a ticket expires after 1s to %s, not after %s", maxExpiry, o.Expires)
-	}
-	if o.Uses < 0 || o.Uses > maxUses {
-		return "", fmt.Errorf("a ticket has 1 to %d uses, not %d", maxUses, o.Uses)
-	}
-	if len(o.Runtimes) == 0 {
-		o.Runtimes = []string{Wasm}
-		if o.Mine {
-			o.Runtimes = allRuntimes
-		}
-	}
-	for _, r := range o.Runtimes {
-		if !slices.Contains(allRuntimes, r) {
-			return "", fmt.Errorf("no runtime is called %.40q: there are %s", r, strings.Join(allRuntimes, ", "))
-		}
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	issuer, err := m.issuer()
+	t, err := m.newTicket(o)
 	if err != nil {
 		return "", err
 	}
-	t := &ticket{
-		Secret: make([]byte, 16), Expires: m.now().Add(o.Expires).Unix(), Uses: o.Uses, Mine: o.Mine,
-		Capabilities: []protocol.Capability{protocol.Capability_SUBMIT}, Runtimes: o.Runtimes,
-	}
+	t.Secret = make([]byte, 16)
 	rand.Read(t.Secret)
 	t.ID = ticketID(t.Secret)
-	if !o.Guest {
-		t.Capabilities = append(t.Capabilities, protocol.Capability_WORK)
-	}
-	if o.Mine {
-		t.Capabilities = append(t.Capabilities, protocol.Capability_RELAY)
-		if len(issuer.chain.GetCertificates())+1 < maxChain {
-			t.Capabilities = append(t.Capabilities, protocol.Capability_ADMIN)
-		}
-	}
-	for _, r := range t.Runtimes {
-		if !slices.Contains(m.own.Runtimes, r) {
-			return "", fmt.Errorf("this node's own certificate lacks the runtime %s, so it cannot give it", r)
-		}
-	}
 	if len(m.st.Tickets) >= maxTickets {
 		return "", fmt.Errorf("this node has given out %d tickets: wait until some have expired", maxTickets)
 	}
@@ -142,6 +102,56 @@ func (m *Membership) Invite(o InviteOptions) (string, error) {
 		return "", err
 	}
 	return formatTicket(w)
+}
+
+// newTicket checks what is asked for and makes a ticket of it, without secret. The caller holds mu.
+func (m *Membership) newTicket(o InviteOptions) (*ticket, error) {
+	if o.Mine && o.Guest {
+		return nil, errors.New("a ticket is for a machine of your own (--mine) or a guest's (--guest), not both")
+	}
+	if o.Uses == 0 {
+		o.Uses = 1
+	}
+	if o.Expires < time.Second || o.Expires > maxExpiry {
+		return nil, fmt.Errorf("a ticket expires after 1s to %s, not after %s", maxExpiry, o.Expires)
+	}
+	if o.Uses < 0 || o.Uses > maxUses {
+		return nil, fmt.Errorf("a ticket has 1 to %d uses, not %d", maxUses, o.Uses)
+	}
+	if len(o.Runtimes) == 0 {
+		o.Runtimes = []string{Wasm}
+		if o.Mine {
+			o.Runtimes = allRuntimes
+		}
+	}
+	for _, r := range o.Runtimes {
+		if !slices.Contains(allRuntimes, r) {
+			return nil, fmt.Errorf("no runtime is called %.40q: there are %s", r, strings.Join(allRuntimes, ", "))
+		}
+	}
+	issuer, err := m.issuer()
+	if err != nil {
+		return nil, err
+	}
+	t := &ticket{
+		Expires: m.now().Add(o.Expires).Unix(), Uses: o.Uses, Mine: o.Mine,
+		Capabilities: []protocol.Capability{protocol.Capability_SUBMIT}, Runtimes: o.Runtimes,
+	}
+	if !o.Guest {
+		t.Capabilities = append(t.Capabilities, protocol.Capability_WORK)
+	}
+	if o.Mine {
+		t.Capabilities = append(t.Capabilities, protocol.Capability_RELAY)
+		if len(issuer.chain.GetCertificates())+1 < maxChain {
+			t.Capabilities = append(t.Capabilities, protocol.Capability_ADMIN)
+		}
+	}
+	for _, r := range t.Runtimes {
+		if !slices.Contains(m.own.Runtimes, r) {
+			return nil, fmt.Errorf("this node's own certificate lacks the runtime %s, so it cannot give it", r)
+		}
+	}
+	return t, nil
 }
 
 // signer is what this node can sign certificates with.
@@ -167,7 +177,11 @@ func (m *Membership) issuer() (signer, error) {
 // sign makes a certificate; its end is that of the issuer's at the latest. The caller holds mu.
 func (m *Membership) sign(by signer, body *protocol.CertificateBody) (*protocol.Chain, error) {
 	now := m.now()
-	body.NotBeforeUnixS, body.NotAfterUnixS = now.Unix(), now.Add(lifetime).Unix()
+	life := lifetime
+	if body.Brief {
+		life = briefLifetime
+	}
+	body.NotBeforeUnixS, body.NotAfterUnixS = now.Unix(), now.Add(life).Unix()
 	if by.chain != nil {
 		body.NotAfterUnixS = min(body.NotAfterUnixS, m.own.NotAfter.Unix())
 	}
@@ -288,7 +302,7 @@ func (m *Membership) TakeRenewal(chain *protocol.Chain) error {
 		return err
 	}
 	a, b := c.body, m.own.body
-	if c.Peer != m.self || !bytes.Equal(a.Owner, b.Owner) || !slices.Equal(a.Capabilities, b.Capabilities) || !slices.Equal(a.Runtimes, b.Runtimes) {
+	if c.Peer != m.self || !bytes.Equal(a.Owner, b.Owner) || !bytes.Equal(a.Circle, b.Circle) || !slices.Equal(a.Capabilities, b.Capabilities) || !slices.Equal(a.Runtimes, b.Runtimes) {
 		return fmt.Errorf("%w: a renewal that changes more than the time", ErrCertificate)
 	}
 	if !c.NotAfter.After(m.own.NotAfter) {

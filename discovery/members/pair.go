@@ -1,0 +1,812 @@
+package members
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"filippo.io/cpace"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/sec"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"google.golang.org/protobuf/proto"
+
+	"meshnode/protocol"
+)
+
+const (
+	// MinSecret is how many characters a shared secret has where others than this machine could try it: the wrong tries of a
+	// patient neighbour, 5 a minute for a year, are 2²² at most, and people choose badly.
+	MinSecret = 16
+	// MaxSecret bounds a secret in bytes.
+	MaxSecret = 1024
+
+	circleSize = 16
+	// briefLifetime of a throw-away node's certificate: its program may run for days, and is admitted again by its secret.
+	briefLifetime = 7 * 24 * time.Hour
+
+	// busyTries while the other side pairs with somebody else, which takes some milliseconds.
+	busyTries = 8
+	busyPause = 30 * time.Millisecond
+)
+
+// What a shared secret gives, and no more.
+var (
+	circleCapabilities = []protocol.Capability{protocol.Capability_SUBMIT, protocol.Capability_WORK}
+	circleRuntimes     = []string{Wasm, Python}
+)
+
+// Errors of Pair and JoinCode that a caller can act on; what the other side refuses is a *Refused.
+var (
+	// ErrWrongSecret: the other side does not know the same code or secret.
+	ErrWrongSecret = errors.New("the other side does not know the same secret")
+	// ErrItself: at that place is this node.
+	ErrItself = errors.New("that is this node itself")
+	// ErrShortSecret: a secret of less than MinSecret characters, and another machine.
+	ErrShortSecret = fmt.Errorf("a secret that other machines can try has at least %d characters", MinSecret)
+)
+
+// CheckSecret says what is wrong with a shared secret; local says that only this machine can reach those who know it.
+func CheckSecret(secret string, local bool) error {
+	switch {
+	case len(secret) > MaxSecret:
+		return fmt.Errorf("the secret is too long: at most %d bytes", MaxSecret)
+	case !utf8.ValidString(secret):
+		return errors.New("the secret is not text in UTF-8")
+	case strings.TrimSpace(secret) == "":
+		return errors.New("the secret is empty")
+	case !local && utf8.RuneCountInString(secret) < MinSecret:
+		return ErrShortSecret
+	}
+	return nil
+}
+
+// pairing is what a Membership knows of shared secrets.
+type pairing struct {
+	secret string                                 // Membership.mu guards it, and what follows
+	where  func(peer.ID) []ma.Multiaddr           // may be nil
+	ask    func(secret string, _ []peer.AddrInfo) // may be nil
+
+	// courting is held while two nodes that know the secret agree on who joins whom: a node that lets one in while it moves to
+	// another mesh itself would leave the first behind.
+	courting sync.Mutex
+}
+
+// OpenToSecret has this node admit others that know the secret, until it is called with "". where tells the addresses of members,
+// and ask is called with those whom this node is to ask in its turn (Pair); both may be nil.
+func (m *Membership) OpenToSecret(secret string, where func(peer.ID) []ma.Multiaddr, ask func(secret string, at []peer.AddrInfo)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pairing.secret, m.pairing.where, m.pairing.ask = secret, where, ask
+	m.changed()
+}
+
+// Secret reports whether a shared secret is open here.
+func (m *Membership) Secret() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.pairing.secret != ""
+}
+
+// PairOptions of Pair.
+type PairOptions struct {
+	// Free says of a throw-away node that it may leave the mesh that it was admitted to: nobody is there any more.
+	Free bool
+}
+
+// Paired is what came of a pairing.
+type Paired struct {
+	Peer peer.ID
+	Name string // what the other calls itself
+	Addr ma.Multiaddr
+	Mesh MeshID
+	// Ask are members of the other's mesh who can admit this node, which the other cannot: nothing has changed yet.
+	Ask []peer.AddrInfo
+	// Sent says that the other was told whom to ask: it is no member of this node's mesh yet, and will be.
+	Sent bool
+}
+
+// Pair finds out whether the node at a place knows the same secret, and if so makes the two members of one mesh, in the same
+// circle: whichever is alone joins the other's; of two that are alone the one with the higher peer ID.
+func (m *Membership) Pair(ctx context.Context, at Place, secret string, o PairOptions) (*Paired, error) {
+	for try := 1; ; try++ {
+		p, err := m.pairBy(ctx, at, 0, secret, o)
+		var refused *Refused
+		if try == busyTries || !errors.As(err, &refused) || refused.Denial != protocol.Denial_BUSY {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(busyPause/2 + mathrand.N(time.Duration(try)*busyPause)):
+		}
+	}
+}
+
+// pairBy dials and pairs by a code or, if nameplate is 0, a shared secret.
+func (m *Membership) pairBy(ctx context.Context, at Place, nameplate uint32, secret string, o PairOptions) (*Paired, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*admissionTimeout)
+	defer cancel()
+	c, err := m.dialHost(ctx, at.Network, at.Host, at.Peer)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %s", ErrUnreachable, at.Host, plain(err.Error()))
+	}
+	defer c.Close()
+	limitTime(ctx, c)
+	addr, err := manet.FromNetAddr(c.RemoteAddr())
+	if err != nil {
+		return nil, err
+	}
+	if nameplate == 0 {
+		if err := CheckSecret(secret, addrOf(c.RemoteAddr()).IsLoopback()); err != nil {
+			return nil, err
+		}
+	}
+	if c.RemotePeer() == m.self {
+		return nil, ErrItself
+	}
+	x := &pact{m: m, c: c, start: &protocol.PairStart{Nameplate: nameplate}}
+	reply, err := x.dialer(secret)
+	if err != nil {
+		return nil, err
+	}
+	p := &Paired{Peer: c.RemotePeer(), Name: x.other, Addr: addr, Mesh: MeshID(x.answer.Mesh)}
+	if nameplate > 0 {
+		if err := m.enterBy(c, x, reply.Chain, reply.Issued, addr); err != nil {
+			sayDone(c, plain(err.Error()))
+			return nil, err
+		}
+		return p, writeMsg(c, &protocol.AdmissionDone{})
+	}
+	return p, x.settle(p, o)
+}
+
+// enterBy makes this node a member of the mesh of the other, who has proven the code or secret.
+func (m *Membership) enterBy(c sec.SecureConn, x *pact, chain, issued *protocol.Chain, addr ma.Multiaddr) error {
+	mesh := x.start.Mesh
+	if x.isDialer {
+		mesh = x.answer.Mesh
+	}
+	var addrs []ma.Multiaddr
+	if addr != nil {
+		addrs = append(addrs, addr)
+	}
+	old := m.Mesh()
+	if err := m.enter(&protocol.Ticket{Mesh: mesh}, &protocol.AdmissionReply{Chain: chain, Issued: issued}, c.RemotePeer(), addrs); err != nil {
+		return err
+	}
+	if x.start.Nameplate > 0 || old == MeshID(mesh) {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.st.BySecret = true
+	return m.saveState()
+}
+
+// pact is one exchange of two sides that may know the same code or secret.
+//
+// CPace makes a key of what both know, their two peer IDs, which TLS has proven, and the dialling side's mesh. Somebody in the
+// middle of two TLS channels has other IDs, so the keys differ; so they do if anything that was said is another for the other side,
+// since each proof is over all of it. The dialling side proves first: so the listening side can count wrong tries, and one that
+// breaks off before its proof has learnt nothing that it could test a guess with.
+type pact struct {
+	m        *Membership
+	c        sec.SecureConn
+	isDialer bool
+	start    *protocol.PairStart
+	answer   *protocol.PairAnswer
+	key      []byte
+	other    string // what the other calls itself
+}
+
+var errPact = fmt.Errorf("%w: it is no answer to what was said", protocol.ErrProtocol)
+
+// context is what CPace binds besides the secret.
+func (x *pact) context() *cpace.ContextInfo {
+	a, b := x.m.self, x.c.RemotePeer()
+	if !x.isDialer {
+		a, b = b, a
+	}
+	ad := binary.BigEndian.AppendUint32([]byte("meshnode pair 1\x00"), x.start.Nameplate)
+	return cpace.NewContextInfo(string(a), string(b), append(ad, x.start.Mesh...))
+}
+
+// proof is over the role of who makes it and all that was said before; name is of the side that makes it.
+func (x *pact) proof(dialer bool, name string) []byte {
+	role := "meshnode pair proof of the listener"
+	if dialer {
+		role = "meshnode pair proof of the dialling "
+	}
+	a, b := sha256.Sum256([]byte(x.m.self)), sha256.Sum256([]byte(x.c.RemotePeer()))
+	if !x.isDialer {
+		a, b = b, a
+	}
+	said := sha256.Sum256([]byte(name))
+	return mac(x.key, []byte(role), binary.BigEndian.AppendUint32(nil, x.start.Nameplate), a[:], b[:],
+		x.start.Mesh, x.start.Share, x.answer.Mesh, x.answer.Share, said[:])
+}
+
+// dialer says what the dialling side says until both have proven what they know, and returns what the other said last.
+func (x *pact) dialer(secret string) (*protocol.AdmissionReply, error) {
+	x.isDialer = true
+	mesh := x.m.Mesh()
+	x.start.Mesh = mesh[:]
+	share, state, err := cpace.Start(secret, x.context())
+	if err != nil {
+		return nil, err
+	}
+	x.start.Share = share
+	if err := writeMsg(x.c, &protocol.Admission{Pair: x.start}); err != nil {
+		return nil, err
+	}
+	reply, err := x.read()
+	if err != nil {
+		return nil, err
+	}
+	if x.answer = reply.Pair; len(x.answer.GetMesh()) != 32 {
+		return nil, errPact
+	}
+	if x.key, err = state.Finish(x.answer.Share); err != nil {
+		return nil, errPact
+	}
+	if err := writeMsg(x.c, &protocol.AdmissionDone{Pair: &protocol.PairProof{Proof: x.proof(true, x.m.name), Name: x.m.name}}); err != nil {
+		return nil, err
+	}
+	if reply, err = x.read(); err != nil {
+		return nil, err
+	}
+	if !hmac.Equal(x.proof(false, reply.Proof.GetName()), reply.Proof.GetProof()) {
+		return nil, ErrWrongSecret
+	}
+	x.other = cleanName(reply.Proof.Name)
+	return reply, nil
+}
+
+// read reads an answer that is no denial.
+func (x *pact) read() (*protocol.AdmissionReply, error) {
+	reply, err := readReply(x.c)
+	if err != nil {
+		return nil, fmt.Errorf("read the answer of the other side: %w", err)
+	}
+	if reply.Denial != protocol.Denial_ADMITTED {
+		writeMsg(x.c, &protocol.AdmissionDone{})
+		return nil, refusedBy(x.c.RemotePeer(), reply)
+	}
+	return reply, nil
+}
+
+func (x *pact) deny(d protocol.Denial, reason string) error {
+	if err := writeMsg(x.c, &protocol.AdmissionReply{Denial: d, Reason: reason}); err != nil {
+		return err
+	}
+	awaitDone(x.c)
+	return fmt.Errorf("pairing refused: %s", reason)
+}
+
+const (
+	wrongCodeReason   = "the code is not right, or is used up, or has ended: ask for a new one (meshnode invite --code)"
+	wrongSecretReason = "the two secrets are not the same"
+	noSecretReason    = "it takes no shared secret: start it with one (meshnode up --secret-file FILE, ppserver -s SECRET)"
+)
+
+// pairIn is the listening side. It returns errJoined when the exchange came to its end.
+func (m *Membership) pairIn(c sec.SecureConn, start *protocol.PairStart) error {
+	if len(start.Mesh) != 32 || start.Nameplate > maxNameplate {
+		return errPact
+	}
+	x := &pact{m: m, c: c, start: start}
+	from := source(addrOf(c.RemoteAddr())).String()
+	m.mu.Lock()
+	over := m.tries.over(from, m.wall())
+	secret, mesh := m.pairing.secret, m.st.Mesh
+	var given *code
+	if start.Nameplate > 0 {
+		// A number that nobody has is answered as one with other words.
+		secret = rand.Text()
+		if given = m.codeOf(start.Nameplate); given != nil {
+			secret = given.Words
+		}
+	} else if CheckSecret(secret, addrOf(c.RemoteAddr()).IsLoopback()) != nil {
+		secret = ""
+	}
+	m.mu.Unlock()
+	if over {
+		return x.deny(protocol.Denial_TOO_MANY_TRIES, "too many wrong tries from your address: wait a minute and try again")
+	}
+	if secret == "" {
+		return x.deny(protocol.Denial_NO_SECRET, noSecretReason)
+	}
+	share, key, err := cpace.Exchange(secret, x.context(), start.Share)
+	if err != nil {
+		return errPact
+	}
+	x.key, x.answer = key, &protocol.PairAnswer{Mesh: mesh, Share: share}
+	if err := writeMsg(c, &protocol.AdmissionReply{Pair: x.answer}); err != nil {
+		return err
+	}
+	done := &protocol.AdmissionDone{}
+	if err := readMsg(c, done, protocol.MaxAdmission); err != nil {
+		return fmt.Errorf("read its proof: %w", err)
+	}
+	if done.Pair == nil {
+		return errPact
+	}
+	right := hmac.Equal(x.proof(true, done.Pair.Name), done.Pair.Proof)
+	x.other = cleanName(done.Pair.Name)
+	if start.Nameplate > 0 {
+		return x.joinedByCode(given, right, from)
+	}
+	if !right {
+		m.mu.Lock()
+		m.tries.wrong(from, m.wall())
+		m.mu.Unlock()
+		return x.deny(protocol.Denial_WRONG_SECRET, wrongSecretReason)
+	}
+	if err := writeMsg(c, &protocol.AdmissionReply{Proof: &protocol.PairProof{Proof: x.proof(false, m.name), Name: m.name}}); err != nil {
+		return err
+	}
+	return x.answerStanding()
+}
+
+// joinedByCode ends the listening side of a code.
+func (x *pact) joinedByCode(given *code, right bool, from string) error {
+	m := x.m
+	reply, err := func() (*protocol.AdmissionReply, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		// It may have ended since the exchange began: many may be tried at once, and five count in all.
+		if !right || given == nil || given.Wrong >= wrongCodes || !slices.Contains(m.st.Codes, given) {
+			m.tries.wrong(from, m.wall())
+			if given == nil || given.standing(m.now()) != CodeOpen {
+				return nil, ErrWrongSecret
+			}
+			given.Wrong++
+			left := wrongCodes - given.Wrong
+			if err := m.saveState(); err != nil {
+				given.Wrong = wrongCodes // what is not on disk could be tried again after a restart
+				m.log.Error("a wrong try of a code cannot be noted: the code is ended", "err", err)
+			}
+			m.log.Warn("a wrong code was tried", "nameplate", given.Nameplate, "peer", x.c.RemotePeer(), "addr", x.c.RemoteAddr().String(), "left", left)
+			if given.Wrong >= wrongCodes {
+				m.log.Warn("a code has ended by wrong tries: somebody else may be guessing; make a new one (meshnode invite --code)", "nameplate", given.Nameplate)
+				m.changed()
+			}
+			return nil, ErrWrongSecret
+		}
+		return m.redeemCode(given, x.c.RemotePeer(), x.other)
+	}()
+	if errors.Is(err, ErrWrongSecret) {
+		return x.deny(protocol.Denial_WRONG_SECRET, wrongCodeReason)
+	}
+	if err != nil {
+		m.log.Error("cannot answer a join by code", "peer", x.c.RemotePeer(), "err", err)
+		return x.deny(protocol.Denial_CANNOT_ISSUE, "the node that gave out this code cannot give a certificate now: look into its log")
+	}
+	reply.Proof = &protocol.PairProof{Proof: x.proof(false, m.name), Name: m.name}
+	if err := writeMsg(x.c, reply); err != nil {
+		return err
+	}
+	awaitDone(x.c)
+	if _, err := m.Add(reply.Issued); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.changed()
+	m.mu.Unlock()
+	m.log.Info("a new member joined by a code", "peer", x.c.RemotePeer(), "name", x.other)
+	return errJoined
+}
+
+// ---- shared secrets: who joins whom
+
+// settle is the dialling side's part after both have proven the secret.
+func (x *pact) settle(p *Paired, o PairOptions) error {
+	m := x.m
+	m.pairing.courting.Lock()
+	defer m.pairing.courting.Unlock()
+	own := m.Own()
+	if own.Mesh != MeshID(x.start.Mesh) {
+		return ErrLeaveFirst // into another mesh, between the proof and now
+	}
+	m.mu.RLock()
+	standing := &protocol.PairStanding{
+		Chain: own.chain, Alone: m.alone() || (!m.sync && o.Free), Brief: !m.sync, Founder: len(m.st.Root) > 0, Loose: m.loose(),
+	}
+	m.mu.RUnlock()
+	if err := writeMsg(x.c, &protocol.AdmissionDone{Standing: standing}); err != nil {
+		return err
+	}
+	reply, err := x.read()
+	if err != nil {
+		return err
+	}
+	v := reply.Verdict
+	if v == nil {
+		return errPact
+	}
+	switch v.Step {
+	case protocol.PairStep_DONE:
+		if by, _, err := m.judge(v.Chain, x.c.RemotePeer()); err == nil {
+			return m.learn(by)
+		}
+		return nil
+	case protocol.PairStep_ASK:
+		p.Ask = multiaddrs(v.Others)
+		return nil
+	case protocol.PairStep_ENTER:
+		if err := m.enterBy(x.c, x, v.Chain, v.Issued, p.Addr); err != nil {
+			sayDone(x.c, plain(err.Error()))
+			return err
+		}
+		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{}})
+	case protocol.PairStep_TAKE:
+		if err := m.takeCircle(v.Circle, v.Chain, x.c.RemotePeer()); err != nil {
+			sayDone(x.c, plain(err.Error()))
+			return err
+		}
+		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{Chain: m.Own().chain}})
+	case protocol.PairStep_GIVE:
+		gift, err := x.gift(v.Chain)
+		if err != nil {
+			sayDone(x.c, plain(err.Error()))
+			return err
+		}
+		if err := x.finish(&protocol.AdmissionDone{Gift: gift}); err != nil {
+			return err
+		}
+		if p.Mesh = m.Mesh(); gift.Issued != nil {
+			_, err = m.Add(gift.Issued)
+			m.mu.Lock()
+			m.changed()
+			m.mu.Unlock()
+		}
+		p.Sent = len(gift.Others) > 0
+		return err
+	}
+	return errPact
+}
+
+// finish says the dialling side's last word, and hears whether it was taken.
+func (x *pact) finish(last *protocol.AdmissionDone) error {
+	if err := writeMsg(x.c, last); err != nil {
+		return err
+	}
+	_, err := x.read()
+	return err
+}
+
+// answerStanding is the listening side's part after both have proven the secret.
+func (x *pact) answerStanding() error {
+	m := x.m
+	done := &protocol.AdmissionDone{}
+	if err := readMsg(x.c, done, protocol.MaxAdmission); err != nil {
+		return fmt.Errorf("read where it stands: %w", err)
+	}
+	s := done.Standing
+	if s == nil {
+		return errPact
+	}
+	m.mu.RLock()
+	now := m.now()
+	m.mu.RUnlock()
+	their, err := verify(s.Chain, MeshID(x.start.Mesh), now)
+	if their == nil || their.Peer != x.c.RemotePeer() {
+		return fmt.Errorf("its own certificate: %w", err)
+	}
+	if !m.pairing.courting.TryLock() {
+		return x.deny(protocol.Denial_BUSY, "it is pairing with another node just now: try again")
+	}
+	defer m.pairing.courting.Unlock()
+	if m.Mesh() != MeshID(x.answer.Mesh) {
+		return x.deny(protocol.Denial_BUSY, "it went to another mesh just now: try again")
+	}
+	v, err := x.decide(s, their)
+	if err != nil {
+		return x.deny(protocol.Denial_CANNOT_PAIR, plain(err.Error()))
+	}
+	if err := writeMsg(x.c, &protocol.AdmissionReply{Verdict: v}); err != nil {
+		return err
+	}
+	if v.Step == protocol.PairStep_DONE || v.Step == protocol.PairStep_ASK {
+		return errJoined
+	}
+	done.Reset()
+	if err := readMsg(x.c, done, protocol.MaxAdmission); err != nil {
+		return fmt.Errorf("read whether it agrees: %w", err)
+	}
+	if done.Refused != "" || done.Gift == nil {
+		return fmt.Errorf("pairing refused by the other side: %s", plain(done.Refused))
+	}
+	if err := x.take(v, done.Gift); err != nil {
+		return x.deny(protocol.Denial_CANNOT_PAIR, plain(err.Error()))
+	}
+	if err := writeMsg(x.c, &protocol.AdmissionReply{Verdict: &protocol.PairVerdict{Step: protocol.PairStep_DONE}}); err != nil {
+		return err
+	}
+	return errJoined
+}
+
+// decide says what the dialling side is to do. The caller holds courting.
+func (x *pact) decide(s *protocol.PairStanding, their *Cert) (*protocol.PairVerdict, error) {
+	m := x.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	give := &protocol.PairVerdict{Step: protocol.PairStep_GIVE, Chain: m.own.chain}
+	if their.Mesh == m.own.Mesh {
+		good := m.now().Before(their.NotAfter)
+		switch {
+		case m.own.Circle != "" && m.own.Circle == their.Circle && good:
+			return &protocol.PairVerdict{Step: protocol.PairStep_DONE, Chain: m.own.chain}, nil
+		case their.Circle != "" && m.own.Circle == "":
+			return give, nil
+		case m.own.Circle == "" && len(m.st.Root) == 0 && s.Founder:
+			return give, nil
+		case their.Circle != "" && m.own.Circle != their.Circle && !s.Founder:
+			return nil, errors.New("both are in one mesh, but were admitted by different secrets: let one leave it (meshnode leave)")
+		case s.Founder:
+			if m.own.Circle == "" { // this node has the root key as well
+				if err := m.foundCircle(their.body.Circle); err != nil {
+					return nil, err
+				}
+			}
+			return &protocol.PairVerdict{Step: protocol.PairStep_TAKE, Circle: m.own.body.Circle, Chain: m.own.chain}, nil
+		}
+		return m.host(x.c.RemotePeer(), x.other, s.Brief, their)
+	}
+	alone, loose := m.alone(), m.loose()
+	var enter bool // the other comes to this one's mesh
+	switch {
+	case s.Alone != alone:
+		enter = s.Alone
+	case alone:
+		enter = s.Brief || m.self < x.c.RemotePeer()
+	case s.Loose && loose:
+		enter = bytes.Compare(m.st.Mesh, x.start.Mesh) < 0
+	case s.Loose != loose:
+		enter = s.Loose
+	default:
+		return nil, fmt.Errorf("the secret is right, but both nodes are in meshes with others (%s and %s): let one leave its mesh (meshnode leave)", MeshID(m.st.Mesh), their.Mesh)
+	}
+	if !enter {
+		return give, nil
+	}
+	return m.host(x.c.RemotePeer(), x.other, s.Brief, nil)
+}
+
+// movable reports whether the node may go to another mesh without a person's word. The caller holds mu.
+func (m *Membership) movable() bool { return m.alone() || m.loose() || !m.sync }
+
+// loose reports whether this node's mesh is nothing but a circle: its first node, and members who were admitted by the secret. When
+// many nodes with one secret start at once, several such meshes begin; those who are in one go to the other as they meet, so that
+// one is left: that of the lowest ID. The caller holds mu.
+func (m *Membership) loose() bool {
+	circle := m.own.Circle
+	if circle == "" || !m.sync {
+		return false
+	}
+	founders := 0
+	for _, c := range append(slices.Collect(maps.Values(m.met)), m.own) {
+		if !c.bySecret(circle) {
+			return false
+		}
+		if c.Can(protocol.Capability_ADMIN) {
+			founders++
+		}
+	}
+	if founders > 1 || (len(m.st.Root) == 0 && !m.st.BySecret) {
+		return false
+	}
+	for _, t := range m.st.Tickets {
+		if len(t.Bound) > 0 {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(m.st.Codes, func(c *code) bool { return len(c.Bound) > 0 })
+}
+
+// bySecret reports whether the certificate is of a member admitted by the secret of that circle, or of the circle's first node.
+func (c *Cert) bySecret(circle string) bool {
+	if c.Brief {
+		return true
+	}
+	if c.Can(protocol.Capability_ADMIN) {
+		return c.Circle == circle && len(c.chain.Certificates) == 1 && bytes.Equal(c.body.Owner, c.body.Issuer)
+	}
+	return c.Circle == circle && bytes.Equal(c.body.Owner, c.body.Key)
+}
+
+// host admits a node to this one's mesh and circle, or names who can. was is its certificate in this mesh, if it has one. The
+// caller holds mu.
+func (m *Membership) host(p peer.ID, name string, brief bool, was *Cert) (*protocol.PairVerdict, error) {
+	issued, err := m.introduce(p, name, brief, was)
+	if err != nil {
+		if others := m.introducers(p); len(others) > 0 {
+			return &protocol.PairVerdict{Step: protocol.PairStep_ASK, Others: others}, nil
+		}
+		return nil, err
+	}
+	return &protocol.PairVerdict{Step: protocol.PairStep_ENTER, Chain: m.own.chain, Issued: issued}, nil
+}
+
+// introduce signs a certificate of this node's circle, which it begins if there is none and the mesh is this node's. The caller
+// holds mu.
+func (m *Membership) introduce(p peer.ID, name string, brief bool, was *Cert) (*protocol.Chain, error) {
+	key, err := keyOf(p)
+	if err != nil {
+		return nil, err
+	}
+	if m.own.Circle == "" {
+		if len(m.st.Root) == 0 {
+			return nil, errors.New("the secret is right, but only the machine that made the mesh can begin with it: start that one with the secret, too")
+		}
+		if err := m.foundCircle(nil); err != nil {
+			return nil, err
+		}
+	}
+	by, err := m.issuer()
+	if err != nil {
+		if m.now().After(m.own.NotAfter) {
+			return nil, errors.New("the secret is right, but this node's own certificate has ended")
+		}
+		if m.own.Brief || len(m.own.chain.Certificates) >= maxChain {
+			return nil, errors.New("the secret is right, but this node may admit nobody, and knows nobody who may")
+		}
+		by = signer{key: m.rawKey, chain: m.own.chain}
+	}
+	body := &protocol.CertificateBody{
+		Key: key, Name: name, Owner: key, Capabilities: slices.Clone(circleCapabilities), Runtimes: slices.Clone(circleRuntimes), Brief: brief,
+	}
+	if brief {
+		body.Capabilities = []protocol.Capability{protocol.Capability_SUBMIT}
+	}
+	if was != nil && !was.Brief {
+		// A member keeps what it has.
+		body = proto.Clone(was.body).(*protocol.CertificateBody)
+		for _, r := range circleRuntimes {
+			if !slices.Contains(body.Runtimes, r) {
+				body.Runtimes = append(body.Runtimes, r)
+			}
+		}
+	}
+	body.Circle = m.own.body.Circle
+	return m.sign(by, body)
+}
+
+// foundCircle begins a circle, or takes up one that the mesh has, where the mesh's root key is. The caller holds mu.
+func (m *Membership) foundCircle(circle []byte) error {
+	old := m.st.Circle
+	if m.st.Circle = circle; len(circle) == 0 {
+		m.st.Circle = make([]byte, circleSize)
+		rand.Read(m.st.Circle)
+	}
+	if err := m.certifySelf(); err != nil {
+		m.st.Circle = old
+		return err
+	}
+	m.changed()
+	return nil
+}
+
+// takeCircle takes up the mesh's circle from a member who has it.
+func (m *Membership) takeCircle(circle []byte, chain *protocol.Chain, from peer.ID) error {
+	by, _, err := m.judge(chain, from)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.st.Root) == 0 || len(circle) != circleSize || !bytes.Equal(circle, by.body.Circle) {
+		return errPact
+	}
+	m.add(by)
+	return m.foundCircle(circle)
+}
+
+// introducers are members of the circle who can admit others, where they are known to be. The caller holds mu.
+func (m *Membership) introducers(not peer.ID) [][]byte {
+	if m.pairing.where == nil {
+		return nil
+	}
+	var found []*Cert
+	for _, c := range m.met {
+		if c.Peer != not && c.Circle != "" && c.Circle == m.own.Circle && !c.Brief && len(c.chain.Certificates) < maxChain && m.now().Before(c.NotAfter) {
+			found = append(found, c)
+		}
+	}
+	slices.SortFunc(found, func(a, b *Cert) int {
+		if d := len(a.chain.Certificates) - len(b.chain.Certificates); d != 0 {
+			return d
+		}
+		return strings.Compare(string(a.Peer), string(b.Peer))
+	})
+	var out [][]byte
+	for _, c := range found {
+		for _, a := range m.pairing.where(c.Peer) {
+			if len(out) < protocol.MaxMemberAddresses && dialable(a) {
+				out = append(out, a.Encapsulate(ma.StringCast("/p2p/"+c.Peer.String())).Bytes())
+			}
+		}
+	}
+	return out
+}
+
+// gift is what the dialling side gives when it is the one to admit: a certificate, or who can give one.
+func (x *pact) gift(chain *protocol.Chain) (*protocol.PairGift, error) {
+	m, mesh := x.m, MeshID(x.answer.Mesh)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	their, err := verify(chain, mesh, m.now())
+	if their == nil || their.Peer != x.c.RemotePeer() {
+		return nil, fmt.Errorf("the other side's own certificate: %w", err)
+	}
+	if mesh != m.own.Mesh {
+		their = nil
+	}
+	v, err := m.host(x.c.RemotePeer(), x.other, false, their)
+	if err != nil {
+		if their == nil || m.own.Circle == "" {
+			return nil, err
+		}
+		v = &protocol.PairVerdict{} // it may hold the root key, and needs no more than the circle
+	}
+	return &protocol.PairGift{Chain: m.own.chain, Issued: v.Issued, Circle: m.own.body.Circle, Others: v.Others}, nil
+}
+
+// take ends the listening side's part of what it decided.
+func (x *pact) take(v *protocol.PairVerdict, g *protocol.PairGift) error {
+	m := x.m
+	switch v.Step {
+	case protocol.PairStep_ENTER: // it has entered
+		if _, err := m.Add(v.Issued); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		m.changed()
+		m.mu.Unlock()
+		m.log.Info("a new member was admitted by the shared secret", "peer", x.c.RemotePeer(), "name", x.other)
+		return nil
+	case protocol.PairStep_TAKE:
+		by, _, err := m.judge(g.Chain, x.c.RemotePeer())
+		if err != nil {
+			return err
+		}
+		return m.learn(by)
+	}
+	if len(g.Others) > 0 {
+		m.mu.RLock()
+		ask, secret := m.pairing.ask, m.pairing.secret
+		m.mu.RUnlock()
+		if infos := multiaddrs(g.Others); ask != nil && len(infos) > 0 {
+			ask(secret, infos)
+		}
+		return nil
+	}
+	m.mu.RLock()
+	founder := len(m.st.Root) > 0 && bytes.Equal(m.st.Mesh, x.start.Mesh)
+	m.mu.RUnlock()
+	switch {
+	case founder:
+		return m.takeCircle(g.Circle, g.Chain, x.c.RemotePeer())
+	case g.Issued == nil:
+		return errors.New("the other side may not give a certificate, and knows nobody who may")
+	}
+	if err := m.enterBy(x.c, x, g.Chain, g.Issued, nil); err != nil {
+		return err
+	}
+	m.log.Info("this node was admitted by the shared secret", "by", x.c.RemotePeer(), "name", x.other)
+	return nil
+}
