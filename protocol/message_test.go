@@ -78,6 +78,7 @@ func samples() []sample {
 		{"revoke", &Revoke{Epoch: 7, Attempts: held}},
 		{"cancel", &Cancel{Epoch: 7, Job: job}},
 		{"bye", &Bye{Reason: "going to sleep"}},
+		{"bye-asleep", &Bye{Reason: "goes to sleep", Asleep: true}},
 	}
 }
 

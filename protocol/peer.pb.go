@@ -1282,6 +1282,7 @@ func (x *Cancel) GetJob() []byte {
 type Bye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Asleep        bool                   `protobuf:"varint,2,opt,name=asleep,proto3" json:"asleep,omitempty"` // the sender's machine goes to sleep: what it runs of the receiver stays with it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1321,6 +1322,13 @@ func (x *Bye) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Bye) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
+	}
+	return false
 }
 
 var File_peer_proto protoreflect.FileDescriptor
@@ -1441,9 +1449,10 @@ const file_peer_proto_rawDesc = "" +
 	"\battempts\x18\x02 \x03(\v2\x12.meshnode.AttemptsR\battempts\"0\n" +
 	"\x06Cancel\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
-	"\x03job\x18\x02 \x01(\fR\x03job\"\x1d\n" +
+	"\x03job\x18\x02 \x01(\fR\x03job\"5\n" +
 	"\x03Bye\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason*0\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06asleep\x18\x02 \x01(\bR\x06asleep*0\n" +
 	"\aRefusal\x12\b\n" +
 	"\x04NONE\x10\x00\x12\x0e\n" +
 	"\n" +

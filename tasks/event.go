@@ -54,11 +54,12 @@ type PeerUp struct {
 	MayUseHere, MayUseThere []string
 }
 
-// PeerDown says that a stream is gone. Clean: a Bye was read.
+// PeerDown says that a stream is gone. Clean: a Bye was read. Asleep: it said that the peer's machine goes to sleep.
 type PeerDown struct {
 	Peer    protocol.NodeID
 	Session uint64
 	Clean   bool
+	Asleep  bool
 	Reason  string
 }
 
@@ -135,6 +136,14 @@ type SetGroup struct {
 // SetPaused stops taking and starting work ("" goes on). Running tasks end; queued ones go back.
 type SetPaused struct{ Reason string }
 
+// Sleep says that the machine is about to sleep: what has not started goes back, and nothing is granted or started before
+// Woke. What runs stays, here and at others. The node sends the Ready that follows, then Bye.
+type Sleep struct{ Reason string }
+
+// Woke says that the machine has slept, with or without a Sleep before, or that it was to sleep and does not. It comes before
+// every other event after the sleep. Pauses of the process alone show in the times of the Steps.
+type Woke struct{}
+
 // Shutdown is the first half of a clean stop: queued and running attempts of others go back to their
 // origins, nothing is granted or started any more. The node sends the Ready that follows, then Bye.
 type Shutdown struct{ Reason string }
@@ -159,5 +168,7 @@ func (Loaded) event()      {}
 func (SetSlots) event()    {}
 func (SetGroup) event()    {}
 func (SetPaused) event()   {}
+func (Sleep) event()       {}
+func (Woke) event()        {}
 func (Shutdown) event()    {}
 func (Tick) event()        {}

@@ -214,12 +214,14 @@ func (s *Scheduler) whereabouts(j *job) []Reason {
 	var rs []Reason
 	for _, id := range s.order {
 		p := s.peers[id]
-		running, queued, fetching := 0, 0, 0
+		running, queued, fetching, sleeping := 0, 0, 0, 0
 		for _, l := range p.leases {
 			switch {
 			case l.job != j:
 			case s.fetchingFrom(j, l.attempt):
 				fetching++
+			case p.asleep != 0:
+				sleeping++
 			case s.startedAt(l) != 0:
 				running++
 			default:
@@ -229,7 +231,7 @@ func (s *Scheduler) whereabouts(j *job) []Reason {
 		for _, x := range []struct {
 			c Code
 			n int
-		}{{RunsOn, running}, {Fetching, fetching}, {QueuedOn, queued}} {
+		}{{RunsOn, running}, {SleepsOn, sleeping}, {Fetching, fetching}, {QueuedOn, queued}} {
 			if x.n > 0 {
 				rs = append(rs, x.c.Reason(p.called(), some(x.n)))
 			}
@@ -426,7 +428,9 @@ func (s *Scheduler) WhyPeer(now int64, id protocol.NodeID) (Why, bool) {
 	case n > 0 && p.told > 0 && ours == 0:
 		w.Reasons = append(w.Reasons, Told.Reason(name, some(n)))
 	}
-	if ours > 0 {
+	if p.asleep != 0 && ours > 0 {
+		w.Reasons = append(w.Reasons, SleepsOn.Reason(name, some(ours)+" of this node's jobs"))
+	} else if ours > 0 {
 		running := 0
 		for _, l := range p.leases {
 			if s.startedAt(l) != 0 {

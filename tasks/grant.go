@@ -143,7 +143,7 @@ func (s *Scheduler) available(p *peer) bool {
 	if p.self { // it sends itself no beats that say so
 		return s.unavailable() == ""
 	}
-	return s.stopping == "" && p.up && p.paused == "" && !s.suspect(p)
+	return s.grants() && p.up && p.paused == "" && !s.suspect(p)
 }
 
 // weight is p's share of the work, in slots of mean speed times 1000.
@@ -560,7 +560,7 @@ func (s *Scheduler) atWork() int { return s.here.running + s.here.queued }
 // grantEagerly sends new work to peers that are known to be idle without waiting for them to ask (this saves a
 // round trip): one task to each before a second to any. Then it tells the others that there is work.
 func (s *Scheduler) grantEagerly() {
-	if s.stopping != "" || len(s.active) == 0 {
+	if !s.grants() || len(s.active) == 0 {
 		return
 	}
 	any := false

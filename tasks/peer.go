@@ -19,8 +19,8 @@ const (
 	leaseTime    = 3 * second
 	// beatSlack is how much later than its time a beat may come from the scheduler before the last one is repeated.
 	beatSlack = 100 * millisecond
-	// idleSuspectAfter is suspectAfter for a peer without leases: two beats and a half.
-	idleSuspectAfter = 12500 * millisecond
+	// idleSuspectAfter is suspectAfter for a peer without leases: a beat and a half.
+	idleSuspectAfter = 7500 * millisecond
 	// resetGrace is how long attempts wait for the same incarnation after their stream broke.
 	resetGrace = 100 * millisecond
 	// deadStepAge is the age of a peer's last Step from which on its beats come from a hung process.
@@ -37,6 +37,9 @@ type peer struct {
 	session     uint64
 	incarnation uint64 // of the process at the other end
 	downAt      int64  // when the last stream ended
+	asleep      int64  // since when it sleeps, as it said when it ended; 0: it does not. See sleep.go
+	absentFrom  int64  // we slept, or stood still, and it has
+	absentUntil int64  // so long to come back
 	heard       int64  // last frame read
 	nextBeat    int64
 	roundTrip   int64
@@ -82,7 +85,7 @@ func (s *Scheduler) peer(id protocol.NodeID) *peer {
 
 // shift moves all deadlines of p by a pause of our own.
 func (p *peer) shift(gap int64) {
-	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.recalledAt, &p.answersAt, &p.askFrom, &p.flushAt} {
+	for _, t := range []*int64{&p.heard, &p.renewed, &p.upAt, &p.downAt, &p.asleep, &p.absentFrom, &p.absentUntil, &p.nextBeat, &p.eagerFrom, &p.recallFrom, &p.recalledAt, &p.answersAt, &p.askFrom, &p.flushAt} {
 		if *t != 0 {
 			*t += gap
 		}
@@ -99,7 +102,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 	}
 	f := Facts{Name: h.Name, OS: h.Os, Arch: h.Arch, Labels: h.Labels, CPUs: h.Cpus, Memory: h.MemoryBytes}
 	if p.incarnation != h.Incarnation || !p.Facts.equal(&f) {
-		if p.incarnation != h.Incarnation {
+		if p.incarnation != h.Incarnation && p.asleep == 0 { // who loses its power asleep is not taken down by a task
 			s.nodeLost(p, NodeRestarted)
 			p.blamed, p.countedLost = nil, false // and that is sure
 		}
@@ -110,6 +113,7 @@ func (s *Scheduler) peerUp(ev PeerUp) {
 		p.upAt = s.now
 	}
 	p.up, p.session, p.incarnation = true, ev.Session, h.Incarnation
+	p.asleep, p.absentUntil = 0, 0
 	p.heard, p.renewed, p.nextBeat = s.now, s.now, s.now+beatEvery
 	p.throwAway, p.warned = h.ThrowAway, false
 	p.version, p.Facts, p.fits = h.NodeVersion, f, map[protocol.JobID]Code{}
@@ -152,7 +156,11 @@ func (s *Scheduler) peerDown(ev PeerDown) {
 	s.wentAway(p, s.awake())
 	if ev.Clean {
 		p.gone = true // and said so: no loss
-		s.lose(p, NodeLeft)
+		if ev.Asleep {
+			s.fellAsleep(p)
+		} else {
+			s.lose(p, NodeLeft)
+		}
 		s.dropQueued(p)
 	}
 }
@@ -213,7 +221,7 @@ func (s *Scheduler) beat(p *peer, m *protocol.Beat) {
 	// A beat renews only if its sender lives and hears us: else a one-way partition would renew for ever
 	// the lease of an attempt whose grant never arrived.
 	if int64(m.HeardAgeMs)*millisecond <= leaseTime && int64(m.StepAgeMs)*millisecond <= deadStepAge {
-		p.renewed = s.now
+		p.renewed, p.absentUntil = s.now, 0
 	}
 	if p.lostAt != 0 && s.now-int64(m.HeardAgeMs)*millisecond > p.lostAt {
 		p.lostAt = 0
@@ -310,13 +318,19 @@ func (s *Scheduler) tick() {
 			s.sendBeat(p)
 		}
 		switch {
-		case p.up && len(p.leases) > 0 && s.now >= p.renewed+leaseTime:
+		case p.up && len(p.leases) > 0 && s.asleep == "" && s.now >= s.lossDue(p):
 			lost := sortedAttempts(p.leases)
 			s.nodeLost(p, NodeLost)
 			p.lostAt = s.now
 			s.revoke(p, lost) // behind the grants that may still be on their way: none of them is to start
 		case !p.up && s.now >= p.downAt+resetGrace:
-			s.nodeLost(p, NodeGone)
+			switch {
+			case s.asleep != "":
+			case p.asleep != 0:
+				s.oversleep(p)
+			case s.now >= p.absentUntil:
+				s.nodeLost(p, NodeGone)
+			}
 			s.dropQueued(p)
 			if len(p.jobs) > 0 {
 				s.forgetJobs(p)
@@ -329,11 +343,11 @@ func (s *Scheduler) tick() {
 func (p *peer) wake(s *Scheduler, at func(int64)) {
 	if p.up && !p.self {
 		at(p.nextBeat)
-		if len(p.leases) > 0 {
-			at(p.renewed + leaseTime)
-		}
 	}
-	if !p.up && (len(p.leases) > 0 || p.queuedHere > 0) {
+	if !p.self {
+		at(s.lossDue(p))
+	}
+	if !p.up && p.queuedHere > 0 {
 		at(p.downAt + resetGrace)
 	}
 	if p.loadFrom > s.now && p.told == 0 && len(s.active) > 0 {

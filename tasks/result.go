@@ -269,7 +269,7 @@ func (s *Scheduler) flushAnswers() {
 		if len(p.answers) == 0 {
 			continue
 		}
-		if n := len(p.answers[accepted]); len(p.leases) > 0 && s.stopping == "" && s.now < p.answersAt &&
+		if n := len(p.answers[accepted]); len(p.leases) > 0 && s.grants() && s.now < p.answersAt &&
 			len(p.answers) == 1 && 0 < n && n < maxAnswers && p.answerBytes < maxAnswerBytes {
 			continue
 		}

@@ -25,6 +25,7 @@
 //	halt.go     too many of them end the job                                 (origin)
 //	retain.go   how long what has ended is kept                              (both)
 //	peer.go     streams, beats, expiring leases: when a worker is lost       (both)
+//	sleep.go    machines that sleep, this one too                            (both)
 //
 // Beside it: event.go and ready.go are what goes in and comes out, status.go what is asked, why.go the reasons with their words,
 // explain.go and story.go what is said of a job, a task or a peer with them, mean.go how durations are smoothed, check.go
@@ -90,6 +91,7 @@ type Scheduler struct {
 	mac      macKey
 	stopping string // reason, once Shutdown came
 	paused   string // reason, while no work is taken
+	asleep   string // reason, from Sleep to Woke
 
 	peers map[protocol.NodeID]*peer // this node too: it is a worker of its own jobs, by the same messages
 	order []protocol.NodeID         // of peers, sorted: iteration that can be seen from outside
@@ -199,8 +201,7 @@ func (s *Scheduler) Step(now int64, ev Event) error {
 }
 
 // advance moves the clock. If this process itself stood still, no lease may expire for it: every deadline
-// moves by the gap. And nothing queued for another node starts before that node has answered us, for it may
-// long have given the task to somebody else.
+// moves by the gap.
 func (s *Scheduler) advance(now int64) {
 	if !s.stepped {
 		s.stepped, s.now = true, now
@@ -212,13 +213,10 @@ func (s *Scheduler) advance(now int64) {
 	if gap <= ownPause {
 		return
 	}
-	s.challenge++
 	for _, p := range s.line {
 		p.shift(gap)
-		if p.queuedHere > 0 {
-			s.sendBeat(p) // the challenge: its tasks wait for the answer
-		}
 	}
+	s.interrupted(gap >= noticedAfter)
 	for _, j := range s.jobOrder {
 		if j.limboUntil != 0 {
 			j.limboUntil += gap
@@ -277,6 +275,10 @@ func (s *Scheduler) handle(ev Event) error {
 		return s.setGroup(ev)
 	case SetPaused:
 		s.setPaused(ev.Reason)
+	case Sleep:
+		s.sleep(ev.Reason)
+	case Woke:
+		s.woke()
 	case Shutdown:
 		s.shutdown(ev.Reason)
 	case Tick:

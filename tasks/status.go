@@ -34,6 +34,7 @@ type Share struct {
 type PeerStatus struct {
 	ID                     protocol.NodeID
 	Self, Up, Suspect      bool
+	Asleep                 bool // it said so when its stream ended
 	Slots, Running, Queued int
 	Unanswered             int // of this node: outcomes of other nodes\' tasks that it keeps
 	Paused                 string
@@ -129,7 +130,7 @@ func (s *Scheduler) Peers() []PeerStatus {
 		st := PeerStatus{
 			ID: id, Self: p.self, Up: p.up, Suspect: p.up && s.suspect(p),
 			Slots: p.slots, Running: p.running, Queued: p.queued, Paused: p.paused,
-			Runtimes: p.runtimes, Facts: p.Facts, Version: p.version,
+			Runtimes: p.runtimes, Facts: p.Facts, Version: p.version, Asleep: p.asleep != 0,
 		}
 		if p.self {
 			st.Slots, st.Paused = s.wanted, s.unavailable()

@@ -21,7 +21,7 @@ const (
 // finishTail moves work to peers that are idle while nothing is pending.
 func (s *Scheduler) finishTail() {
 	s.tailWake = 0
-	if s.stopping != "" {
+	if !s.grants() {
 		return
 	}
 	var idle []*peer
@@ -151,6 +151,8 @@ func (s *Scheduler) spare(j *job, thief *peer) {
 		due := l.started + max(usual, ends*spareDen/spareNum) + 1 // when elapsed time alone makes it a straggler
 		left := elapsed                                           // past its estimate: as long again
 		switch {
+		case l.to.asleep != 0:
+			left = sleepMost // who knows
 		case usual == 0:
 			due = l.started + spareBlind
 			if elapsed < spareBlind {

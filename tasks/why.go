@@ -37,7 +37,8 @@ const (
 
 	// Why a node gets no work at all.
 	NotConnected
-	Silent
+	Asleep // {what} is for how long
+	Silent // {what} is for how long
 	Deaf
 	Paused // {what} is the pause's own reason
 	NoSlots
@@ -57,6 +58,7 @@ const (
 
 	// Where a task or a job's tasks are. {what} is how many, or "it", or for how long.
 	RunsOn
+	SleepsOn
 	Overdue // {what} is its usual time there
 	QueuedOn
 	Fetching
@@ -85,6 +87,7 @@ const (
 	NodeLeft
 	NodeLost
 	NodeGone
+	NodeAsleep
 	NotHeld
 	Unproved
 	ProcessDied // {what} is how
@@ -120,7 +123,8 @@ var table = [codes]Reason{
 	GroupUnknown: {"group_unknown", "{node} was started anew, and waits to hear from the program how many of its tasks may run there", "nothing: it takes 10 s at most"},
 
 	NotConnected: {"not_connected", "{node} is not connected", "start it there: meshnode up -d; meshnode peers says what is tried"},
-	Silent:       {"silent", "{node} was not heard from for a while", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
+	Asleep:       {"asleep", "{node} is asleep, for {what} now: it said so before", "wake it, or do nothing: what it runs goes on when it wakes, and is granted elsewhere once it slept for as long as it had run"},
+	Silent:       {"silent", "{node} was not heard from for {what}", "it counts as lost after 3 s and its tasks run elsewhere; wake it, or look at its network"},
 	Deaf:         {"deaf", "{node} is connected, and does not hear this node", "look at the network between the two: one direction is broken, or the other computer is overloaded"},
 	Paused:       {"paused", "{node} takes no work: {what}", "on {node}: meshnode resume"},
 	NoSlots:      {"no_slots", "{node} has no slots", "on {node}: meshnode slots K"},
@@ -131,6 +135,7 @@ var table = [codes]Reason{
 	NoSlotFree:   {"no_slot_free", "it waits for a free slot on {what}", "nothing: it starts when a task there ends; more nodes or slots make it sooner"},
 	GroupLimit:   {"group_limit", "this node is to run {what} of its program at once, and does: the program wants so", "nothing, they end; the program can raise it (pp: ncpus of Server, or set_ncpus); other nodes are not limited by it"},
 	RunsOn:       {"runs", "{node} runs {what}", "nothing: it ends by itself, or when meshnode cancel ends it"},
+	SleepsOn:     {"sleeps", "{node} fell asleep while it ran {what}", "wake it, or do nothing: it is granted elsewhere once {node} slept for as long as it had run, 10 min at most"},
 	Overdue:      {"overdue", "it runs longer than the {what} that tasks of its job take there", "see meshnode logs JOB/TASK; a --timeout bounds it, meshnode cancel JOB/TASK ends it"},
 	QueuedOn:     {"queued", "{node} holds {what}, not started yet", "nothing: it starts when a slot there is free, or moves to a node that is idle"},
 	Fetching:     {"fetching", "{node} has finished {what}, and the bytes of the result are on their way", "nothing: it ends when they are here"},
@@ -164,6 +169,7 @@ var table = [codes]Reason{
 	NodeLeft:      {"node_left", "{node} was stopped, and gave up what it held", "nothing: it is granted again"},
 	NodeLost:      {"node_lost", "{node} was silent for 3 s and counts as lost", "nothing: it is granted again; was {node} asleep, or its network away?"},
 	NodeGone:      {"node_gone", "the connection to {node} broke", "nothing: it is granted again; was {node} switched off, or its network away?"},
+	NodeAsleep:    {"node_asleep", "{node} went to sleep while it ran it, and was not back in time", "nothing: it is granted again"},
 	NotHeld:       {"not_held", "{node} does not have it: the grant never arrived", "nothing: it is granted again; if it happens often, look at the network between the two"},
 	Unproved:      {"unproved", "{node} sent a result without the proof that it was granted", "see the log; the result was not used, and the task is granted again"},
 	ProcessDied:   {"process_died", "the worker process on {node} died: {what}", "see the task's log; after four deaths the task has failed, as it is what kills them"},
@@ -209,6 +215,8 @@ func (s *Scheduler) idle(p *peer) Code {
 	switch {
 	case p.self && s.unavailable() != "", !p.self && p.up && p.paused != "":
 		return Paused
+	case !p.up && p.asleep != 0:
+		return Asleep
 	case !p.up:
 		return NotConnected
 	case p.slotsHere(s) == 0:
@@ -237,6 +245,10 @@ func (s *Scheduler) explain(c Code, p *peer, j *job) Reason {
 		what = span(s.missing(p, j))
 	case NoMemory:
 		what = sizeText(s.memoryOf(p)) + " of memory for a task, and the job wants " + sizeText(j.spec.Limits.GetMemoryBytes())
+	case Silent:
+		what = span(s.now - p.heard)
+	case Asleep:
+		what = span(s.now - p.asleep)
 	case Paused:
 		if what = p.paused; p.self {
 			what = s.unavailable()

@@ -507,7 +507,10 @@ func (s *Scheduler) giveBack(p *peer, hs []*held, why protocol.Refusal, reason s
 func cut(t string, n int) string { return strings.ToValidUTF8(t[:min(n, len(t))], "") }
 
 // unavailable is why this node takes no work, or "".
-func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.paused) }
+func (s *Scheduler) unavailable() string { return cmp.Or(s.stopping, s.asleep, s.paused) }
+
+// grants says that this node, as an origin, gives work to others.
+func (s *Scheduler) grants() bool { return s.stopping == "" && s.asleep == "" }
 
 // refuses is why nothing may be queued here, not even what was asked for, or "".
 func (s *Scheduler) refuses() string {

@@ -76,6 +76,15 @@ func faultFreeze(w *world)  { w.anyNode().stopFor(w.between(200*ms, 9*sec), froz
 func faultHost(w *world)    { w.anyNode().stopFor(w.between(200*ms, 9*sec), paused) }
 func faultSuspend(w *world) { w.anyNode().stopFor(w.between(500*ms, 20*sec), suspended) }
 
+// faultSleep is a machine that knows before that it will sleep, or that it will and then does not.
+func faultSleep(w *world) {
+	d := w.between(1100*ms, 20*sec)
+	if w.chance(200) {
+		d = 0
+	}
+	w.anyNode().lieDown(d)
+}
+
 func faultHang(w *world) {
 	if n := w.alive(); n != nil {
 		d := w.between(300*ms, 6*sec)

@@ -53,8 +53,9 @@ type end struct {
 	up        bool // the peer's Hello was read
 	down      bool // the loop was told, or the process has let go
 	bye       bool
+	asleep    bool  // said its Bye
 	forging   bool  // what is sent now is a lie
-	heard     int64 // by the node's clock: the last frame read
+	heard     int64 // when the last frame was read, sleep included
 	beat      *protocol.Beat
 	again     int64 // the beat is sent again after so long
 	beats     int
@@ -85,8 +86,8 @@ func (l *link) dial() {
 	w := l.w
 	l.dials = false
 	a, b := l.n[0].p, l.n[1].p
-	if a == nil || b == nil || a.stopping || b.stopping {
-		return // the start of a process dials
+	if a == nil || b == nil || a.stopping || b.stopping || a.lying || b.lying {
+		return // the start of a process dials, and its getting up
 	}
 	if l.conn != nil && !l.conn.dead {
 		return
@@ -98,7 +99,7 @@ func (l *link) dial() {
 	c := &conn{l: l, last: [2]int64{w.now, w.now}}
 	for i, p := range []*process{a, b} {
 		p.session++
-		e := &end{p: p, peer: l.n[1-i].id, session: p.session, conn: c, side: i, heard: p.n.clock()}
+		e := &end{p: p, peer: l.n[1-i].id, session: p.session, conn: c, side: i, heard: w.now}
 		c.ends[i] = e
 		p.ends[e.session] = e
 	}
@@ -181,7 +182,7 @@ func (e *end) read(b []byte) {
 		p.n.w.fail("%v reads from %s: %v", p.n, p.n.w.byID[e.peer], err)
 		return
 	}
-	e.heard = p.n.clock()
+	e.heard = p.n.w.now
 	switch m := m.(type) {
 	case *protocol.Hello:
 		if e.up {
@@ -192,7 +193,7 @@ func (e *end) read(b []byte) {
 		p.post(tasks.PeerUp{Peer: e.peer, Session: e.session, Hello: m, MayUseHere: []string{"wasm"}, MayUseThere: []string{"wasm"}})
 		return
 	case *protocol.Bye:
-		e.bye = true
+		e.bye, e.asleep = true, m.Asleep
 		return
 	case *protocol.Beat:
 		if m.Ping > e.pinged {
@@ -218,7 +219,7 @@ func (e *end) sendBeat() {
 	p := e.p
 	b := proto.Clone(e.beat).(*protocol.Beat)
 	now := p.n.clock()
-	b.HeardAgeMs = uint32((now - e.heard) / ms)
+	b.HeardAgeMs = uint32((p.n.w.now - e.heard) / ms)
 	b.StepAgeMs = uint32((now - p.n.stepped) / ms)
 	e.pings++
 	e.sentPing[e.pings%uint64(len(e.sentPing))] = now
@@ -251,6 +252,8 @@ var (
 	// One direction is reset: the other end goes on for a while, into nothing.
 	cutHalf0 = cutMode{tell: [2][2]int64{{1 * ms, 30 * ms}, {300 * ms, 5 * sec}}}
 	cutHalf1 = cutMode{tell: [2][2]int64{{300 * ms, 5 * sec}, {1 * ms, 30 * ms}}}
+	// Both ends hear nothing, and hang up each in its time.
+	cutSilence = cutMode{tell: [2][2]int64{{1 * ms, 2 * sec}, {1 * ms, 2 * sec}}}
 	// Nobody is told: a cable was pulled.
 	cutSilent = cutMode{tell: [2][2]int64{{2 * sec, 20 * sec}, {2 * sec, 20 * sec}}}
 )
@@ -326,7 +329,7 @@ func (e *end) lose(clean bool) {
 		e.down = true
 		delete(p.ends, e.session)
 		if e.up {
-			p.post(tasks.PeerDown{Peer: e.peer, Session: e.session, Clean: clean && e.bye, Reason: "reset"})
+			p.post(tasks.PeerDown{Peer: e.peer, Session: e.session, Clean: clean && e.bye, Asleep: clean && e.asleep, Reason: "reset"})
 		}
 		l := e.conn.l
 		l.dialLater(l.w.between(l.w.redial[0], l.w.redial[1]))
@@ -343,9 +346,9 @@ func (l *link) wall(from0, from1 bool, d int64) {
 	l.wallEnd = max(l.wallEnd, w.now+d)
 	w.trace("partition %v>%v:%v %v>%v:%v for %.1f s", l.n[0], l.n[1], from0, l.n[1], l.n[0], from1, float64(d)/1e9)
 	if c := l.conn; c != nil && !w.patient {
-		w.after(w.between(4*sec, 20*sec), func() {
+		w.after(w.between(3*sec, 12*sec), func() {
 			if (l.blocked[0] || l.blocked[1]) && l.conn == c {
-				c.cut(cutReset)
+				c.cut(cutSilence)
 			}
 		})
 	}

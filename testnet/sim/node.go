@@ -132,6 +132,7 @@ type process struct {
 	syncWanted  int // batches that somebody waits for
 	dead        bool
 	stopping    bool
+	lying       bool // its machine is about to sleep, or sleeps: it has said so to all
 	turns       int
 	spins       int // turns in a row that had nothing to do and want another one at once
 
@@ -355,6 +356,7 @@ func (n *node) stopFor(d int64, kind stopKind) {
 	w.trace("%v is %v for %.3f s", n, kind, float64(d)/1e9)
 	n.stop, n.stopped = kind, w.now
 	n.silent(p)
+	n.hungUpOn()
 	w.after(d, func() {
 		if p.dead || !n.stands() {
 			return
@@ -363,16 +365,92 @@ func (n *node) stopFor(d int64, kind stopKind) {
 	})
 }
 
+// hungUpOn lets the others close their streams to a node from which nothing comes: after the time of a lease, or later where there
+// is none. It learns of it when it goes on, after what had come before.
+func (n *node) hungUpOn() {
+	w, since := n.w, n.stopped
+	if w.patient {
+		return
+	}
+	for _, l := range n.links {
+		c, k := l.conn, l.side(n)
+		if c == nil || c.dead {
+			continue
+		}
+		// Not of the world's own numbers: those decide what else happens.
+		x := int64(hash64(w.seed, uint64(w.now), uint64(c.ends[0].session)) % 1000)
+		d := 3*sec + x*ms
+		if x%4 == 0 {
+			d = 5*sec + x*5*ms
+		}
+		w.after(d, func() {
+			if n.stands() && n.stopped == since && l.conn == c && !c.ends[1-k].p.n.stands() {
+				m := cutMode{keep: true}
+				m.tell[k] = [2]int64{1 * ms, 30 * ms}
+				c.cut(m)
+			}
+		})
+	}
+}
+
+// lieDown lets the machine sleep for d, after it was told so: it says so to the others first. With d of 0 it does not sleep.
+func (n *node) lieDown(d int64) {
+	p, w := n.p, n.w
+	if p == nil || n.stands() || p.stopping || p.lying {
+		return
+	}
+	p.lying = true
+	w.trace("%v is to sleep for %.3f s", n, float64(d)/1e9)
+	p.post(tasks.Sleep{Reason: "its lid is closed"})
+	p.after(w.between(5*ms, 60*ms), func() {
+		if n.stands() || p.stopping {
+			return
+		}
+		for _, e := range p.sortedEnds() {
+			if !e.down && e.up {
+				e.send(&protocol.Bye{Reason: "goes to sleep", Asleep: true})
+			}
+			e.conn.cut(cutClean(e.side))
+		}
+		p.after(w.between(1*ms, 400*ms), func() {
+			if d > 0 {
+				n.stopFor(d, suspended)
+				return
+			}
+			p.getUp()
+		})
+	})
+}
+
+// getUp is what the system's word does that the machine is awake: it comes behind the word that it was to sleep.
+func (p *process) getUp() {
+	w := p.n.w
+	p.lying = false
+	p.post(tasks.Woke{})
+	for _, l := range p.n.links {
+		l.dialLater(w.between(w.redial[0], w.redial[1]))
+	}
+}
+
 func (n *node) goOn() {
 	w := n.w
 	w.trace("%v goes on", n)
+	slept := int64(0)
 	if n.stop == suspended {
-		n.slept += w.now - n.stopped
+		slept = w.now - n.stopped
+		n.slept += slept
 	}
 	off := n.off()
 	n.stop = 0
 	if n.p != nil {
 		n.heard(n.p)
+	}
+	if p := n.p; p != nil && slept > sec { // the loop looks at the clocks before it steps anything
+		p.inbox = slices.Insert(p.inbox, 0, waiting{ev: tasks.Woke{}})
+		p.kick()
+	}
+	if n.p != nil && n.p.lying {
+		n.p.getUp()
 	}
 	for _, l := range n.links {
 		if off {

@@ -64,10 +64,12 @@ var scenarios = map[string]func(*world){
 		if w.chance(500) {
 			w.small(2, 5)
 		} else {
-			w.one(2+w.rng.IntN(3), uint32(w.between(100, 500)), w.between(5*ms, 100*ms))
+			w.one(2+w.rng.IntN(3), uint32(w.between(100, 500)), w.between(5*ms, 100*ms)).noSpares = true
 			w.settleAt = 8 * sec
+			w.maxRegrants = 1
 		}
 		w.deathsPer, w.stragglePer, w.partial = 0, 0, false
+		w.redial = [2]int64{5 * ms, 4 * sec} // the others have hung up, and a network needs time
 		for range 3 {
 			w.at(w.between(300*ms, w.settleAt-1), func() {
 				w.order[w.rng.IntN(len(w.order))].n.stopFor(w.between(1*sec, 12*sec), stopKind(w.between(1, 3)))
@@ -78,6 +80,15 @@ var scenarios = map[string]func(*world){
 		w.small(2, 5)
 		w.plague(w.between(800*ms, 3*sec), faultFreeze, faultHost, faultSuspend)
 		w.plague(3*sec, faultHang)
+	},
+	// Laptops: their machines sleep, most of them after saying so.
+	"sleep": func(w *world) {
+		w.small(2, 5)
+		w.plague(w.between(800*ms, 3*sec), faultSleep)
+		w.plague(w.between(2*sec, 6*sec), faultSuspend)
+		if w.chance(500) {
+			w.plague(2*sec, faultKill, faultCut, faultSlowSync)
+		}
 	},
 	"disk": func(w *world) {
 		w.small(2, 5)
@@ -141,6 +152,27 @@ var scenarios = map[string]func(*world){
 		w.settleAt = 40 * sec
 		w.nodes[1+w.rng.IntN(3)].sleeper = sleep(w.between(1, 2))
 		j.deadline = 39 * sec
+	},
+	// Lids are closed for less time than what runs there has run, at the origin or at a worker. Nothing runs twice.
+	"lid": func(w *world) {
+		j := w.one(3, uint32(w.between(4, 12)), 8*sec)
+		j.n.slots = w.rng.IntN(2)
+		j.noSpares = true
+		w.deathsPer, w.stragglePer, w.partial = 0, 0, false
+		for i := range 3 {
+			w.at(w.between(4*sec, 6*sec)+int64(i)*9*sec, func() { w.nodes[w.rng.IntN(3)].lieDown(w.between(1100*ms, 2500*ms)) })
+		}
+		w.maxRegrants = 1
+	},
+	// A worker that said it goes to sleep is not seen again: what it runs has to run elsewhere.
+	"lid for good": func(w *world) {
+		j := w.one(3, 100, 50*ms)
+		j.noSpares = true
+		j.deadline = 9 * sec
+		w.at(w.between(550*ms, 1500*ms), func() {
+			w.nodes[1].held = true
+			w.nodes[1].lieDown(28 * sec)
+		})
 	},
 	"rollback": func(w *world) {
 		w.small(2, 4)
@@ -249,7 +281,7 @@ var scenarios = map[string]func(*world){
 		w.settleAt = 7 * sec
 		w.checkEach = 20
 		w.at(w.between(1*sec, 2*sec), func() {
-			w.nodes[1].stopFor(w.between(3500*ms, 4*sec), stopKind(w.between(1, 2)))
+			w.nodes[1].stopFor(w.between(3500*ms, 4*sec), stopKind(w.between(1, 3)))
 			if w.chance(500) { // and its stream breaks meanwhile: the origin knows at once, it does not
 				w.after(1*sec, func() { w.nodes[0].link(w.nodes[1]).conn.cut(cutHalf0) })
 			}
@@ -293,7 +325,7 @@ var scenarios = map[string]func(*world){
 			w.blobs()
 		}
 		all := []fault{faultKill, faultPower, faultMidReady, faultCut, faultFlap, faultWall, faultSpike, faultFreeze, faultHost, faultSuspend,
-			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSlots, faultPause, faultUnable, faultSlow, faultCommit, faultSlowReader}
+			faultHang, faultSlowSync, faultEvict, faultShutdown, faultSleep, faultSlots, faultPause, faultUnable, faultSlow, faultCommit, faultSlowReader}
 		for range 2 + w.rng.IntN(5) {
 			w.plague(w.between(600*ms, 4*sec), all[w.rng.IntN(len(all))])
 		}
@@ -305,7 +337,7 @@ var scenarios = map[string]func(*world){
 }
 
 // mixed are the scenarios that a seed chooses from; those with all faults more often.
-var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "hung", "boaster", "rollback", "blobs", "person", "liar",
+var mixed = []string{"calm", "crash", "streams", "partition", "pause", "freeze", "disk", "commit", "lost", "mute", "slow reader", "sleeper", "hung", "boaster", "rollback", "blobs", "person", "liar", "sleep", "lid", "lid for good",
 	"poison", "retention", "reset", "origin", "deaf", "silent", "thaw", "reboot", "black hole", "bad program", "life of 60 s", "killer", "retried", "halted", "groups", "faults", "faults", "faults", "faults"}
 
 // Mix is the scenario that Run takes for a seed if none is named.
