@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -51,8 +52,9 @@ func openBook(dir string) (*book, error) {
 	return b, nil
 }
 
-// put replaces a peer's addresses: the one of the connection, then those it says it listens on.
-func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) {
+// put replaces a peer's addresses: the one of the connection, then those it says it listens on. It reports whether they
+// are others than before.
+func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) (changed bool) {
 	e := &entry{LastSeen: now}
 	have := map[string]bool{}
 	for _, a := range addrs {
@@ -61,8 +63,10 @@ func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) {
 			e.Addrs = append(e.Addrs, s)
 		}
 	}
+	old := b.peers[p]
 	b.peers[p] = e
 	b.dirty = true
+	return old == nil || !slices.Equal(slices.Sorted(slices.Values(old.Addrs)), slices.Sorted(slices.Values(e.Addrs)))
 }
 
 func (b *book) seen(p peer.ID, now time.Time) {

@@ -34,23 +34,49 @@ import (
 
 // The redial loop's times.
 const (
-	// firstRetry after a dial that failed; each further one waits twice as long, up to lastRetry.
-	firstRetry = time.Second
+	// A member that was lost, or seen within seenLately, or heard of anew, is dialled every hotGap for the time of hot, and then after
+	// firstRetry, each further time after twice as long, up to lastRetry; longRetry for one that was not seen for longGone.
+	// A computer that lost its network for a moment, or slept, is mostly back within hot, and nobody wants to wait for it then.
+	hot        = 30 * time.Second
+	hotGap     = 1500 * time.Millisecond
+	seenLately = 10 * time.Minute
+	firstRetry = 2 * time.Second
 	lastRetry  = time.Minute
-	// yield is how much later than the lower peer ID the higher one dials, so that usually one of them does.
-	yield = time.Second
+	longRetry  = 5 * time.Minute
+	longGone   = time.Hour
+	// wakeHot is hot for all members after the network changed, or the computer woke.
+	wakeHot = 10 * time.Second
+	// yield is how much later than the lower peer ID the higher one dials, so that usually one of them does: a dial within a
+	// building takes a tenth of it. Over slower links both may, and one connection of the two stays.
+	yield = 300 * time.Millisecond
 	// minDialGap between two dials of one peer.
 	minDialGap  = time.Second
 	dialTimeout = 10 * time.Second
+	// noWayRetry is when a member with no address that could be dialled is looked at again, besides each change of the networks.
+	noWayRetry = 30 * time.Second
+	// signGap is how often a sign of life of a member at a known address has it dialled at once.
+	signGap = 10 * time.Second
 	// maxDials at once: a node that starts in a mesh of 300 must not flood its router.
 	maxDials = 32
 	// duplicateWindow: connections of one peer that began within it come from both sides dialling at once, and the
 	// older stays. Beyond it the newer stays: whoever dialled it had lost the older.
 	duplicateWindow = 5 * time.Second
-	bookSave        = 5 * time.Second
-	upkeep          = 10 * time.Minute
-	// maxUnmet peers whose addresses are remembered although no certificate of theirs is held.
-	maxUnmet = 256
+	// bookSave is how soon after a change the address book is written, and how long after that at the earliest the next time.
+	bookSave = time.Second
+	upkeep   = 10 * time.Minute
+	// staleGrace is how long a connection from an address that this machine has no more is kept: addresses are taken away
+	// and given back when they are renewed.
+	staleGrace = 500 * time.Millisecond
+	// maxPast own addresses of before are remembered: libp2p goes on saying them for a minute.
+	maxPast = 64
+
+	// maxUnmet peers of the mesh's name on the local network whose certificates are not held. They are asked for them: probers at once, one each
+	// probeGap, each peer again after firstProbe and then after twice as long, up to lastProbe. Anybody on the network can make up such peers.
+	maxUnmet   = 256
+	probers    = 2
+	probeGap   = 200 * time.Millisecond
+	firstProbe = 5 * time.Second
+	lastProbe  = 10 * time.Minute
 )
 
 // Config of New. Host and Members are required.
@@ -69,6 +95,7 @@ type State struct {
 	Name     string  // from its certificate, or the address as it was given
 	State    Standing
 	Reason   string    // why it is not connected; a sentence
+	Via      string    // where its first address was heard: "itself", "given", "ticket", "mDNS", "member NAME", "DHT"; "" if it has none
 	NextTry  time.Time // zero: none is planned, or it is being dialled now
 	LastSeen time.Time // connected until then; zero: never
 	Addrs    []ma.Multiaddr
@@ -94,8 +121,9 @@ type Discovery struct {
 	log     *slog.Logger
 	mdns    bool
 	givens  []Given
-	news    signal // interfaces or mesh have changed
+	news    signal // interfaces or mesh have changed, or the machine woke
 	calls   chan func()
+	again   chan struct{} // Rediscover
 	view    atomic.Pointer[[]State]
 	running sync.WaitGroup // goroutines that Run has started
 
@@ -103,24 +131,34 @@ type Discovery struct {
 	ctx     context.Context
 	mesh    members.MeshID
 	peers   map[peer.ID]*known
-	unmet   map[peer.ID][]ma.Multiaddr
+	unmet   map[peer.ID]*unmet
 	given   map[string]givenState
 	book    *book
 	dialing int
 	inviter string // whose ticket's addresses were taken up
-	// announcing are the members that the others are to be told of at announceAt, all at once: when a class starts, each
-	// would otherwise be a message to everybody.
-	announcing map[peer.ID]bool
-	announceAt time.Time
+	nets    networks
+	self    []ma.Multiaddr // own addresses on nets
+	past    []ma.Multiaddr // and those before
+	ends    *endpoints
+	lan     *lan // nil without mDNS
+	probing int
+	probeAt time.Time // of the next probe, at the earliest
+	saveAt  time.Time // of the book; zero: it has not changed
+	saved   time.Time
+	outbox  outbox
 }
 
 // known is a member: its certificate is held.
 type known struct {
 	cert     *members.Cert
-	addrs    []hint // best first
-	up       bool   // connected, as far as the events tell
-	public   bool   // the other members know of it, or have been told
+	addrs    hints
+	up       bool // connected, as far as the events tell
+	met      bool // and it has said where it is
+	public   bool // the other members know of it, or have been told
 	dialing  bool
+	round    int       // dials since it was connected
+	hot      time.Time // until then it is dialled often
+	sign     time.Time // a sign of its life had it dialled
 	backoff  backoff
 	next     time.Time // of the next dial; zero: none planned
 	lastDial time.Time
@@ -129,9 +167,13 @@ type known struct {
 	version  *protocol.Incompatible // why it is not connected
 }
 
-type hint struct {
-	addr   ma.Multiaddr
-	source string
+// unmet is a peer of the mesh's name on the local network whose certificate is not held.
+type unmet struct {
+	addrs  []ma.Multiaddr
+	heard  time.Time
+	next   time.Time // of the next probe
+	wait   time.Duration
+	asking bool
 }
 
 type givenState struct {
@@ -152,9 +194,9 @@ func New(c Config) (*Discovery, error) {
 	}
 	d := &Discovery{
 		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, givens: c.Given,
-		calls: make(chan func(), 64), mesh: c.Members.Mesh(),
-		peers: map[peer.ID]*known{}, unmet: map[peer.ID][]ma.Multiaddr{}, given: map[string]givenState{}, book: b,
-		announcing: map[peer.ID]bool{},
+		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
+		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
+		ends: newEndpoints(), outbox: newOutbox(),
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -201,7 +243,9 @@ func (d *Discovery) Run(ctx context.Context) error {
 	for _, p := range d.host.Network().Peers() {
 		d.connChanged(p)
 	}
-	d.spawn(func() { watchInterfaces(ctx, func() { d.do(ctx, d.rediscover) }) })
+	d.nets = readNetworks()
+	d.self = listens(d.host, d.nets.faces)
+	d.spawn(func() { watchNetworks(ctx, func(n networks) { d.do(ctx, func() { d.networksChanged(n) }) }) })
 	if d.mdns {
 		d.spawn(func() { d.announce(ctx) })
 	}
@@ -211,16 +255,19 @@ func (d *Discovery) Run(ctx context.Context) error {
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	save := time.NewTicker(bookSave)
-	defer save.Stop()
 	keep := time.NewTicker(upkeep)
 	defer keep.Stop()
 	d.upkeep()
 	for {
 		d.show()
-		timer.Reset(min(d.dialDue(), d.announceDue()))
+		timer.Reset(min(d.dialDue(), d.probeDue(), d.saveDue(), d.newsDue()))
 		select {
 		case <-ctx.Done():
+			for p, k := range d.peers {
+				if k.up {
+					d.book.seen(p, time.Now())
+				}
+			}
 			d.saveBook()
 			return nil
 		case f := <-d.calls:
@@ -239,16 +286,17 @@ func (d *Discovery) Run(ctx context.Context) error {
 			case event.EvtPeerIdentificationCompleted:
 				d.identified(e)
 			case event.EvtPeerIdentificationFailed:
-				if k := d.peers[e.Peer]; k != nil && k.up && !k.public {
-					d.announceSoon(e.Peer)
+				if k := d.peers[e.Peer]; k != nil && k.up && !k.met {
+					k.met = true
+					d.greet(e.Peer, k)
 				}
 			case event.EvtLocalAddressesUpdated:
-				d.rediscover()
+				d.sayOwn()
 			}
 		case <-changes:
 			d.meshChanged()
-		case <-save.C:
-			d.saveBook()
+		case <-d.again:
+			d.rediscover()
 		case <-keep.C:
 			d.upkeep()
 		}
@@ -273,6 +321,7 @@ func (d *Discovery) connected(p peer.ID) bool {
 // sync takes up members whose certificates are held, and drops those whose are not.
 func (d *Discovery) sync() {
 	held := map[peer.ID]bool{}
+	now := time.Now()
 	for _, c := range d.members.Members() {
 		held[c.Peer] = true
 		if k := d.peers[c.Peer]; k != nil {
@@ -281,16 +330,17 @@ func (d *Discovery) sync() {
 		}
 		k := &known{cert: c, backoff: newBackoff()}
 		d.peers[c.Peer] = k
-		for _, a := range d.book.addrs(c.Peer) {
-			k.addrs = append(k.addrs, hint{a, "address book"})
-		}
+		k.addrs.take(now, itself, "itself", d.book.addrs(c.Peer)...)
 		if e := d.book.peers[c.Peer]; e != nil {
 			k.lastSeen = e.LastSeen
+			if now.Sub(e.LastSeen) < seenLately {
+				k.hot = now.Add(hot)
+			}
 		}
-		d.plan(c.Peer, k, false)
-		if addrs := d.unmet[c.Peer]; addrs != nil {
+		d.plan(c.Peer, k, 0)
+		if u := d.unmet[c.Peer]; u != nil {
 			delete(d.unmet, c.Peer)
-			d.hint(c.Peer, "mDNS", addrs...)
+			d.hint(c.Peer, hearsay, fromLAN, u.addrs...)
 		}
 	}
 	for p := range d.peers {
@@ -300,62 +350,83 @@ func (d *Discovery) sync() {
 	}
 	if i := d.members.Inviter(); i.ID != "" && i.String() != d.inviter {
 		d.inviter = i.String()
-		d.hint(i.ID, fromTicket, i.Addrs...)
+		d.hint(i.ID, itself, fromTicket, i.Addrs...)
 	}
 }
 
-// hint takes up where a member may be. Addresses of peers whose certificate is not held are kept aside, undialled, in
-// case it comes.
-func (d *Discovery) hint(p peer.ID, source string, addrs ...ma.Multiaddr) {
-	if p == d.host.ID() {
-		return
-	}
+// hint takes up where a member may be. What is said of peers whose certificate is not held is of no use.
+func (d *Discovery) hint(p peer.ID, r rank, source string, addrs ...ma.Multiaddr) {
 	k := d.peers[p]
-	if k == nil {
-		if _, ok := d.unmet[p]; ok || len(d.unmet) < maxUnmet {
-			d.unmet[p] = slices.Clone(addrs[:min(len(addrs), protocol.MaxMemberAddresses)])
-		}
+	if k == nil || p == d.host.ID() {
 		return
 	}
-	fresh := false
-	for _, a := range addrs {
-		if dialable(a) && !slices.ContainsFunc(k.addrs, func(h hint) bool { return h.addr.Equal(a) }) {
-			// Before the older ones: those have failed, or the peer would be connected.
-			k.addrs = slices.Insert(k.addrs, 0, hint{a, source})
-			fresh = true
-		}
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !dialable(a) || manet.IsIPUnspecified(a) })
+	now := time.Now()
+	fresh := k.addrs.take(now, r, source, addrs...)
+	if k.up || len(addrs) == 0 {
+		return
 	}
-	k.addrs = k.addrs[:min(len(k.addrs), protocol.MaxMemberAddresses)]
 	// A person's word is taken at once, and again. Who has just joined is not known to the other side by any address.
-	urgent := source == fromPerson || (fresh && source == fromTicket)
-	if !k.up && (fresh || urgent) {
+	switch urgent := r == person || (fresh && source == fromTicket); {
+	case urgent:
 		k.backoff.reset()
-		d.plan(p, k, urgent)
+		d.plan(p, k, 0)
+	case fresh:
+		k.backoff.reset()
+		k.hot = now.Add(hot)
+		d.plan(p, k, d.turn(p))
+	case now.Sub(k.sign) >= signGap: // it is there, says somebody, where it was
+		k.sign = now
+		k.backoff.reset()
+		d.plan(p, k, d.turn(p))
 	}
 }
 
-// Sources of hints that count for more.
+// Sources of hints.
 const (
+	fromLAN    = "mDNS"
 	fromPerson = "given"
 	fromTicket = "ticket"
 )
 
-// plan sets the next dial of a peer that has just been lost or heard of: the lower peer ID at once, the other a little
-// later, so that one connection comes of it; or now, if it is urgent.
-func (d *Discovery) plan(p peer.ID, k *known, urgent bool) {
+// turn is how long this node leaves the dial to p, if both have just heard of each other.
+func (d *Discovery) turn(p peer.ID) time.Duration {
+	if d.host.ID() > p {
+		return yield
+	}
+	return 0
+}
+
+// plan sets the next dial of a peer that has just been lost or heard of, after wait or sooner.
+func (d *Discovery) plan(p peer.ID, k *known, wait time.Duration) {
 	if k.up || k.dialing || len(k.addrs) == 0 {
 		return
 	}
-	at := time.Now()
-	if d.host.ID() > p && !urgent {
-		at = at.Add(yield)
-	}
+	at := time.Now().Add(wait)
 	if early := k.lastDial.Add(minDialGap); at.Before(early) {
 		at = early
 	}
 	if k.next.IsZero() || at.Before(k.next) {
 		k.next = at
 	}
+}
+
+// again is when a member is dialled again after a dial that began at k.lastDial failed.
+func (k *known) again(now time.Time) time.Time {
+	if now.Before(k.hot) {
+		// Counted from its begin: while frames are lost the dial itself takes longer than the gap, and asks the other side
+		// again in that time.
+		at := k.lastDial.Add(hotGap - hotGap/6 + rand.N(hotGap/3))
+		if soon := now.Add(rand.N(100 * time.Millisecond)); at.Before(soon) {
+			return soon
+		}
+		return at
+	}
+	most := lastRetry
+	if !k.lastSeen.IsZero() && now.Sub(k.lastSeen) > longGone {
+		most = longRetry
+	}
+	return now.Add(k.backoff.next(most))
 }
 
 // dialDue starts the dials that are due and returns how long there is nothing to do.
@@ -389,12 +460,19 @@ func (d *Discovery) order() []peer.ID {
 }
 
 func (d *Discovery) dial(p peer.ID, k *known) {
-	k.dialing, k.next, k.lastDial = true, time.Time{}, time.Now()
-	d.dialing++
-	addrs := make([]ma.Multiaddr, len(k.addrs))
-	for i, h := range k.addrs {
-		addrs[i] = h.addr
+	now := time.Now()
+	addrs, err := k.addrs.choose(now, k.round, d.nets, d.ends, d.self)
+	k.round++
+	if err != nil {
+		k.reason, k.next = err.Error(), now.Add(noWayRetry-noWayRetry/10+rand.N(noWayRetry/5))
+		if errors.Is(err, errHeldBack) {
+			k.lastDial = now
+			k.next = k.again(now)
+		}
+		return
 	}
+	k.dialing, k.next, k.lastDial = true, time.Time{}, now
+	d.dialing++
 	ctx := d.ctx
 	d.spawn(func() {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -405,15 +483,18 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		}
 		d.host.Peerstore().ClearAddrs(p)
 		d.host.Peerstore().AddAddrs(p, addrs, peerstore.TempAddrTTL)
-		_, err := d.host.Network().DialPeer(ctx, p)
+		c, err := d.host.Network().DialPeer(ctx, p)
 		err = d.incompatible(ctx, err)
-		d.do(d.ctx, func() { d.dialled(p, k, err) })
+		d.do(d.ctx, func() { d.dialled(p, k, addrs, c, err) })
 	})
 }
 
-func (d *Discovery) dialled(p peer.ID, k *known, err error) {
+func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network.Conn, err error) {
 	d.dialing--
 	k.dialing = false
+	if err == nil || !d.connected(p) {
+		k.addrs.dialled(time.Now(), tried, c, d.ends)
+	}
 	if d.peers[p] != k {
 		return
 	}
@@ -450,7 +531,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 	if up == k.up {
 		return
 	}
-	k.up = up
+	k.up, k.met, k.round = up, false, 0
 	k.lastSeen = time.Now()
 	if up {
 		k.backoff.reset()
@@ -460,13 +541,19 @@ func (d *Discovery) connChanged(p peer.ID) {
 			return
 		}
 		d.log.Info("member connected", "peer", p.String(), "name", k.cert.Name)
-		d.tell(p, d.records(p))
-		return // the others are told when it has said where it listens
+		return
 	}
+	d.outbox.drop(p)
 	d.book.seen(p, k.lastSeen)
+	d.save()
 	k.reason = "the connection was lost"
 	d.log.Info("member disconnected", "peer", p.String(), "name", k.cert.Name)
-	d.plan(p, k, false)
+	k.hot = k.lastSeen.Add(hot)
+	d.plan(p, k, d.turn(p))
+	d.missed(p)
+	if d.lan != nil {
+		d.lan.ask()
+	}
 	if k.version != nil {
 		k.reason, k.next = k.version.Error(), k.nextTry(k.version)
 	}
@@ -502,26 +589,33 @@ func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 	if k == nil || e.Conn == nil || d.otherStreams(e.Peer, k, e.Protocols) {
 		return
 	}
+	if len(d.book.addrs(e.Peer)) == 0 {
+		k.public = false // nobody could say where it is
+	}
+	d.saysItself(e.Peer, k, e.Conn, e.ListenAddrs)
+	if !k.met {
+		k.met = true
+		d.greet(e.Peer, k)
+	}
+	d.tellOf(e.Peer)
+}
+
+// saysItself takes up the addresses that a member says it has, on a connection of its own.
+func (d *Discovery) saysItself(p peer.ID, k *known, c network.Conn, said []ma.Multiaddr) {
+	now := time.Now()
 	var addrs []ma.Multiaddr
-	if e.Conn.Stat().Direction == network.DirOutbound {
-		addrs = append(addrs, e.Conn.RemoteMultiaddr())
+	if c.Stat().Direction == network.DirOutbound {
+		addrs = append(addrs, c.RemoteMultiaddr())
 	}
-	addrs = append(addrs, reachable(e.ListenAddrs, e.Conn.RemoteMultiaddr())...)
-	if !k.public || len(d.book.addrs(e.Peer)) == 0 {
-		d.announceSoon(e.Peer)
+	addrs = append(addrs, reachable(said[:min(len(said), 4*protocol.MaxMemberAddresses)], c.RemoteMultiaddr())...)
+	if d.book.put(p, addrs, now) {
+		d.save()
 	}
-	d.book.put(e.Peer, addrs, time.Now())
-	old := k.addrs
-	k.addrs = nil
-	for _, a := range d.book.addrs(e.Peer) {
-		k.addrs = append(k.addrs, hint{a, "itself"})
+	k.addrs.own(now, "itself", d.book.addrs(p)...)
+	if c.Stat().Direction == network.DirOutbound {
+		k.addrs.dialled(now, nil, c, d.ends)
 	}
-	for _, h := range old {
-		if !slices.ContainsFunc(k.addrs, func(n hint) bool { return n.addr.Equal(h.addr) }) && len(k.addrs) < protocol.MaxMemberAddresses {
-			k.addrs = append(k.addrs, h)
-		}
-	}
-	d.members.Expect(d.book.addrs(e.Peer))
+	d.members.Expect(d.book.addrs(p))
 }
 
 // reachable leaves out what cannot lead from here to a peer that is at other: another machine's loopback.
@@ -532,15 +626,145 @@ func reachable(addrs []ma.Multiaddr, other ma.Multiaddr) []ma.Multiaddr {
 	})
 }
 
-// rediscover starts over with everybody who is not connected: the network has changed.
+// Rediscover starts over with everybody who is not connected, at once: the computer has woken, or its network has changed in
+// a way that its interfaces do not show. It may be called concurrently, while Run runs.
+func (d *Discovery) Rediscover() {
+	select {
+	case d.again <- struct{}{}:
+	default: // it is about to
+	}
+}
+
 func (d *Discovery) rediscover() {
 	d.news.fire()
+	if d.lan != nil {
+		d.lan.use(d.nets, true)
+	}
+	now := time.Now()
+	// A dial costs both sides a millisecond: not all in the same one.
+	spread := 10*time.Millisecond + time.Duration(len(d.peers))*2*time.Millisecond
 	for p, k := range d.peers {
 		if !k.up {
 			k.backoff.reset()
-			d.plan(p, k, false)
+			k.round = 0
+			if until := now.Add(wakeHot); k.hot.Before(until) {
+				k.hot = until
+			}
+			d.plan(p, k, rand.N(spread))
 		}
 	}
+}
+
+// networksChanged starts over when the machine's addresses have.
+func (d *Discovery) networksChanged(n networks) {
+	if n.text == d.nets.text {
+		return
+	}
+	d.log.Debug("the networks of this machine have changed", "now", strings.ReplaceAll(n.text, "\n", "; "))
+	d.nets = n
+	d.past = append(d.past, d.self...)
+	d.past = d.past[max(0, len(d.past)-maxPast):]
+	d.self = listens(d.host, n.faces)
+	ctx := d.ctx
+	d.spawn(func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(staleGrace):
+			d.do(ctx, d.cutStale)
+		}
+	})
+	d.rediscover()
+	d.sayOwn()
+}
+
+// cutStale closes the connections from addresses that this machine has no more: nothing would come through them, and the
+// other side would not hear that either.
+func (d *Discovery) cutStale() {
+	for _, c := range d.host.Network().Conns() {
+		local := c.LocalMultiaddr()
+		if ip, ok := addrIP(local); ok && len(local) == 2 && !ip.IsLoopback() && !d.nets.has(ip) {
+			d.log.Info("connection closed: its address is not this machine's any more", "peer", c.RemotePeer().String(), "addr", local.String())
+			d.spawn(func() { c.Close() })
+		}
+	}
+}
+
+// heardOnLAN takes up what somebody on the local network says of a peer.
+func (d *Discovery) heardOnLAN(p peer.ID, addrs []ma.Multiaddr) {
+	if d.peers[p] != nil {
+		d.hint(p, hearsay, fromLAN, addrs...)
+		return
+	}
+	addrs = slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool {
+		ip, ok := addrIP(a)
+		return !ok || !d.nets.onLink(ip) || ma.Contains(d.self, a) // else anybody could send us anywhere
+	})
+	now := time.Now()
+	u := d.unmet[p]
+	if u == nil {
+		for q, o := range d.unmet {
+			if now.Sub(o.heard) > 2*lastProbe {
+				delete(d.unmet, q)
+			}
+		}
+		if len(d.unmet) >= maxUnmet || len(addrs) == 0 {
+			return
+		}
+		u = &unmet{wait: firstProbe, next: now}
+		d.unmet[p] = u
+	}
+	u.addrs, u.heard = addrs, now
+}
+
+// probeDue asks who is at the addresses of peers that call themselves of this mesh, so as to get their certificates, and
+// returns how long there is nothing to do: two members that were let in by a third and met nobody in common know nothing of each other.
+func (d *Discovery) probeDue() time.Duration {
+	now := time.Now()
+	wait := time.Hour
+	for p, u := range d.unmet {
+		if u.asking || len(u.addrs) == 0 {
+			continue
+		}
+		at := u.next
+		if at.Before(d.probeAt) {
+			at = d.probeAt
+		}
+		if left := at.Sub(now); left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		if d.probing >= probers {
+			continue // the end of any of them comes back here
+		}
+		u.next = now.Add(u.wait - u.wait/10 + rand.N(u.wait/5))
+		u.wait = min(2*u.wait, lastProbe)
+		d.probeAt = now.Add(probeGap)
+		i := slices.IndexFunc(u.addrs, func(a ma.Multiaddr) bool { return d.ends.may(now, a) })
+		if i < 0 {
+			continue
+		}
+		u.asking = true
+		d.probing++
+		ctx, a := d.ctx, u.addrs[i]
+		d.spawn(func() {
+			network, host, err := manet.DialArgs(a)
+			if err == nil {
+				_, _, err = d.members.Probe(ctx, network, host, p)
+			}
+			d.do(ctx, func() {
+				d.probing--
+				u.asking = false
+				if err != nil {
+					d.ends.failed(time.Now(), a)
+					d.log.Debug("ask an unknown peer on the local network for its certificate", "peer", p.String(), "addr", a.String(), "err", reasonOf(err))
+					return
+				}
+				d.ends.worked(a)
+				d.sync()
+			})
+		})
+	}
+	return wait
 }
 
 // meshChanged follows the node into another mesh: connections of the old one are cut.
@@ -552,7 +776,8 @@ func (d *Discovery) meshChanged() {
 	}
 	d.log.Info("the node is in another mesh", "mesh", mesh.String())
 	d.mesh = mesh
-	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID][]ma.Multiaddr{}, ""
+	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID]*unmet{}, ""
+	d.outbox = newOutbox()
 	for _, p := range d.host.Network().Peers() {
 		d.host.Network().ClosePeer(p)
 	}
@@ -575,14 +800,39 @@ func (d *Discovery) upkeep() {
 		if !k.up {
 			continue
 		}
+		d.book.seen(p, time.Now())
+		d.save()
 		if _, ok := d.members.Certificate(p); !ok {
 			k.reason = "its certificate has ended"
 			d.log.Warn("certificate ended", "peer", p.String(), "name", k.cert.Name)
 			d.host.Network().ClosePeer(p)
 		} else if d.members.Renew(k.cert) != nil {
-			d.tell(p, nil)
+			d.outbox.to(p).renewal = true
+			d.outbox.soon()
 		}
 	}
+}
+
+// save has the address book written soon.
+func (d *Discovery) save() {
+	if d.saveAt.IsZero() {
+		d.saveAt = time.Now().Add(bookSave / 4)
+		if early := d.saved.Add(bookSave); d.saveAt.Before(early) {
+			d.saveAt = early
+		}
+	}
+}
+
+// saveDue writes the address book if that is due, and returns when it is.
+func (d *Discovery) saveDue() time.Duration {
+	if d.saveAt.IsZero() {
+		return time.Hour
+	}
+	if left := time.Until(d.saveAt); left > 0 {
+		return left
+	}
+	d.saveBook()
+	return time.Hour
 }
 
 func (d *Discovery) saveBook() {
@@ -590,6 +840,7 @@ func (d *Discovery) saveBook() {
 	if err != nil {
 		d.log.Warn("the address book cannot be written", "err", err)
 	}
+	d.saveAt, d.saved = time.Time{}, time.Now()
 }
 
 // show publishes what Known returns.
@@ -600,6 +851,9 @@ func (d *Discovery) show() {
 		s := State{Peer: p, Name: k.cert.Name, Reason: k.reason, NextTry: k.next, LastSeen: k.lastSeen, State: Waiting, Version: k.version}
 		for _, h := range k.addrs {
 			s.Addrs = append(s.Addrs, h.addr)
+		}
+		if len(k.addrs) > 0 {
+			s.Via = k.addrs[0].source
 		}
 		switch {
 		case k.up:
@@ -685,16 +939,16 @@ func oneLine(err error) string {
 	return strings.ToValidUTF8(s[:min(len(s), 200)], "")
 }
 
-// backoff doubles from firstRetry to lastRetry, with a fifth of jitter.
+// backoff doubles from firstRetry to the most that is asked for, with a fifth of jitter.
 type backoff struct{ d time.Duration }
 
 func newBackoff() backoff { return backoff{firstRetry} }
 
 func (b *backoff) reset() { b.d = firstRetry }
 
-func (b *backoff) next() time.Duration {
-	d := b.d
-	b.d = min(2*b.d, lastRetry)
+func (b *backoff) next(most time.Duration) time.Duration {
+	d := min(b.d, most)
+	b.d = min(2*b.d, most)
 	return d - d/10 + rand.N(d/5)
 }
 

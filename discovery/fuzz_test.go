@@ -36,7 +36,7 @@ func FuzzNews(f *testing.F) {
 		}
 		for _, r := range news.Members {
 			members.Subject(r.GetChain())
-			if as := addrsOf(r); len(as) > protocol.MaxMemberAddresses {
+			if as := addrsOf(r.Addresses); len(as) > protocol.MaxMemberAddresses {
 				t.Errorf("%d addresses", len(as))
 			}
 		}

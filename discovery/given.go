@@ -92,10 +92,10 @@ func (d *Discovery) seek(ctx context.Context, g Given) {
 				d.do(ctx, func() {
 					d.given[g.Text] = givenState{peer: found}
 					d.sync()
-					d.hint(found, fromPerson, addr)
+					d.hint(found, person, fromPerson, addr)
 				})
 			default:
-				next := wait.next()
+				next := wait.next(givenRetry)
 				found = ""
 				d.do(ctx, func() {
 					d.given[g.Text] = givenState{reason: reasonOf(err), next: time.Now().Add(next)}
@@ -115,6 +115,10 @@ func (d *Discovery) seek(ctx context.Context, g Given) {
 // givenCheck is how soon a given address is asked again after its peer was lost; the redial loop is quicker where the
 // address is still right.
 const givenCheck = 5 * time.Second
+
+// givenRetry is the longest wait between two tries of a given address: they are few, and the name in one may lead elsewhere
+// at any time.
+const givenRetry = 15 * time.Second
 
 // pause waits; false if ctx ended. A change of the interfaces or of the mesh ends it early.
 func (d *Discovery) pause(ctx context.Context, t time.Duration) bool {
@@ -156,7 +160,7 @@ func (d *Discovery) Connect(ctx context.Context, g Given) (peer.ID, error) {
 	}
 	return cert.Peer, d.reach(ctx, cert.Peer, func() {
 		d.sync()
-		d.hint(cert.Peer, fromPerson, addr)
+		d.hint(cert.Peer, person, fromPerson, addr)
 	})
 }
 
@@ -171,7 +175,7 @@ func (d *Discovery) Reach(ctx context.Context, p peer.ID) error {
 	return d.reach(ctx, p, func() {
 		if k := d.peers[p]; k != nil {
 			k.backoff.reset()
-			d.plan(p, k, true)
+			d.plan(p, k, 0)
 		}
 	})
 }

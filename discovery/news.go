@@ -2,10 +2,15 @@ package discovery
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -19,22 +24,295 @@ import (
 	"meshnode/protocol"
 )
 
-// newsTimeout bounds the sending and the reading of one MemberNews.
-const newsTimeout = 10 * time.Second
+// Members tell members where others are. Two that meet say whose certificates they hold and whom they miss, and each
+// answers with what it has; whoever misses a member from then on asks some of the others, and is told when they meet it. What is to be told waits a
+// moment, so that many changes are one message: sixty nodes that start at once ask each other for what sixty others say, too.
+const (
+	// newsTimeout bounds the sending and the reading of one MemberNews.
+	newsTimeout = 10 * time.Second
+	// News wait newsDelay for more, and newsEach for every member, so that they cost this node a fraction of its time whatever
+	// comes: each letter is a stream of its own, of 0.3 ms. While they go to more than newsMany, newsLoad is between them.
+	newsDelay = 20 * time.Millisecond
+	newsEach  = 2 * time.Millisecond
+	newsLoad  = 500 * time.Millisecond
+	newsMany  = 20
+	// maxTells of one letter: its connection may close under it, and another be there.
+	maxTells = 3
+	// tellers of a member, of all that are connected: they are asked where it is, and tell those who asked. The same for
+	// everybody, nearly: a member that is back is told of five times and not by all of the mesh.
+	tellers = 5
+	// missGap is how often a node asks some members where those are that it misses.
+	missGap = 20 * time.Second
+)
 
-// records are what this node can tell to of other members: certificates, and where they were last met.
-func (d *Discovery) records(to peer.ID) []*protocol.MemberRecord {
-	var out []*protocol.MemberRecord
-	for _, p := range d.order() {
-		if p != to {
-			out = append(out, d.record(p, to))
-		}
-	}
-	return out
+// outbox is what is to be told, by member. It belongs to Run's goroutine.
+type outbox struct {
+	all     map[peer.ID]*letter
+	wants   map[peer.ID]map[peer.ID]bool // who asked to be told of whom
+	at      time.Time                    // of the next sending; zero: nothing waits
+	sent    time.Time
+	many    bool      // the last time it was much
+	members int       // that are known
+	asked   time.Time // for those that are missed
 }
 
-func (d *Discovery) record(p, to peer.ID) *protocol.MemberRecord {
-	r := &protocol.MemberRecord{Chain: d.peers[p].cert.Chain()}
+// letter is what one member is to be told.
+type letter struct {
+	greeting bool             // whose certificates are held, and whom this node misses
+	renewal  bool             // its own certificate, renewed
+	own      bool             // this node's addresses
+	records  map[peer.ID]bool // members; true: with their certificates
+	missing  map[peer.ID]bool // of whom this node wants to hear
+	certs    map[uint64]bool  // of whom it wants certificates
+	tries    int
+}
+
+func newOutbox() outbox {
+	return outbox{all: map[peer.ID]*letter{}, wants: map[peer.ID]map[peer.ID]bool{}}
+}
+
+func (o *outbox) to(p peer.ID) *letter {
+	l := o.all[p]
+	if l == nil {
+		l = &letter{records: map[peer.ID]bool{}, missing: map[peer.ID]bool{}, certs: map[uint64]bool{}}
+		o.all[p] = l
+	}
+	return l
+}
+
+// soon has the letters sent.
+func (o *outbox) soon() {
+	if o.at.IsZero() {
+		o.at = time.Now().Add(newsDelay + newsEach*time.Duration(o.members))
+		if early := o.sent.Add(newsLoad); o.many && o.at.Before(early) {
+			o.at = early
+		}
+	}
+}
+
+// again has a letter sent once more, if its receiver is still there then.
+func (o *outbox) again(p peer.ID, l *letter) {
+	n := o.to(p)
+	n.greeting, n.renewal, n.own, n.tries = n.greeting || l.greeting, n.renewal || l.renewal, n.own || l.own, max(n.tries, l.tries)
+	for q, whole := range l.records {
+		n.records[q] = n.records[q] || whole
+	}
+	maps.Copy(n.missing, l.missing)
+	maps.Copy(n.certs, l.certs)
+	o.soon()
+}
+
+// drop forgets who is not connected any more.
+func (o *outbox) drop(p peer.ID) {
+	delete(o.all, p)
+	delete(o.wants, p)
+}
+
+// shortID is a member's name in news: the end of its key.
+func shortID(p peer.ID) uint64 {
+	if len(p) < 8 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64([]byte(p[len(p)-8:]))
+}
+
+// greet tells a member that was just met what this node holds and misses, and everybody of a member that they may not know.
+func (d *Discovery) greet(p peer.ID, k *known) {
+	d.outbox.to(p).greeting = true
+	d.outbox.soon()
+	if k.public {
+		return
+	}
+	// It has just joined through this node, or came with a certificate nobody had told of. The others meet it themselves
+	// or hear it from here, so that nothing is passed on a second time.
+	k.public = true
+	for to, o := range d.peers {
+		if to != p && o.up {
+			d.outbox.to(to).records[p] = true
+		}
+	}
+}
+
+// tellOf tells those who asked of a member that was met, or has other addresses.
+func (d *Discovery) tellOf(p peer.ID) {
+	if !d.teller(p) {
+		return
+	}
+	for to, wants := range d.outbox.wants {
+		if wants[p] && to != p {
+			delete(wants, p)
+			d.outbox.to(to).records[p] = d.outbox.to(to).records[p]
+			d.outbox.soon()
+		}
+	}
+}
+
+// teller reports whether this node is one of those who tell of p: by rendezvous hashing, so that all choose nearly the same.
+func (d *Discovery) teller(p peer.ID) bool {
+	mine := rendezvous(d.host.ID(), p)
+	before := 0
+	for q, k := range d.peers {
+		if k.up && q != p && rendezvous(q, p) < mine {
+			before++
+		}
+	}
+	return before < tellers
+}
+
+func rendezvous(teller, of peer.ID) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(teller))
+	h.Write([]byte(of))
+	return h.Sum64()
+}
+
+// missed asks the tellers of a member that was lost to say when it is back, and where.
+func (d *Discovery) missed(p peer.ID) {
+	var up []peer.ID
+	for q, k := range d.peers {
+		if k.up {
+			up = append(up, q)
+		}
+	}
+	slices.SortFunc(up, func(a, b peer.ID) int { return cmp.Compare(rendezvous(a, p), rendezvous(b, p)) })
+	for _, q := range up[:min(len(up), tellers)] {
+		d.outbox.to(q).missing[p] = true
+		d.outbox.soon()
+	}
+}
+
+// sayOwn tells everybody who is connected this node's addresses: libp2p does so up to a minute late.
+func (d *Discovery) sayOwn() {
+	for p, k := range d.peers {
+		if k.up && k.met {
+			d.outbox.to(p).own = true
+			d.outbox.soon()
+		}
+	}
+}
+
+// newsDue sends what waits, if it is time, and returns how long it is not.
+func (d *Discovery) newsDue() time.Duration {
+	now := time.Now()
+	o := &d.outbox
+	o.members = len(d.peers)
+	if now.Sub(o.asked) >= missGap {
+		o.asked = now
+		d.askForMissing()
+	}
+	wait := o.asked.Add(missGap).Sub(now)
+	if o.at.IsZero() {
+		return wait
+	}
+	if left := o.at.Sub(now); left > 0 {
+		return min(left, wait)
+	}
+	letters := o.all
+	o.all, o.at, o.sent, o.many = map[peer.ID]*letter{}, time.Time{}, now, len(o.all) > newsMany
+	for to, l := range letters {
+		if k := d.peers[to]; k != nil && k.up {
+			d.post(to, k, l)
+		}
+	}
+	return wait
+}
+
+// askForMissing asks three members at random where those are that were seen lately: what the tellers said may have led
+// nowhere, or they have gone themselves.
+func (d *Discovery) askForMissing() {
+	now := time.Now()
+	var up, missing []peer.ID
+	for p, k := range d.peers {
+		if k.up && k.met {
+			up = append(up, p)
+		} else if !k.up && now.Sub(k.lastSeen) < seenLately {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	rand.Shuffle(len(up), func(i, j int) { up[i], up[j] = up[j], up[i] })
+	for _, p := range up[:min(len(up), 3)] {
+		for _, m := range missing {
+			d.outbox.to(p).missing[m] = true
+		}
+		d.outbox.soon()
+	}
+}
+
+// post sends a letter to a connected member.
+func (d *Discovery) post(to peer.ID, k *known, l *letter) {
+	news := &protocol.MemberNews{}
+	version := 0
+	if conns := d.host.Network().ConnsToPeer(to); len(conns) > 0 {
+		version = members.ConnVersion(conns[0])
+	}
+	if l.greeting || l.renewal {
+		news.Renewed = d.members.Renew(k.cert)
+	}
+	if version < 2 { // it takes certificates and addresses, and asks for nothing
+		if l.greeting {
+			for p := range d.peers {
+				l.records[p] = true
+			}
+		}
+		for p := range l.records {
+			l.records[p] = true
+		}
+	} else {
+		if l.greeting {
+			news.Summary = &protocol.MemberSummary{}
+			for p, o := range d.peers {
+				if p != to {
+					news.Summary.Members = append(news.Summary.Members, shortID(p))
+					news.Summary.Serials = append(news.Summary.Serials, o.cert.Serial)
+				}
+				if !o.up {
+					l.missing[p] = true
+				}
+			}
+		}
+		if l.greeting || l.own {
+			for _, a := range d.ownAddrs(to) {
+				news.Addresses = append(news.Addresses, a.Bytes())
+			}
+		}
+		delete(l.missing, to)
+		if len(l.missing) > 0 || len(l.certs) > 0 {
+			news.Wants = &protocol.MemberWants{Certificates: slices.Collect(maps.Keys(l.certs))}
+			for p := range l.missing {
+				news.Wants.Addresses = append(news.Wants.Addresses, shortID(p))
+			}
+		}
+	}
+	for p, whole := range l.records {
+		if p != to && d.peers[p] != nil {
+			news.Members = append(news.Members, d.record(p, to, whole))
+		}
+	}
+	if proto.Size(news) == 0 {
+		return
+	}
+	ctx := d.ctx
+	d.spawn(func() {
+		ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "news for the connected"), newsTimeout)
+		defer cancel()
+		if err := send(ctx, d.host, to, news, d.members.Speaks()); err != nil {
+			d.log.Debug("tell a member of others", "peer", to.String(), "protocol", protocol.MembersProtocol, "err", err)
+			if l.tries++; l.tries < maxTells {
+				d.do(d.ctx, func() { d.outbox.again(to, l) })
+			}
+		}
+	})
+}
+
+// record is what this node tells to of p: where it was last met, and who it is.
+func (d *Discovery) record(p, to peer.ID, whole bool) *protocol.MemberRecord {
+	r := &protocol.MemberRecord{Member: shortID(p)}
+	if whole {
+		r = &protocol.MemberRecord{Chain: d.peers[p].cert.Chain()}
+	}
 	addrs := d.book.addrs(p)
 	if conns := d.host.Network().ConnsToPeer(to); len(conns) > 0 {
 		addrs = reachable(addrs, conns[0].RemoteMultiaddr())
@@ -45,65 +323,21 @@ func (d *Discovery) record(p, to peer.ID) *protocol.MemberRecord {
 	return r
 }
 
-// How long the announcement of a member waits for others to go along: announceWait, and announceEach for every member that is to be
-// told, so that it costs this node a fraction of its time whatever comes.
-const (
-	announceWait = 20 * time.Millisecond
-	announceEach = 2 * time.Millisecond
-)
-
-// announceSoon has everybody who is connected told of a member that was met here first: one that has just joined
-// through this node, or that came with a certificate nobody had told of, or of whom nobody could say where it is. The others meet it
-// themselves or hear it from here, so nothing is passed on a second time.
-func (d *Discovery) announceSoon(p peer.ID) {
-	d.peers[p].public = true
-	d.announcing[p] = true
-	if d.announceAt.IsZero() {
-		d.announceAt = time.Now().Add(announceWait + announceEach*time.Duration(len(d.peers)))
-	}
-}
-
-// announceDue announces what is due and returns how long there is nothing to announce.
-func (d *Discovery) announceDue() time.Duration {
-	if d.announceAt.IsZero() {
-		return time.Hour
-	}
-	if left := time.Until(d.announceAt); left > 0 {
-		return left
-	}
-	d.announceAt = time.Time{}
-	for _, to := range d.order() {
-		if !d.peers[to].up {
-			continue
-		}
-		var records []*protocol.MemberRecord
-		for _, p := range d.order() {
-			if d.announcing[p] && p != to {
-				records = append(records, d.record(p, to))
-			}
-		}
-		if len(records) > 0 {
-			d.tell(to, records)
+// ownAddrs are the addresses at which to may reach this node: those of the interfaces as they are now, and what else libp2p says of
+// this node, but for addresses that it has no more.
+func (d *Discovery) ownAddrs(to peer.ID) []ma.Multiaddr {
+	out := slices.Clone(d.self)
+	for _, a := range d.host.Addrs() {
+		ip, ok := addrIP(a)
+		stale := ok && ma.Contains(d.past, a) && !d.nets.has(ip)
+		if !stale && !ma.Contains(out, a) {
+			out = append(out, a)
 		}
 	}
-	clear(d.announcing)
-	return time.Hour
-}
-
-// tell sends news to a connected member, with its own certificate renewed if that is due and this node can.
-func (d *Discovery) tell(to peer.ID, records []*protocol.MemberRecord) {
-	news := &protocol.MemberNews{Members: records, Renewed: d.members.Renew(d.peers[to].cert)}
-	if len(news.Members) == 0 && news.Renewed == nil {
-		return
+	if conns := d.host.Network().ConnsToPeer(to); len(conns) > 0 {
+		out = reachable(out, conns[0].RemoteMultiaddr())
 	}
-	ctx := d.ctx
-	d.spawn(func() {
-		ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "news for the connected"), newsTimeout)
-		defer cancel()
-		if err := send(ctx, d.host, to, news, d.members.Speaks()); err != nil {
-			d.log.Debug("tell a member of others", "peer", to.String(), "protocol", protocol.MembersProtocol, "err", err)
-		}
-	})
+	return out[:min(len(out), protocol.MaxMemberAddresses)]
 }
 
 func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNews, speak protocol.Versions) error {
@@ -119,11 +353,17 @@ func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNew
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
-	if _, err := s.Write(append(binary.AppendUvarint(nil, uint64(len(body))), body...)); err != nil {
-		s.Reset()
-		return err
+	if _, err = s.Write(append(binary.AppendUvarint(nil, uint64(len(body))), body...)); err == nil {
+		err = s.CloseWrite()
 	}
-	return s.Close()
+	if err == nil {
+		// The other side closes when it has read all: of two connections one is closed just when members meet.
+		if _, err = s.Read(make([]byte, 1)); err == io.EOF {
+			return s.Close()
+		}
+	}
+	s.Reset()
+	return cmp.Or(err, fmt.Errorf("%w: an answer to news", protocol.ErrProtocol))
 }
 
 // hear reads what a member tells of others. It runs in a goroutine of libp2p's.
@@ -141,15 +381,17 @@ func (d *Discovery) hear(s network.Stream) {
 			d.log.Warn("a renewed certificate is no good", "peer", from.String(), "err", err)
 		}
 	}
-	chains := make([]*protocol.Chain, len(news.Members))
-	for i, r := range news.Members {
-		chains[i] = r.GetChain()
+	var chains []*protocol.Chain
+	for _, r := range news.Members {
+		if r.Chain != nil {
+			chains = append(chains, r.Chain)
+		}
 	}
 	fresh, err := d.members.Add(chains...)
 	if err != nil {
 		d.log.Debug("certificates told by a member", "peer", from.String(), "err", err)
 	}
-	remote := s.Conn().RemoteMultiaddr()
+	conn := s.Conn()
 	d.do(d.ctx, func() {
 		if len(fresh) > 0 {
 			d.sync()
@@ -159,18 +401,66 @@ func (d *Discovery) hear(s network.Stream) {
 				k.public = true
 			}
 		}
-		source := "member " + from.String()
-		if k := d.peers[from]; k != nil {
-			source = "member " + k.cert.Name
+		d.takeNews(from, conn, news)
+	})
+}
+
+// takeNews takes up what a member tells, apart from certificates.
+func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.MemberNews) {
+	k := d.peers[from]
+	if k == nil || !k.up {
+		return // lost in between, or of a mesh that was left
+	}
+	if len(news.Addresses) > 0 && !conn.IsClosed() {
+		d.saysItself(from, k, conn, addrsOf(news.Addresses))
+		d.tellOf(from)
+	}
+	byShort := make(map[uint64]peer.ID, len(d.peers))
+	for p := range d.peers {
+		byShort[shortID(p)] = p
+	}
+	for _, r := range news.Members {
+		p := byShort[r.Member]
+		if r.Chain != nil {
+			p, _ = members.Subject(r.Chain)
 		}
-		for _, r := range news.Members {
-			p, err := members.Subject(r.GetChain())
-			if err != nil || d.peers[p] == nil {
+		if d.peers[p] != nil && p != from { // what it says of itself counts as that
+			d.hint(p, hearsay, "member "+k.cert.Name, reachable(addrsOf(r.Addresses), conn.RemoteMultiaddr())...)
+		}
+	}
+	if s := news.Summary; s != nil && len(s.Members) == len(s.Serials) {
+		self := shortID(d.host.ID())
+		for i, id := range s.Members {
+			if p, ok := byShort[id]; id != self && (!ok || d.peers[p].cert.Serial != s.Serials[i]) {
+				d.outbox.to(from).certs[id] = true
+				d.outbox.soon()
+			}
+		}
+	}
+	if w := news.Wants; w != nil {
+		for _, id := range w.Certificates {
+			if p, ok := byShort[id]; ok {
+				d.outbox.to(from).records[p] = true
+				d.outbox.soon()
+			}
+		}
+		for _, id := range w.Addresses {
+			p, ok := byShort[id]
+			if !ok || p == from {
 				continue
 			}
-			d.hint(p, source, reachable(addrsOf(r), remote)...)
+			if o := d.peers[p]; o.up && o.met {
+				l := d.outbox.to(from)
+				l.records[p] = l.records[p]
+				d.outbox.soon()
+				continue
+			}
+			if d.outbox.wants[from] == nil {
+				d.outbox.wants[from] = map[peer.ID]bool{}
+			}
+			d.outbox.wants[from][p] = true // of members only, so that it is bounded
 		}
-	})
+	}
 }
 
 // readNews reads one MemberNews with its limit, memory and time reserved first.
@@ -214,15 +504,21 @@ func decodeNews(r interface {
 	if len(news.Members) > maxRecords {
 		return nil, fmt.Errorf("%w: news of %d members, at most %d", protocol.ErrProtocol, len(news.Members), maxRecords)
 	}
+	if s := news.Summary; len(s.GetMembers()) > maxSummary || len(news.Wants.GetCertificates())+len(news.Wants.GetAddresses()) > maxSummary {
+		return nil, fmt.Errorf("%w: news about more than %d members", protocol.ErrProtocol, maxSummary)
+	}
 	return news, nil
 }
+
+// maxSummary bounds what is said about members in 8 bytes each: as many as certificates can be held.
+const maxSummary = 4096
 
 // maxRecords in one MemberNews: each costs up to three signatures to check (0.1 ms).
 const maxRecords = 2 * MaxMembers
 
-func addrsOf(r *protocol.MemberRecord) []ma.Multiaddr {
+func addrsOf(raw [][]byte) []ma.Multiaddr {
 	var out []ma.Multiaddr
-	for _, b := range r.Addresses {
+	for _, b := range raw {
 		if a, err := ma.NewMultiaddrBytes(b); err == nil && dialable(a) && len(out) < protocol.MaxMemberAddresses {
 			out = append(out, a)
 		}

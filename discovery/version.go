@@ -46,7 +46,7 @@ func (k *known) nextTry(err error) time.Time {
 	if errors.As(err, new(*protocol.Incompatible)) {
 		return time.Now().Add(incompatibleRetry)
 	}
-	return time.Now().Add(k.backoff.next())
+	return k.again(time.Now())
 }
 
 // otherStreams cuts a member that was admitted and does not speak what comes after that: what it said of itself has the

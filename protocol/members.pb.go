@@ -1460,10 +1460,14 @@ func (x *Ticket) GetCapabilities() []Capability {
 
 // MemberNews is what a member tells another about members, on a stream of its own (MembersProtocol).
 type MemberNews struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       []*MemberRecord        `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
-	Renewed       *Chain                 `protobuf:"bytes,2,opt,name=renewed,proto3" json:"renewed,omitempty"`         // the receiver's own certificate, renewed by the sender
-	Revocations   []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"` // that may be new to the receiver
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Members     []*MemberRecord        `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	Renewed     *Chain                 `protobuf:"bytes,2,opt,name=renewed,proto3" json:"renewed,omitempty"`         // the receiver's own certificate, renewed by the sender
+	Revocations []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"` // that may be new to the receiver
+	// From version 2 on. Members are named by the last 8 bytes of their keys.
+	Summary       *MemberSummary `protobuf:"bytes,6,opt,name=summary,proto3" json:"summary,omitempty"` // whose certificates the sender holds, when two members have just met
+	Wants         *MemberWants   `protobuf:"bytes,7,opt,name=wants,proto3" json:"wants,omitempty"`
+	Addresses     [][]byte       `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"` // the sender's own, as multiaddrs; at most 16
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1519,10 +1523,32 @@ func (x *MemberNews) GetRevocations() []*Revocation {
 	return nil
 }
 
+func (x *MemberNews) GetSummary() *MemberSummary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+func (x *MemberNews) GetWants() *MemberWants {
+	if x != nil {
+		return x.Wants
+	}
+	return nil
+}
+
+func (x *MemberNews) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type MemberRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         *Chain                 `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
 	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // hints, as multiaddrs; at most 16
+	Member        uint64                 `protobuf:"fixed64,3,opt,name=member,proto3" json:"member,omitempty"`     // instead of the chain, from version 2 on: the receiver holds it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1565,6 +1591,120 @@ func (x *MemberRecord) GetChain() *Chain {
 }
 
 func (x *MemberRecord) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *MemberRecord) GetMember() uint64 {
+	if x != nil {
+		return x.Member
+	}
+	return 0
+}
+
+// MemberSummary says whose certificates the sender holds: a member, and the serial of its certificate.
+type MemberSummary struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []uint64               `protobuf:"fixed64,1,rep,packed,name=members,proto3" json:"members,omitempty"`
+	Serials       []uint64               `protobuf:"fixed64,2,rep,packed,name=serials,proto3" json:"serials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberSummary) Reset() {
+	*x = MemberSummary{}
+	mi := &file_members_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberSummary) ProtoMessage() {}
+
+func (x *MemberSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberSummary.ProtoReflect.Descriptor instead.
+func (*MemberSummary) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MemberSummary) GetMembers() []uint64 {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *MemberSummary) GetSerials() []uint64 {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+// MemberWants asks for certificates, and for the addresses of members that the sender is not connected to: of each that the
+// receiver is connected to it tells at once, of the others as soon as it meets them.
+type MemberWants struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  []uint64               `protobuf:"fixed64,1,rep,packed,name=certificates,proto3" json:"certificates,omitempty"`
+	Addresses     []uint64               `protobuf:"fixed64,2,rep,packed,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberWants) Reset() {
+	*x = MemberWants{}
+	mi := &file_members_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberWants) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberWants) ProtoMessage() {}
+
+func (x *MemberWants) ProtoReflect() protoreflect.Message {
+	mi := &file_members_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberWants.ProtoReflect.Descriptor instead.
+func (*MemberWants) Descriptor() ([]byte, []int) {
+	return file_members_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MemberWants) GetCertificates() []uint64 {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *MemberWants) GetAddresses() []uint64 {
 	if x != nil {
 		return x.Addresses
 	}
@@ -1675,15 +1815,25 @@ const file_members_proto_rawDesc = "" +
 	"\taddresses\x18\x03 \x03(\fR\taddresses\x12\x16\n" +
 	"\x06secret\x18\x04 \x01(\fR\x06secret\x12$\n" +
 	"\x0eexpires_unix_s\x18\x05 \x01(\x03R\fexpiresUnixS\x128\n" +
-	"\fcapabilities\x18\x06 \x03(\x0e2\x14.meshnode.CapabilityR\fcapabilities\"\xa1\x01\n" +
+	"\fcapabilities\x18\x06 \x03(\x0e2\x14.meshnode.CapabilityR\fcapabilities\"\x9f\x02\n" +
 	"\n" +
 	"MemberNews\x120\n" +
 	"\amembers\x18\x01 \x03(\v2\x16.meshnode.MemberRecordR\amembers\x12)\n" +
 	"\arenewed\x18\x02 \x01(\v2\x0f.meshnode.ChainR\arenewed\x126\n" +
-	"\vrevocations\x18\x03 \x03(\v2\x14.meshnode.RevocationR\vrevocations\"S\n" +
+	"\vrevocations\x18\x03 \x03(\v2\x14.meshnode.RevocationR\vrevocations\x121\n" +
+	"\asummary\x18\x06 \x01(\v2\x17.meshnode.MemberSummaryR\asummary\x12+\n" +
+	"\x05wants\x18\a \x01(\v2\x15.meshnode.MemberWantsR\x05wants\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\fR\taddresses\"k\n" +
 	"\fMemberRecord\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\fR\taddresses*K\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x16\n" +
+	"\x06member\x18\x03 \x01(\x06R\x06member\"C\n" +
+	"\rMemberSummary\x12\x18\n" +
+	"\amembers\x18\x01 \x03(\x06R\amembers\x12\x18\n" +
+	"\aserials\x18\x02 \x03(\x06R\aserials\"O\n" +
+	"\vMemberWants\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\x06R\fcertificates\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\x06R\taddresses*K\n" +
 	"\n" +
 	"Capability\x12\x11\n" +
 	"\rNO_CAPABILITY\x10\x00\x12\n" +
@@ -1729,7 +1879,7 @@ func file_members_proto_rawDescGZIP() []byte {
 }
 
 var file_members_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_members_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_members_proto_goTypes = []any{
 	(Capability)(0),         // 0: meshnode.Capability
 	(Denial)(0),             // 1: meshnode.Denial
@@ -1752,6 +1902,8 @@ var file_members_proto_goTypes = []any{
 	(*Ticket)(nil),          // 18: meshnode.Ticket
 	(*MemberNews)(nil),      // 19: meshnode.MemberNews
 	(*MemberRecord)(nil),    // 20: meshnode.MemberRecord
+	(*MemberSummary)(nil),   // 21: meshnode.MemberSummary
+	(*MemberWants)(nil),     // 22: meshnode.MemberWants
 }
 var file_members_proto_depIdxs = []int32{
 	0,  // 0: meshnode.CertificateBody.capabilities:type_name -> meshnode.Capability
@@ -1782,12 +1934,14 @@ var file_members_proto_depIdxs = []int32{
 	20, // 25: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
 	5,  // 26: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
 	16, // 27: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
-	5,  // 28: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	21, // 28: meshnode.MemberNews.summary:type_name -> meshnode.MemberSummary
+	22, // 29: meshnode.MemberNews.wants:type_name -> meshnode.MemberWants
+	5,  // 30: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_members_proto_init() }
@@ -1801,7 +1955,7 @@ func file_members_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_members_proto_rawDesc), len(file_members_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -48,7 +48,7 @@ var rooms = map[string]room{
 
 	"discovery": {
 		ours:   "protocol discovery/members",
-		others: "github.com/libp2p/go-libp2p github.com/libp2p/zeroconf/v2 github.com/multiformats/go-multiaddr google.golang.org/protobuf",
+		others: "github.com/libp2p/go-libp2p github.com/miekg/dns github.com/multiformats/go-multiaddr golang.org/x/net golang.org/x/sys google.golang.org/protobuf",
 	},
 	"discovery/members": {
 		ours: "protocol",

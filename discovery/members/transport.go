@@ -23,6 +23,11 @@ import (
 	"meshnode/protocol"
 )
 
+// connectTimeout is how long a dial waits for the other side's kernel: two of the packets that ask for a connection fit, the first and
+// the one after a second. A third would come after three and the fourth after seven; whoever lost sight of its network for a while
+// asks sooner by dialling anew.
+const connectTimeout = 2500 * time.Millisecond
+
 // TransportOptions makes a libp2p host that only members of m's mesh can connect to, and that connects to nobody
 // else. It sets the transports (TCP alone), the security protocol (TLS 1.3, then the exchange of certificates) and the
 // muxer (yamux, with libp2p's window of 16 MiB); give no other of these to libp2p.New, and m.Key() as its identity.
@@ -45,7 +50,7 @@ func TransportOptions(m *Membership) libp2p.Option {
 			// Dialling from the listening port would let two nodes that dial each other at the same moment meet in
 			// one TCP connection that both take for their own; and listening with SO_REUSEPORT would let two
 			// programs share a port without noticing.
-			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil, tcp.DisableReuseport())
+			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(connectTimeout))
 		}),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		// libp2p.New has no option for the upgrader's; its constructor takes them from here. The default holds a
