@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"meshnode/node/doctor"
 	"meshnode/protocol"
 	"meshnode/tasks"
 )
@@ -287,6 +288,11 @@ type clientAPI interface {
 	WhyJob(ctx context.Context, job protocol.JobID) (Why, error)
 	WhyTask(ctx context.Context, job protocol.JobID, index uint32) (Why, error)
 	WhyPeer(ctx context.Context, id string) (Why, error)
+	// Ping asks a member for a sign of life and measures how long that takes; of one that is not connected it asks each address
+	// that is known of it. CodeNoPeer: no such member; CodeRefused: it is this node.
+	Ping(ctx context.Context, id string) (Ping, error)
+	// Doctor looks for what keeps this node from finding others, from being found, and from working. It takes some seconds.
+	Doctor(ctx context.Context) (doctor.Report, error)
 	// Shutdown begins a clean stop and returns at once; Run then returns.
 	Shutdown()
 }

@@ -59,8 +59,9 @@ type Config struct {
 	Private  bool
 	Version  string
 	Runtimes []executor.Runtime
-	Logger   *slog.Logger   // default: none
-	Journal  journal.Config // its FS only, for tests
+	Logger   *slog.Logger     // default: none
+	Journal  journal.Config   // its FS only, for tests
+	Now      func() time.Time // the wall clock, for tests; default: time.Now
 	// Speak are the protocol versions that the node speaks, the preferred one first. Default: protocol.Spoken. Others are for tests.
 	Speak protocol.Versions
 }
@@ -89,6 +90,7 @@ type Node struct {
 	sums     sums
 	names    sync.Map // string: the label that each NodeID said last that it has
 	pause    pauseEnd
+	checks   checks
 	runtimes map[string]executor.Runtime
 	self     protocol.NodeID
 
@@ -120,6 +122,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.MinFree == 0 {
 		cfg.MinFree = minFree
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	cfg.Name = strings.ToValidUTF8(cfg.Name[:min(len(cfg.Name), protocol.MaxName)], "")
 	if err := tasks.CheckLabels(cfg.Labels); err != nil {
 		return nil, &Error{Code: CodeBadRequest, Message: err.Error()}
@@ -138,7 +143,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := checkFormat(cfg.DataDir); err != nil {
 		return nil, err
 	}
-	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Speak: cfg.Speak, Logger: n.log}); err != nil {
+	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Speak: cfg.Speak, Now: cfg.Now, Logger: n.log}); err != nil {
 		return nil, err
 	}
 	opened := n.members.Opened()
@@ -226,6 +231,7 @@ func (n *Node) listen() error {
 	}
 	n.sessions.open(n)
 	n.serveBlobs()
+	n.serveChecks()
 	n.finder, err = discovery.New(discovery.Config{
 		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, Logger: n.log,
 	})
@@ -350,6 +356,9 @@ func (n *Node) close() {
 		n.journal.Close()
 	}
 }
+
+// wall is the wall clock.
+func (n *Node) wall() time.Time { return n.cfg.Now() }
 
 func randomUint64() uint64 {
 	var b [8]byte

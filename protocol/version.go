@@ -18,6 +18,15 @@ const (
 	NamePeer      = "peer"
 	NameMembers   = "members"
 	NameBlob      = "blob"
+	// NameCheck is there from version 2 on.
+	NameCheck = "check"
+)
+
+// Limits of CheckRequest and CheckAnswer.
+const (
+	MaxCheck      = 1 << 10 // bytes of either
+	MaxCheckEcho  = 64
+	MaxCheckPorts = 4
 )
 
 // Versions are versions that a node speaks, the one it prefers first.

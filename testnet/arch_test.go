@@ -57,11 +57,12 @@ var rooms = map[string]room{
 	},
 
 	"node": {
-		ours: "protocol tasks tasks/journal tasks/blob tasks/executor discovery…",
+		ours: "protocol tasks tasks/journal tasks/blob tasks/executor discovery… node/doctor",
 		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr google.golang.org/protobuf " +
 			"github.com/gofrs/flock github.com/shirou/gopsutil/v4 golang.org/x/sys golang.org/x/sync",
 	},
-	"node/control": {ours: "protocol tasks node", others: "golang.org/x/sys golang.org/x/sync github.com/gofrs/flock"},
+	"node/doctor":  {others: "golang.org/x/net golang.org/x/sys github.com/shirou/gopsutil/v4"},
+	"node/control": {ours: "protocol tasks node node/doctor", others: "golang.org/x/sys golang.org/x/sync github.com/gofrs/flock"},
 
 	"python": {},
 

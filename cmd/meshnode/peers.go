@@ -65,6 +65,7 @@ func (c *cli) peersCommand() *cobra.Command {
 not heard for a while; gone, with the reason and what is tried.`,
 		Args: cobra.NoArgs,
 	}
+	cmd.AddCommand(c.pingCommand())
 	watch, quiet := addWatch(cmd), addQuiet(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		client, err := c.dial()

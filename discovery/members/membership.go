@@ -170,6 +170,13 @@ func (m *Membership) Name() string { return m.name }
 // Speaks are the protocol versions that this node speaks, the preferred one first. Not to be changed.
 func (m *Membership) Speaks() protocol.Versions { return m.speak }
 
+// Newest is when the newest signature that this node has seen was made: no right clock is before it.
+func (m *Membership) Newest() time.Time {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return time.Unix(m.st.Newest, 0)
+}
+
 // Mesh is the mesh that this node is in now. It changes with Join, Leave and Recover; see Subscribe.
 func (m *Membership) Mesh() MeshID {
 	m.mu.RLock()

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"meshnode/node"
+	"meshnode/node/doctor"
 	"meshnode/protocol"
 )
 
@@ -474,6 +475,18 @@ func (c *Client) Drain(ctx context.Context) error {
 func (c *Client) Why(ctx context.Context, subject string) (node.Why, error) {
 	var w node.Why
 	return w, c.ask(ctx, "GET", "/v1/why?subject="+url.QueryEscape(subject), nil, &w)
+}
+
+// Ping looks at a member, named by its name or id, once. Of one that is not connected each known address is asked, which takes seconds.
+func (c *Client) Ping(ctx context.Context, peer string) (node.Ping, error) {
+	var p node.Ping
+	return p, c.call(ctx, "POST", "/v1/ping", pingBody{peer}, &p)
+}
+
+// Doctor has the node look for what keeps it from finding others, from being found, and from working. It takes some seconds.
+func (c *Client) Doctor(ctx context.Context) (doctor.Report, error) {
+	var r doctor.Report
+	return r, c.call(ctx, "GET", "/v1/doctor", nil, &r)
 }
 
 // Shutdown begins a clean stop of the node and returns at once.

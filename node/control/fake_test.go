@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"meshnode/node"
+	"meshnode/node/doctor"
 	"meshnode/protocol"
 	"meshnode/tasks"
 )
@@ -359,6 +360,12 @@ func (n *fakeNode) WhyTask(_ context.Context, id protocol.JobID, index uint32) (
 }
 func (n *fakeNode) WhyPeer(_ context.Context, id string) (node.Why, error) {
 	return node.Why{Subject: "node " + id}, nil
+}
+func (n *fakeNode) Ping(_ context.Context, id string) (node.Ping, error) {
+	return node.Ping{ID: id, Answered: true, RTT: 1}, nil
+}
+func (n *fakeNode) Doctor(context.Context) (doctor.Report, error) {
+	return doctor.NewReport(true, []doctor.Finding{{Check: doctor.CheckNode, State: doctor.OK, Text: "it runs"}}), nil
 }
 func (n *fakeNode) Resume(context.Context) error { n.paused = -1; return nil }
 func (n *fakeNode) Shutdown()                    { close(n.down) }

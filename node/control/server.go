@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"meshnode/node"
+	"meshnode/node/doctor"
 	"meshnode/protocol"
 )
 
@@ -52,6 +53,8 @@ type Node interface {
 	WhyJob(ctx context.Context, job protocol.JobID) (node.Why, error)
 	WhyTask(ctx context.Context, job protocol.JobID, index uint32) (node.Why, error)
 	WhyPeer(ctx context.Context, id string) (node.Why, error)
+	Ping(ctx context.Context, id string) (node.Ping, error)
+	Doctor(ctx context.Context) (doctor.Report, error)
 	Shutdown()
 }
 
@@ -117,6 +120,8 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("POST /v1/resume", func(r *http.Request) (any, error) { return empty{}, s.node.Resume(r.Context()) })
 	handle("POST /v1/drain", func(r *http.Request) (any, error) { return empty{}, s.node.Drain(r.Context()) })
 	handle("GET /v1/why", s.getWhy)
+	handle("POST /v1/ping", s.postPing)
+	handle("GET /v1/doctor", func(r *http.Request) (any, error) { return s.node.Doctor(r.Context()) })
 	handle("POST /v1/shutdown", func(r *http.Request) (any, error) { s.node.Shutdown(); return empty{}, nil })
 	handle("PUT /v1/blobs", s.putBlob)
 	handle("GET /v1/blobs", func(r *http.Request) (any, error) { return s.node.Blobs(r.Context()) })
@@ -487,6 +492,30 @@ func (s *Server) postConnect(r *http.Request) (any, error) {
 		return c, err
 	}
 	return s.node.Connect(r.Context(), b.Addr)
+}
+
+type pingBody struct {
+	Peer string `json:"peer"`
+}
+
+// postPing looks at a member, by its name or id.
+func (s *Server) postPing(r *http.Request) (any, error) {
+	var b pingBody
+	if err := readJSON(r, &b); err != nil {
+		return nil, err
+	}
+	peers, err := s.node.Peers(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	switch found := FindPeers(peers, b.Peer); len(found) {
+	case 0:
+		return nil, &node.Error{Code: node.CodeNoPeer, Message: fmt.Sprintf("no peer %.80q", b.Peer), Fix: "meshnode peers lists them"}
+	case 1:
+		return s.node.Ping(r.Context(), found[0].ID)
+	default:
+		return nil, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("%d peers are called %s", len(found), b.Peer), Fix: "give more of the id: meshnode peers -o wide"}
+	}
 }
 
 func (s *Server) postJoin(r *http.Request) (any, error) {
