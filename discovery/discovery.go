@@ -541,6 +541,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 			return
 		}
 		d.log.Info("member connected", "peer", p.String(), "name", k.cert.Name)
+		d.tellRevoked(p, d.members.Recent())
 		return
 	}
 	d.outbox.drop(p)
@@ -771,7 +772,8 @@ func (d *Discovery) probeDue() time.Duration {
 func (d *Discovery) meshChanged() {
 	mesh := d.members.Mesh()
 	if mesh == d.mesh {
-		d.sync() // the certificate was renewed
+		d.sync() // the certificate was renewed, or somebody was revoked
+		d.expel()
 		return
 	}
 	d.log.Info("the node is in another mesh", "mesh", mesh.String())

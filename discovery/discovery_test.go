@@ -424,7 +424,7 @@ func TestLeaveAndJoinElsewhere(t *testing.T) {
 	a, b, c := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b"), start(t, t.TempDir(), "c")
 	a.admit(t, b.Membership)
 	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	if _, err := b.Leave(); err != nil {
+	if _, _, err := b.Leave(true); err != nil {
 		t.Fatal(err)
 	}
 	until(t, 5*time.Second, "the connection is cut", func() bool { return len(b.host.Network().Peers()) == 0 && !a.has(b) })

@@ -376,6 +376,10 @@ func (d *Discovery) hear(s network.Stream) {
 		return
 	}
 	s.Close()
+	// First, so that no certificate is taken up that these void.
+	if err := d.members.AddRevocations(news.Revocations...); err != nil {
+		d.log.Warn("revocations told by a member", "peer", from.String(), "protocol", protocol.MembersProtocol, "err", err)
+	}
 	if news.Renewed != nil {
 		if err := d.members.TakeRenewal(news.Renewed); err != nil {
 			d.log.Warn("a renewed certificate is no good", "peer", from.String(), "err", err)
@@ -500,6 +504,9 @@ func decodeNews(r interface {
 	news := &protocol.MemberNews{}
 	if err := proto.Unmarshal(body, news); err != nil {
 		return nil, fmt.Errorf("%w: %v", protocol.ErrProtocol, err)
+	}
+	if len(news.Revocations) > maxNewsRevocations {
+		return nil, fmt.Errorf("%w: news of %d revocations, at most %d", protocol.ErrProtocol, len(news.Revocations), maxNewsRevocations)
 	}
 	if len(news.Members) > maxRecords {
 		return nil, fmt.Errorf("%w: news of %d members, at most %d", protocol.ErrProtocol, len(news.Members), maxRecords)

@@ -1036,7 +1036,7 @@ func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
 
 // Leave implements clientAPI.
 func (n *Node) Leave(ctx context.Context) error {
-	_, err := n.members.Leave()
+	_, _, err := n.members.Leave(true)
 	return err
 }
 

@@ -17,6 +17,9 @@ const (
 	MaxAdmission = 4 << 10
 	// MaxAdmissionReply bounds what a joiner takes from the member that its ticket names: two chains.
 	MaxAdmissionReply = 8 << 10
+	// MaxRevocationSet bounds the revocations that two members exchange when theirs differ: thousands. Nobody gets to send
+	// so much before its certificate was judged good.
+	MaxRevocationSet = 1 << 20
 	// MaxMemberNews bounds a MemberNews: 300 members with a chain and 16 addresses each are 0.6 MiB.
 	MaxMemberNews = 1 << 20
 	// MaxMemberAddresses is how many addresses one member may have anywhere: a multi-homed laptop with

@@ -49,7 +49,7 @@ type PeerUp struct {
 	Peer    protocol.NodeID
 	Session uint64 // of the stream: unique in this process, rising
 	Hello   *protocol.Hello
-	// Allowed are the runtimes (without versions: "wasm", "python") that the peer may use here and that we
+	// The runtimes (without versions: "wasm", "python") that the peer may use here and that we
 	// may use there, by certificates and the owners' policies.
 	MayUseHere, MayUseThere []string
 }
@@ -61,6 +61,18 @@ type PeerDown struct {
 	Clean   bool
 	Asleep  bool
 	Reason  string
+}
+
+// Expelled says that the peer is no member of the mesh any more: it was revoked, or has left.
+type Expelled struct {
+	Peer   protocol.NodeID
+	Reason string
+}
+
+// SetPolicy says anew which runtimes a peer may use here, and we there, as PeerUp has them; for what is under way, too.
+type SetPolicy struct {
+	Peer                    protocol.NodeID
+	MayUseHere, MayUseThere []string
 }
 
 // Receive is a message from a peer's stream, in order within the stream.
@@ -158,6 +170,8 @@ func (Forget) event()      {}
 func (Watching) event()    {}
 func (PeerUp) event()      {}
 func (PeerDown) event()    {}
+func (Expelled) event()    {}
+func (SetPolicy) event()   {}
 func (Receive) event()     {}
 func (Prepared) event()    {}
 func (Finished) event()    {}

@@ -444,7 +444,7 @@ func (s *Scheduler) lose(p *peer, c Code) {
 	if p.self {
 		return
 	}
-	if len(p.leases) > 0 && c != NodeLeft {
+	if len(p.leases) > 0 && c != NodeLeft && c != NodeExpelled {
 		p.taken = map[protocol.Attempt]bool{}
 		for a := range p.leases {
 			p.taken[a] = true

@@ -237,7 +237,7 @@ func (st *stage) command(s string) error {
 		return fmt.Errorf("no node %q", arg(1))
 	}
 	m := st.nodes[arg(2)]
-	if (verb == "connect" || verb == "deliver" || verb == "cut" || verb == "block" || verb == "unblock" || verb == "forge") && m == nil {
+	if (verb == "connect" || verb == "deliver" || verb == "cut" || verb == "block" || verb == "unblock" || verb == "forge" || verb == "expel" || verb == "policy") && m == nil {
 		return fmt.Errorf("no node %q", arg(2))
 	}
 	var err error
@@ -286,6 +286,13 @@ func (st *stage) command(s string) error {
 		n.do(SetPaused{})
 	case "shutdown":
 		n.do(Shutdown{l.text})
+	case "expel":
+		n.do(Expelled{Peer: protocol.NodeID(m.name), Reason: l.text})
+	case "policy":
+		list := func(key string) []string {
+			return strings.FieldsFunc(l.key(key, ""), func(r rune) bool { return r == ',' })
+		}
+		n.do(SetPolicy{Peer: protocol.NodeID(m.name), MayUseHere: list("here"), MayUseThere: list("there")})
 	case "bye":
 		n.bye()
 	case "kill":

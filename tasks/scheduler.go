@@ -248,6 +248,10 @@ func (s *Scheduler) handle(ev Event) error {
 		s.peerUp(ev)
 	case PeerDown:
 		s.peerDown(ev)
+	case Expelled:
+		s.expelled(ev)
+	case SetPolicy:
+		s.setPolicy(ev)
 	case Receive:
 		if p := s.peers[ev.Peer]; p != nil && p.up && p.session == ev.Session && !p.self {
 			p.heard = s.now

@@ -85,6 +85,7 @@ const (
 	GaveBack // {what} is the node's sentence
 	NodeRestarted
 	NodeLeft
+	NodeExpelled
 	NodeLost
 	NodeGone
 	NodeAsleep
@@ -166,6 +167,7 @@ var table = [codes]Reason{
 	NoRoom:        {"no_room", "{node} had no room for it: {what}", "nothing: it is granted again, to whoever has a free slot"},
 	GaveBack:      {"gave_back", "{node} gave it back: {what}", "nothing: it is granted again; this is no failed attempt"},
 	NodeRestarted: {"node_restarted", "{node} was started anew, and what it held was lost", "nothing: it is granted again; see the log of {node} if nobody restarted it"},
+	NodeExpelled:  {"node_expelled", "{node} is no member of the mesh any more", "nothing: it is granted again"},
 	NodeLeft:      {"node_left", "{node} was stopped, and gave up what it held", "nothing: it is granted again"},
 	NodeLost:      {"node_lost", "{node} was silent for 3 s and counts as lost", "nothing: it is granted again; was {node} asleep, or its network away?"},
 	NodeGone:      {"node_gone", "the connection to {node} broke", "nothing: it is granted again; was {node} switched off, or its network away?"},

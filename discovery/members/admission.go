@@ -1,6 +1,7 @@
 package members
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -47,12 +48,19 @@ func (r *Rejected) Unwrap() error { return r.Err }
 //	listener → dialer   AdmissionReply: its chain, or a denial with a sentence
 //	dialer → listener   AdmissionDone
 //
-// A connection is handed up by the listener only after the third, by the dialer after the second, so that neither
+// and, if both are members who hold different revocations:
+//
+//	dialer → listener   in that AdmissionDone, all that it holds
+//	listener → dialer   AdmissionReply: all that it holds; or, by what it has just heard, a denial
+//	dialer → listener   AdmissionDone
+//
+// A connection is handed up by the listener only after the last, by the dialer after the last that it reads, so that neither
 // ever shows libp2p a peer that the other side refuses. Each message is a varint length and a protobuf.
 
 // admitOut is the dialing side. It returns the member's certificate.
 func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
-	if err := writeMsg(c, &protocol.Admission{Chain: m.Own().chain, Probe: probe}); err != nil {
+	held, digest := m.held()
+	if err := writeMsg(c, &protocol.Admission{Chain: m.Own().chain, Probe: probe, Revocations: digest}); err != nil {
 		return nil, err
 	}
 	reply, err := readReply(c)
@@ -65,21 +73,44 @@ func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
 		}
 	}
 	if reply.Denial != protocol.Denial_ADMITTED {
+		m.hearDenial(reply)
 		return nil, refusedBy(c.RemotePeer(), reply)
 	}
 	cert, _, err := m.judge(reply.Chain, c.RemotePeer())
 	if err != nil {
-		sayDone(c, err.Error())
+		sayDone(c, err)
 		return nil, &Rejected{c.RemotePeer(), err}
 	}
-	if err := writeMsg(c, &protocol.AdmissionDone{}); err != nil {
+	differ := differ(digest, reply.Revocations)
+	done := &protocol.AdmissionDone{}
+	if differ {
+		done.Revoked = held
+	}
+	if err := writeMsg(c, done); err != nil {
 		return nil, err
+	}
+	if differ {
+		second := &protocol.AdmissionReply{}
+		if err := readMsg(c, second, protocol.MaxRevocationSet); err != nil {
+			return nil, fmt.Errorf("read which members it knows to be revoked: %w", err)
+		}
+		if second.Denial != protocol.Denial_ADMITTED {
+			m.hearDenial(second)
+			return nil, refusedBy(c.RemotePeer(), second)
+		}
+		if cert, err = m.hearHeld(second.Revoked, reply.Chain, c.RemotePeer()); err != nil {
+			sayDone(c, err)
+			return nil, &Rejected{c.RemotePeer(), err}
+		}
+		if err := writeMsg(c, &protocol.AdmissionDone{}); err != nil {
+			return nil, err
+		}
 	}
 	return cert, m.learn(cert)
 }
 
-// admitIn is the listening side.
-func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
+// admitIn is the listening side. What it reads is bounded by maxPreAdmission, until it has judged the other side a member and calls grow.
+func (m *Membership) admitIn(c sec.SecureConn, grow func(bytes int64)) (*Cert, error) {
 	a := &protocol.Admission{}
 	if err := readMsg(c, a, protocol.MaxAdmission); err != nil {
 		return nil, fmt.Errorf("read its certificate: %w", err)
@@ -105,26 +136,52 @@ func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
 		m.log.Info("gave a certificate to a new member", "peer", c.RemotePeer(), "name", cleanName(a.Join.Name))
 		return nil, errJoined
 	}
-	cert, denial, err := m.judge(a.Chain, c.RemotePeer())
-	if err != nil {
-		reply := &protocol.AdmissionReply{Denial: denial, Reason: "not admitted: " + err.Error()}
+	deny := func(cert *Cert, denial protocol.Denial, err error) error {
+		reply := &protocol.AdmissionReply{Denial: denial, Reason: "not admitted: " + err.Error(), Revoked: proofOf(err)}
 		if denial == protocol.Denial_EXPIRED {
 			reply.Issued = m.Renew(cert)
 		}
 		if err := writeMsg(c, reply); err == nil {
 			awaitDone(c)
 		}
+		return err
+	}
+	cert, denial, err := m.judge(a.Chain, c.RemotePeer())
+	if err != nil {
+		return nil, deny(cert, denial, err)
+	}
+	held, digest := m.held()
+	if err := writeMsg(c, &protocol.AdmissionReply{Chain: m.Own().chain, Revocations: digest}); err != nil {
 		return nil, err
 	}
-	if err := writeMsg(c, &protocol.AdmissionReply{Chain: m.Own().chain}); err != nil {
-		return nil, err
+	done, limit := &protocol.AdmissionDone{}, protocol.MaxAdmission
+	differ := differ(digest, a.Revocations)
+	if differ {
+		limit = protocol.MaxRevocationSet
+		grow(maxExchange)
 	}
-	done := &protocol.AdmissionDone{}
-	if err := readMsg(c, done, protocol.MaxAdmission); err != nil {
+	if err := readMsg(c, done, limit); err != nil {
 		return nil, fmt.Errorf("read whether it takes this node's certificate: %w", err)
 	}
 	if done.Refused != "" {
+		m.hearRefusal(done)
 		return nil, fmt.Errorf("it refuses this node's certificate: %s", plain(done.Refused))
+	}
+	if differ {
+		if cert, err = m.hearHeld(done.Revoked, a.Chain, c.RemotePeer()); err != nil {
+			return nil, deny(cert, denialOf(err), err)
+		}
+		if err := writeMsg(c, &protocol.AdmissionReply{Revoked: held}); err != nil {
+			return nil, err
+		}
+		done := &protocol.AdmissionDone{}
+		if err := readMsg(c, done, protocol.MaxAdmission+maxRevocation); err != nil {
+			return nil, fmt.Errorf("read whether it takes this node's certificate: %w", err)
+		}
+		if done.Refused != "" {
+			m.hearRefusal(done)
+			return nil, fmt.Errorf("it refuses this node's certificate: %s", plain(done.Refused))
+		}
 	}
 	if a.Probe {
 		return nil, errProbe
@@ -132,23 +189,71 @@ func (m *Membership) admitIn(c sec.SecureConn) (*Cert, error) {
 	return cert, m.learn(cert)
 }
 
+// maxExchange bytes may be read of a member besides maxPreAdmission: a set of revocations and what encrypts it.
+const maxExchange = protocol.MaxRevocationSet + protocol.MaxRevocationSet/16
+
+// differ reports whether two members hold different revocations, by their digests. One that sends none knows of none such.
+func differ(mine, theirs []byte) bool { return len(theirs) == len(mine) && !bytes.Equal(mine, theirs) }
+
+// hearHeld takes up the revocations that a member holds, and judges that member again by them.
+func (m *Membership) hearHeld(set []*protocol.Revocation, chain *protocol.Chain, remote peer.ID) (*Cert, error) {
+	if err := m.AddRevocations(set...); err != nil {
+		m.log.Warn("revocations told by a member", "peer", remote.String(), "protocol", protocol.AdmissionProtocol, "err", err)
+	}
+	cert, _, err := m.judge(chain, remote)
+	return cert, err
+}
+
+// hearDenial and hearRefusal take up what revokes this node itself. Who says so need not be a member any more than this node is: the
+// signatures count.
+func (m *Membership) hearDenial(r *protocol.AdmissionReply) {
+	if r.Denial == protocol.Denial_REVOKED {
+		m.hearOwn(r.Revoked)
+	}
+}
+
+func (m *Membership) hearRefusal(d *protocol.AdmissionDone) { m.hearOwn(d.Revoked) }
+
+func (m *Membership) hearOwn(proof []*protocol.Revocation) {
+	if len(proof) > maxChain {
+		return
+	}
+	if err := m.AddRevocations(proof...); err != nil {
+		m.log.Warn("what a peer says of this node's revocation is no good", "err", err)
+	}
+}
+
 // judge verifies the chain that a peer showed, whose connection has proven its key.
 func (m *Membership) judge(chain *protocol.Chain, remote peer.ID) (*Cert, protocol.Denial, error) {
 	m.mu.RLock()
-	cert, err := verify(chain, MeshID(m.st.Mesh), m.now())
+	mesh, now, rev := MeshID(m.st.Mesh), m.now(), m.rev
 	m.mu.RUnlock()
+	cert, err := verify(chain, mesh, now)
 	if cert != nil && cert.Peer != remote {
-		err = fmt.Errorf("%w: it is another key's", ErrCertificate)
+		return nil, protocol.Denial_BAD_CERTIFICATE, fmt.Errorf("%w: it is another key's", ErrCertificate)
 	}
-	switch {
-	case err == nil:
+	if cert != nil {
+		if r := rev.voidedBy(cert); r != nil {
+			err = revokedError{r}
+		}
+	}
+	if err == nil {
 		return cert, protocol.Denial_ADMITTED, nil
-	case errors.Is(err, ErrExpired):
-		return cert, protocol.Denial_EXPIRED, err
-	case errors.Is(err, ErrOtherMesh):
-		return nil, protocol.Denial_OTHER_MESH, err
 	}
-	return nil, protocol.Denial_BAD_CERTIFICATE, err
+	return cert, denialOf(err), err
+}
+
+// denialOf is the code of what judge says.
+func denialOf(err error) protocol.Denial {
+	switch {
+	case errors.Is(err, ErrRevoked):
+		return protocol.Denial_REVOKED
+	case errors.Is(err, ErrExpired):
+		return protocol.Denial_EXPIRED
+	case errors.Is(err, ErrOtherMesh):
+		return protocol.Denial_OTHER_MESH
+	}
+	return protocol.Denial_BAD_CERTIFICATE
 }
 
 // learn keeps the certificate of a member that was met, which judge has verified.
@@ -158,6 +263,10 @@ func (m *Membership) learn(c *Cert) error {
 	if c.Mesh != MeshID(m.st.Mesh) { // left in between
 		return ErrOtherMesh
 	}
+	if r := m.rev.voidedBy(c); r != nil { // heard of in between
+		return revokedError{r}
+	}
+	m.recall(c.Peer)
 	if !m.add(c) {
 		return nil
 	}
@@ -185,8 +294,8 @@ func plain(s string) string {
 
 // sayDone ends an exchange that this side breaks off, and gives the other side the time to read why: closing at once
 // could reset the connection under it.
-func sayDone(c sec.SecureConn, reason string) {
-	if writeMsg(c, &protocol.AdmissionDone{Refused: reason}) == nil {
+func sayDone(c sec.SecureConn, reason error) {
+	if writeMsg(c, &protocol.AdmissionDone{Refused: plain(reason.Error()), Revoked: proofOf(reason)}) == nil {
 		awaitDone(c)
 	}
 }

@@ -33,6 +33,12 @@ const (
 
 	maxRuntimes = 16
 
+	// maxRevokers of a renewed certificate: the chain above the first one, and that of a second admission.
+	maxRevokers = 4
+
+	// lastUnixS is in the year 9999: up to there every time.Time can be printed.
+	lastUnixS = 253402300799
+
 	signContext = "meshnode certificate 1\x00"
 )
 
@@ -80,8 +86,9 @@ type Cert struct {
 	NotBefore    time.Time // when it was signed
 	NotAfter     time.Time // the earliest end in the chain
 
-	body  *protocol.CertificateBody
-	chain *protocol.Chain
+	body   *protocol.CertificateBody
+	bodies []*protocol.CertificateBody // of the chain: body first
+	chain  *protocol.Chain
 }
 
 // Can reports whether the certificate carries the capability.
@@ -199,7 +206,7 @@ func verify(chain *protocol.Chain, mesh MeshID, now time.Time) (*Cert, error) {
 	b := bodies[0]
 	cert := &Cert{
 		Mesh: mesh, Peer: p, Name: b.Name, Owner: b32.EncodeToString(b.Owner), Capabilities: b.Capabilities, Runtimes: b.Runtimes,
-		Circle: b32.EncodeToString(b.Circle), Brief: b.Brief, Serial: b.Serial, NotBefore: time.Unix(b.NotBeforeUnixS, 0), NotAfter: time.Unix(end, 0), body: b, chain: chain,
+		Circle: b32.EncodeToString(b.Circle), Brief: b.Brief, Serial: b.Serial, NotBefore: time.Unix(b.NotBeforeUnixS, 0), NotAfter: time.Unix(end, 0), body: b, bodies: bodies, chain: chain,
 	}
 	if now.Unix() > end {
 		return cert, fmt.Errorf("%w (on %s)", ErrExpired, cert.NotAfter.UTC().Format(time.DateOnly))
@@ -273,8 +280,15 @@ func checkBody(b *protocol.CertificateBody) error {
 	if len(b.Circle) != 0 && len(b.Circle) != circleSize {
 		return errors.New("a circle of the wrong length")
 	}
-	// A year 9999 keeps every time.Time that is made of it printable.
-	if b.NotBeforeUnixS < 0 || b.NotAfterUnixS < b.NotBeforeUnixS || b.NotAfterUnixS > 253402300799 {
+	if len(b.Revokers) > maxRevokers || (!b.Renewed && len(b.Revokers) > 0) {
+		return errors.New("it names too many who may revoke it")
+	}
+	for _, k := range b.Revokers {
+		if len(k) != ed25519.PublicKeySize {
+			return errors.New("a key of the wrong length")
+		}
+	}
+	if b.NotBeforeUnixS < 0 || b.NotAfterUnixS < b.NotBeforeUnixS || b.NotAfterUnixS > lastUnixS {
 		return errors.New("its times make no sense")
 	}
 	return nil

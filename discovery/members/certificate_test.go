@@ -226,7 +226,7 @@ func TestRenewal(t *testing.T) {
 	// Ended altogether: refused, but renewed on the way out, and let in the next time. The founder renews itself.
 	later = later.Add(lifetime + time.Hour)
 	a, b = open(t, a.dir, Options{Now: clock}), open(t, b.dir, Options{Now: clock})
-	if len(b.Opened().Notices) != 1 || !strings.Contains(b.Opened().Notices[0], "ended") {
+	if len(b.Opened().Notices) != 2 || !strings.Contains(b.Opened().Notices[0], "ended") || !strings.Contains(b.Opened().Notices[1], "clock") {
 		t.Errorf("notices: %q", b.Opened().Notices)
 	}
 	if a.Own().NotAfter.Before(later) {

@@ -326,9 +326,10 @@ type pendingConn struct {
 	place    int  // in its source's conns; -1: none. Guarded by the gate's mutex, as is
 	proven   bool // it has a place for good
 	read     atomic.Int64
-	askedMu  sync.Mutex  // guards asked
-	asked    asked       // until reached
-	reached  atomic.Bool // the security protocol has begun: it logs what goes wrong from there
+	more     atomic.Int64 // bytes that may be read beyond maxPreAdmission: a member has revocations to tell
+	askedMu  sync.Mutex   // guards asked
+	asked    asked        // until reached
+	reached  atomic.Bool  // the security protocol has begun: it logs what goes wrong from there
 	admitted atomic.Bool
 }
 
@@ -336,7 +337,7 @@ func (c *pendingConn) Read(b []byte) (int, error) {
 	if c.admitted.Load() {
 		return c.Conn.Read(b)
 	}
-	left := maxPreAdmission - c.read.Load()
+	left := maxPreAdmission + c.more.Load() - c.read.Load()
 	if left <= 0 {
 		return 0, errTooMuch
 	}

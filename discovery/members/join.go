@@ -109,10 +109,10 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 			return ErrLesser
 		}
 	}
-	old, oldOwn, oldMet := m.st, m.own, m.met
-	if mesh != MeshID(m.st.Mesh) {
-		m.st = state{Mesh: t.Mesh, Newest: old.Newest}
-		m.met = map[peer.ID]*Cert{}
+	old := m.inMesh
+	other := mesh != MeshID(m.st.Mesh)
+	if other {
+		m.inMesh = elsewhere(state{Mesh: t.Mesh, Newest: old.st.Newest})
 	}
 	m.st.Inviter = &inviter{Peer: inviterID.String()}
 	for _, a := range addrs {
@@ -121,11 +121,14 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 		}
 	}
 	if err := m.setOwn(reply.Issued); err != nil {
-		m.st, m.own, m.met = old, oldOwn, oldMet
+		m.inMesh = old
 		return err
 	}
 	m.add(by)
 	m.changed()
+	if other {
+		return m.forgetMesh()
+	}
 	return m.saveMet()
 }
 

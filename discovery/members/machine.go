@@ -60,8 +60,23 @@ func (m *Membership) bindMachine(id string) error {
 	return m.writeFile(path, []byte(here+"\n"))
 }
 
+// castOff gives the node a new identity if it was revoked under the old one and has left since: see Leave.
+func (m *Membership) castOff() error {
+	if _, err := os.Stat(m.path(outcastFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	aside, err := m.putAside()
+	if err != nil {
+		return fmt.Errorf("put the revoked identity aside: %w", err)
+	}
+	m.opened.Copied = true
+	m.opened.Notices = append(m.opened.Notices, "this node was revoked and has left: it has a new identity, and can join with a new ticket; the old one is in "+aside)
+	return os.Remove(m.path(outcastFile))
+}
+
 // putAside moves the key and the membership to a fresh folder, without the machine binding: moved back, they take
-// the new machine for theirs. A crash in between leaves the binding in place, so that the next start goes on.
+// the new machine for theirs. A crash in between leaves the binding, or the word that a new identity is due, in place, so that the next
+// start goes on.
 func (m *Membership) putAside() (string, error) {
 	var aside string
 	for n := 1; ; n++ {
@@ -90,7 +105,7 @@ func (m *Membership) putAside() (string, error) {
 		return "", err
 	}
 	for _, f := range files {
-		if f.Name() == machineFile {
+		if f.Name() == machineFile || f.Name() == outcastFile {
 			continue
 		}
 		if err := move(filepath.Join(folder, f.Name())); err != nil {

@@ -311,7 +311,7 @@ func TestTickets(t *testing.T) {
 		t.Errorf("join from within another mesh: %v", err)
 	}
 	old := invite(t, elsewhere, he, InviteOptions{})
-	if _, err := elsewhere.Leave(); err != nil {
+	if _, _, err := elsewhere.Leave(false); err != nil {
 		t.Fatal(err)
 	}
 	refused(d, old, protocol.Denial_OTHER_MESH, "another mesh")
@@ -319,7 +319,7 @@ func TestTickets(t *testing.T) {
 		t.Errorf("a ticket without addresses: %v", err)
 	}
 	// Left and alone again, b may join elsewhere.
-	if _, err := b.Leave(); err != nil {
+	if _, _, err := b.Leave(true); err != nil {
 		t.Fatal(err)
 	}
 	join(t, b, invite(t, elsewhere, he, InviteOptions{}))

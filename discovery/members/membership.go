@@ -1,6 +1,7 @@
 package members
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -48,7 +49,7 @@ type Opened struct {
 	// RecoveryCode is set when Open made a mesh: whoever has it can take the mesh over (see Recover). It is
 	// returned this once; only the root key itself stays on disk.
 	RecoveryCode string
-	// Copied says that the data directory came from another machine, so that the node has a new identity:
+	// Copied says that the node has a new identity, because the data directory came from another machine or the old one was revoked:
 	// what else the directory holds in the name of the old one (its jobs) is not this node's.
 	Copied bool
 	// Notices are sentences for the person who starts the node.
@@ -71,13 +72,30 @@ type Membership struct {
 	tries   *tries
 	refused *onceIn
 
-	mu   sync.RWMutex // guards what follows, and the files in membership/
-	st   state
-	own  *Cert // may have expired
-	met  map[peer.ID]*Cert
-	subs map[chan struct{}]bool
+	mu sync.RWMutex // guards what follows, and the files in membership/
+	inMesh
+	guess int64 // the newest signed time, while this machine's clock is not set
+	subs  map[chan struct{}]bool
 
 	pairing pairing
+}
+
+// inMesh is what a node has of the mesh that it is in.
+type inMesh struct {
+	st       state
+	own      *Cert // may have expired
+	met      map[peer.ID]*Cert
+	rev      *revocations
+	void     *revocation // of this node's own certificate; nil: it is a member
+	saidVoid bool
+	untold   []*protocol.Revocation
+	recent   []recentRevocation
+	policy   policy
+}
+
+// elsewhere is the node in another mesh, of which it knows nothing yet.
+func elsewhere(st state) inMesh {
+	return inMesh{st: st, met: map[peer.ID]*Cert{}, rev: newRevocations(nil), policy: policy{}}
 }
 
 // state is membership/state.json.
@@ -89,8 +107,9 @@ type state struct {
 	Inviter  *inviter  `json:"inviter,omitempty"`
 	Tickets  []*ticket `json:"tickets,omitempty"`
 	Codes    []*code   `json:"codes,omitempty"`
-	Circle   []byte    `json:"circle,omitempty"`    // of this mesh, where its root key is
-	BySecret bool      `json:"by_secret,omitempty"` // a shared secret let this node in
+	Circle   []byte    `json:"circle,omitempty"`       // of this mesh, where its root key is
+	BySecret bool      `json:"by_secret,omitempty"`    // a shared secret let this node in
+	Older    [][]byte  `json:"older_chains,omitempty"` // what Chain was before it was renewed, while that has not ended
 }
 
 // inviter is who let this node in: the first member to look for.
@@ -105,6 +124,7 @@ const (
 	folder      = "membership"
 	stateFile   = "state.json"
 	metFile     = "members.json"
+	outcastFile = "new-identity" // is there: the next start makes a new identity
 	machineFile = "machine"
 )
 
@@ -134,7 +154,7 @@ func Open(dir string, o Options) (*Membership, error) {
 	m := &Membership{
 		speak: o.Speak,
 		dir:   dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
-		tries: newTries(), refused: newOnceIn(time.Minute), met: map[peer.ID]*Cert{}, subs: map[chan struct{}]bool{},
+		tries: newTries(), refused: newOnceIn(time.Minute), inMesh: elsewhere(state{}), subs: map[chan struct{}]bool{},
 	}
 	m.gate = newGate(m)
 	if m.name == "" {
@@ -142,6 +162,9 @@ func Open(dir string, o Options) (*Membership, error) {
 	}
 	if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
 		return nil, fmt.Errorf("make the membership folder: %w", err)
+	}
+	if err := m.castOff(); err != nil {
+		return nil, err
 	}
 	if err := m.bindMachine(o.Machine()); err != nil {
 		return nil, err
@@ -200,6 +223,9 @@ func (m *Membership) Certificate(p peer.ID) (*Cert, bool) {
 	c := m.met[p]
 	if p == m.self {
 		c = m.own
+		if m.void != nil {
+			return nil, false
+		}
 	}
 	if c == nil || m.now().After(c.NotAfter) {
 		return nil, false
@@ -225,49 +251,6 @@ func (m *Membership) Members() []*Cert {
 	}
 	slices.SortFunc(out, func(a, b *Cert) int { return strings.Compare(string(a.Peer), string(b.Peer)) })
 	return out
-}
-
-// MayUseHere lists the runtimes (without versions) that the member p may use on this node: none if p may not
-// submit; all if p's owner is this node's owner; else wasm, if p's certificate has it. More for other owners
-// needs the word of this machine's owner.
-func (m *Membership) MayUseHere(p peer.ID) []string {
-	c, ok := m.Certificate(p)
-	if !ok {
-		return nil
-	}
-	return mayUse(c, m.Own())
-}
-
-// MayUseThere lists the runtimes that this node may use on the member p and by default does: the mirror of
-// MayUseHere, and none if p does no work for others. Python and commands carry their submitter's data, so they
-// go to machines of the same owner only.
-func (m *Membership) MayUseThere(p peer.ID) []string {
-	c, ok := m.Certificate(p)
-	if !ok {
-		return nil
-	}
-	own, ok := m.Certificate(m.self)
-	if !ok {
-		return nil
-	}
-	return mayUse(own, c)
-}
-
-// mayUse lists what submitter may use on worker.
-func mayUse(submitter, worker *Cert) []string {
-	if submitter == nil || worker == nil || !submitter.Can(protocol.Capability_SUBMIT) || !worker.Can(protocol.Capability_WORK) {
-		return nil
-	}
-	if submitter.Owner == worker.Owner {
-		return slices.Clone(allRuntimes)
-	}
-	if submitter.Circle != "" && submitter.Circle == worker.Circle {
-		return slices.Clone(circleRuntimes)
-	}
-	if slices.Contains(submitter.Runtimes, Wasm) {
-		return []string{Wasm}
-	}
-	return nil
 }
 
 // Inviter is the member whose ticket let this node in, with the addresses that the ticket had or that
@@ -334,7 +317,7 @@ func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
 		return nil, cmp.Or(err, ErrOtherMesh)
 	}
 	for _, c := range good {
-		if m.add(c) {
+		if !m.forgotten(c) && m.add(c) {
 			fresh = append(fresh, c)
 		}
 	}
@@ -350,10 +333,10 @@ const maxMembers = 2000
 
 // add puts a verified certificate into met if it says something new. The caller holds mu.
 func (m *Membership) add(c *Cert) bool {
-	m.see(c)
-	if c.Peer == m.self {
+	if c.Peer == m.self || m.rev.voidedBy(c) != nil {
 		return false
 	}
+	m.see(c)
 	old := m.met[c.Peer]
 	if old == nil && len(m.met) >= maxMembers {
 		return false
@@ -363,17 +346,6 @@ func (m *Membership) add(c *Cert) bool {
 	}
 	m.met[c.Peer] = c
 	return true
-}
-
-// Forget drops what is known of a member. If it comes back with its certificate it is known again.
-func (m *Membership) Forget(p peer.ID) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.met[p]; !ok {
-		return nil
-	}
-	delete(m.met, p)
-	return m.saveMet()
 }
 
 // Alone reports whether the node is in a mesh that it made itself and that nobody joined but throw-away nodes: one that can be
@@ -401,24 +373,45 @@ func (m *Membership) alone() bool {
 	return !slices.ContainsFunc(m.st.Codes, func(c *code) bool { return len(c.Bound) > 0 })
 }
 
-// Leave ends this node's membership and makes a mesh of its own, as on the first start. The other members keep this
-// node's certificate until it ends. If this node holds the mesh's root key, only the recovery code brings that back.
-func (m *Membership) Leave() (recoveryCode string, err error) {
+// ErrRootHere is returned by Leave on the machine with the mesh's root key.
+var ErrRootHere = errors.New("this machine holds the root key of the mesh, and others are in it")
+
+// Leave ends this node's membership and makes a mesh of its own, as on the first start. The other members should be told before, with what
+// Farewell returns. The machine with the mesh's root key leaves a mesh with others in it only by force: after that, only the
+// recovery code brings the root key back.
+//
+// A node that was revoked gets a new identity with its next start (restart is true), because the old one is of no use in the mesh any
+// more; until then it is in no mesh with others.
+func (m *Membership) Leave(force bool) (recoveryCode string, restart bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old, oldOwn, oldMet := m.st, m.own, m.met
-	m.met = map[peer.ID]*Cert{}
+	if len(m.st.Root) > 0 && !m.alone() && !force {
+		return "", false, ErrRootHere
+	}
+	old := m.inMesh
+	restart = m.void != nil
+	if restart {
+		if err := m.writeFile(m.path(outcastFile), []byte("the identity of this node was revoked\n")); err != nil {
+			return "", false, err
+		}
+	}
+	m.inMesh = elsewhere(state{Newest: old.st.Newest})
 	code, err := m.makeMesh()
 	if err != nil {
-		m.st, m.own, m.met = old, oldOwn, oldMet
-		return "", err
+		m.inMesh = old
+		return "", false, errors.Join(err, os.RemoveAll(m.path(outcastFile)))
 	}
 	m.changed()
-	return code, m.saveMet()
+	return code, restart, m.forgetMesh()
 }
 
-// Recover makes this node the holder of the root key of the mesh that the recovery code is of, and an admin in it.
-// It leaves any other mesh.
+// forgetMesh writes what there is of a mesh that was just entered: next to nothing. The caller holds mu.
+func (m *Membership) forgetMesh() error {
+	return errors.Join(m.saveMet(), m.saveRevocations(m.rev), m.savePolicy())
+}
+
+// Recover makes this node the holder of the root key of the mesh that the recovery code is of, and an admin in it. It leaves a mesh
+// in which it is alone; one with others has to be left before (ErrLeaveFirst).
 func (m *Membership) Recover(code string) error {
 	seed, err := parseRecoveryCode(code)
 	if err != nil {
@@ -426,19 +419,28 @@ func (m *Membership) Recover(code string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old, oldOwn, oldMet := m.st, m.own, m.met
+	old := m.inMesh
 	root := ed25519.NewKeyFromSeed(seed)
-	if mesh := meshOf(root.Public().(ed25519.PublicKey)); mesh != MeshID(m.st.Mesh) {
-		m.met = map[peer.ID]*Cert{}
-		m.st = state{Mesh: mesh[:], Newest: old.Newest}
+	mesh := meshOf(root.Public().(ed25519.PublicKey))
+	same := mesh == MeshID(m.st.Mesh)
+	switch {
+	case same && m.void != nil:
+		return fmt.Errorf("%w: this node %s; %s", ErrRevoked, departure(m.void), "leave first (meshnode leave), which gives it a new identity, then recover")
+	case !same && !m.alone():
+		return ErrLeaveFirst
+	case !same:
+		m.inMesh = elsewhere(state{Mesh: mesh[:], Newest: old.st.Newest})
 	}
 	m.st.Root = seed
 	if err := m.certifySelf(); err != nil {
-		m.st, m.own, m.met = old, oldOwn, oldMet
+		m.inMesh = old
 		return err
 	}
 	m.changed()
-	return m.saveMet()
+	if !same {
+		return m.forgetMesh()
+	}
+	return nil
 }
 
 // Maintain renews this node's own certificate where it holds the root key, and drops certificates and tickets that
@@ -463,23 +465,67 @@ func (m *Membership) Maintain() error {
 	return errors.Join(errs...)
 }
 
+// earliest is before the first day of this program: a clock that is behind it was never set.
+var earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // now is the wall clock, unless that is behind a time that a member signed: such a clock is wrong, and judging by it
 // would let expired certificates in. The caller holds mu, for reading at least.
 func (m *Membership) now() time.Time {
 	now := m.wall()
-	if newest := time.Unix(m.st.Newest, 0); now.Before(newest) {
+	newest := m.st.Newest
+	if now.Before(earliest) {
+		newest = max(newest, m.guess, earliest.Unix())
+	}
+	if newest := time.Unix(newest, 0); now.Before(newest) {
 		return newest
 	}
 	return now
 }
 
-// see remembers the newest signed time. One more than a certificate's lifetime ahead of all that is known is not
-// believed: an admin whose clock says 2099 must not end everybody else's certificates. The caller holds mu.
+// see remembers the newest signed time, of what others signed. One more than a certificate's lifetime ahead of all that is known is
+// not believed: an admin whose clock says 2099 must not end everybody else's certificates. But a clock that was never
+// set knows nothing: then this node's own certificate says what time it was, until the clock is set. The caller holds mu.
 func (m *Membership) see(c *Cert) {
+	// What this machine's own clock said proves nothing to that clock.
+	own := bytes.Equal(c.body.Issuer, m.rawKey.Public().(ed25519.PublicKey)) || len(m.st.Root) > 0 && meshOf(c.body.Issuer) == MeshID(m.st.Mesh)
 	t := c.NotBefore.Unix()
-	if t > m.st.Newest && t <= m.now().Add(lifetime).Unix() {
-		m.st.Newest = t
+	switch unset := m.wall().Before(earliest); {
+	case own && !unset:
+	case t > m.now().Add(lifetime).Unix() && !(unset && c.Peer == m.self):
+	case unset:
+		m.guess = max(m.guess, t)
+	default:
+		m.st.Newest = max(m.st.Newest, t)
 	}
+}
+
+// Trouble is what is wrong with this node's own membership, as sentences for a person: it was revoked, its certificate has ended, its
+// clock cannot be right. Empty: nothing.
+func (m *Membership) Trouble() []string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	wall, now := m.wall(), m.now()
+	var out []string
+	if m.void != nil {
+		out = append(out, "this node is no member any more: it "+departure(m.void).String()+"; "+comeBack)
+	} else if now.After(m.own.NotAfter) {
+		out = append(out, fmt.Sprintf("this node's certificate ended on %s: it is renewed when the node reaches an admin of the mesh; else join again with a new ticket",
+			m.own.NotAfter.UTC().Format(time.DateOnly)))
+	}
+	ended := 0
+	for _, c := range m.met {
+		if now.After(c.NotAfter) {
+			ended++
+		}
+	}
+	switch {
+	case now.Sub(wall) > 24*time.Hour:
+		out = append(out, fmt.Sprintf("the clock of this machine says %s, but a member signed something on %s: set the clock right",
+			wall.UTC().Format(time.DateOnly), now.UTC().Format(time.DateOnly)))
+	case ended > 0 && ended == len(m.met):
+		out = append(out, fmt.Sprintf("by the clock of this machine, which says %s, the certificates of all other members have ended: is it right?", wall.UTC().Format(time.DateOnly)))
+	}
+	return out
 }
 
 // makeMesh makes a new mesh with this node as its only member. The caller holds mu, or is Open.
@@ -488,6 +534,7 @@ func (m *Membership) makeMesh() (code string, err error) {
 	rand.Read(seed)
 	mesh := meshOf(ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
 	m.st = state{Mesh: mesh[:], Root: seed, Newest: m.st.Newest}
+	m.rev, m.void = newRevocations(nil), nil
 	if err := m.certifySelf(); err != nil {
 		return "", err
 	}
@@ -526,14 +573,26 @@ func (m *Membership) setOwn(chain *protocol.Chain) error {
 	}
 	old := m.st
 	m.see(c)
-	m.st.Chain = raw
+	m.st.Chain, m.st.Older = raw, nil
+	for _, older := range append([][]byte{old.Chain}, old.Older...) {
+		chain := &protocol.Chain{}
+		if bytes.Equal(older, raw) || proto.Unmarshal(older, chain) != nil || len(m.st.Older) == maxOlder {
+			continue
+		}
+		if x, err := verify(chain, MeshID(m.st.Mesh), m.now()); err == nil && x.Peer == m.self && m.rev.voidedBy(x) == nil {
+			m.st.Older = append(m.st.Older, older)
+		}
+	}
 	if err := m.saveState(); err != nil {
 		m.st = old
 		return err
 	}
-	m.own = c
+	m.own, m.void = c, m.rev.voidedBy(c)
 	return nil
 }
+
+// maxOlder certificates of its own that a node keeps besides the newest: it gets one a month, and they end after three.
+const maxOlder = 4
 
 // ---- disk
 
@@ -596,9 +655,11 @@ func (m *Membership) load() error {
 	if len(m.st.Mesh) != 32 || (len(m.st.Root) != 0 && len(m.st.Root) != ed25519.SeedSize) || proto.Unmarshal(m.st.Chain, chain) != nil {
 		return fmt.Errorf("%s is damaged: restore it, or remove %s to start with a mesh of its own", m.path(stateFile), filepath.Join(m.dir, folder))
 	}
-	if wall := m.wall(); wall.Add(24 * time.Hour).Before(time.Unix(m.st.Newest, 0)) {
-		m.opened.Notices = append(m.opened.Notices, fmt.Sprintf("the clock of this machine says %s, but a member signed something on %s: set the clock right",
-			wall.UTC().Format(time.DateOnly), time.Unix(m.st.Newest, 0).UTC().Format(time.DateOnly)))
+	if err := m.loadRevocations(); err != nil {
+		return err
+	}
+	if err := m.loadPolicy(); err != nil {
+		return err
 	}
 	c, err := verify(chain, MeshID(m.st.Mesh), m.now())
 	switch {
@@ -615,11 +676,14 @@ func (m *Membership) load() error {
 		if err := m.certifySelf(); err != nil {
 			return err
 		}
-	} else if err != nil {
-		m.opened.Notices = append(m.opened.Notices, fmt.Sprintf("this node's certificate ended on %s: it is renewed when the node reaches an admin of the mesh; else join again with a new ticket",
-			m.own.NotAfter.UTC().Format(time.DateOnly)))
 	}
-	return m.loadMet()
+	m.see(m.own)
+	m.judgeOwn()
+	if err := m.loadMet(); err != nil {
+		return err
+	}
+	m.opened.Notices = append(m.opened.Notices, m.Trouble()...)
+	return nil
 }
 
 // loadMet reads the certificates of members met. The file is a cache: what is damaged in it is left out, and members

@@ -166,7 +166,7 @@ func (m *Membership) pairBy(ctx context.Context, at Place, nameplate uint32, sec
 	p := &Paired{Peer: c.RemotePeer(), Name: x.other, Addr: addr, Mesh: MeshID(x.answer.Mesh)}
 	if nameplate > 0 {
 		if err := m.enterBy(c, x, reply.Chain, reply.Issued, addr); err != nil {
-			sayDone(c, plain(err.Error()))
+			sayDone(c, err)
 			return nil, err
 		}
 		return p, writeMsg(c, &protocol.AdmissionDone{})
@@ -449,20 +449,20 @@ func (x *pact) settle(p *Paired, o PairOptions) error {
 		return nil
 	case protocol.PairStep_ENTER:
 		if err := m.enterBy(x.c, x, v.Chain, v.Issued, p.Addr); err != nil {
-			sayDone(x.c, plain(err.Error()))
+			sayDone(x.c, err)
 			return err
 		}
 		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{}})
 	case protocol.PairStep_TAKE:
 		if err := m.takeCircle(v.Circle, v.Chain, x.c.RemotePeer()); err != nil {
-			sayDone(x.c, plain(err.Error()))
+			sayDone(x.c, err)
 			return err
 		}
 		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{Chain: m.Own().chain}})
 	case protocol.PairStep_GIVE:
 		gift, err := x.gift(v.Chain)
 		if err != nil {
-			sayDone(x.c, plain(err.Error()))
+			sayDone(x.c, err)
 			return err
 		}
 		if err := x.finish(&protocol.AdmissionDone{Gift: gift}); err != nil {
@@ -659,7 +659,7 @@ func (m *Membership) introduce(p peer.ID, name string, brief bool, was *Cert) (*
 	}
 	by, err := m.issuer()
 	if err != nil {
-		if m.now().After(m.own.NotAfter) {
+		if m.void != nil || m.now().After(m.own.NotAfter) {
 			return nil, errors.New("the secret is right, but this node's own certificate has ended")
 		}
 		if m.own.Brief || len(m.own.chain.Certificates) >= maxChain {
@@ -683,7 +683,10 @@ func (m *Membership) introduce(p peer.ID, name string, brief bool, was *Cert) (*
 		}
 	}
 	body.Circle = m.own.body.Circle
-	return m.sign(by, body)
+	if was == nil {
+		was = m.metKey(key)
+	}
+	return m.sign(by, body, was, false)
 }
 
 // foundCircle begins a circle, or takes up one that the mesh has, where the mesh's root key is. The caller holds mu.

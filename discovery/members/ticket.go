@@ -162,8 +162,11 @@ type signer struct {
 
 // issuer is what this node signs new certificates with: the root key if it is here, else its own. The caller holds mu.
 func (m *Membership) issuer() (signer, error) {
-	if len(m.st.Root) > 0 {
+	if len(m.st.Root) > 0 { // even if this node itself was revoked: the root cannot be
 		return signer{key: ed25519.NewKeyFromSeed(m.st.Root)}, nil
+	}
+	if m.void != nil {
+		return signer{}, fmt.Errorf("%w: it is no member any more: it %s", ErrNotAdmin, departure(m.void))
 	}
 	if m.now().After(m.own.NotAfter) {
 		return signer{}, fmt.Errorf("%w: its certificate ended on %s; join again with a ticket from an admin", ErrNotAdmin, m.own.NotAfter.UTC().Format(time.DateOnly))
@@ -174,8 +177,12 @@ func (m *Membership) issuer() (signer, error) {
 	return signer{key: m.rawKey, chain: m.own.chain}, nil
 }
 
-// sign makes a certificate; its end is that of the issuer's at the latest. The caller holds mu.
-func (m *Membership) sign(by signer, body *protocol.CertificateBody) (*protocol.Chain, error) {
+// sign makes a certificate; its end is that of the issuer's at the latest. It is the renewal of prior, or a second admission of its key;
+// or the first, if prior is nil. The caller holds mu.
+func (m *Membership) sign(by signer, body *protocol.CertificateBody, prior *Cert, renewal bool) (*protocol.Chain, error) {
+	if err := m.revokedKey(body.Key); err != nil {
+		return nil, err
+	}
 	now := m.now()
 	life := lifetime
 	if body.Brief {
@@ -184,6 +191,19 @@ func (m *Membership) sign(by signer, body *protocol.CertificateBody) (*protocol.
 	body.NotBeforeUnixS, body.NotAfterUnixS = now.Unix(), now.Add(life).Unix()
 	if by.chain != nil {
 		body.NotAfterUnixS = min(body.NotAfterUnixS, m.own.NotAfter.Unix())
+	}
+	body.Renewed, body.Revokers = false, nil
+	if prior != nil {
+		// Who could put it out before still can. A second admission adds who gives it.
+		up := above(prior.bodies)
+		if !renewal && by.chain != nil {
+			for _, k := range append([][]byte{by.key.Public().(ed25519.PublicKey)}, above(m.own.bodies)...) {
+				if !slices.ContainsFunc(up, func(x []byte) bool { return bytes.Equal(x, k) }) {
+					up = append(up, k)
+				}
+			}
+		}
+		body.Renewed, body.Revokers = true, up[:min(len(up), maxRevokers)]
 	}
 	chain, err := issue(by.key, MeshID(m.st.Mesh), body, by.chain)
 	if err != nil {
@@ -230,9 +250,12 @@ func (m *Membership) redeem(r *protocol.JoinRequest, joiner peer.ID, source stri
 	if m.now().Unix() >= t.Expires {
 		return deny(protocol.Denial_TICKET_EXPIRED, "this ticket expired on %s: ask for a new one (meshnode invite)", time.Unix(t.Expires, 0).UTC().Format("2006-01-02 15:04 MST"))
 	}
+	if err := m.revokedKey(key); err != nil {
+		return deny(protocol.Denial_REVOKED, "this node was revoked in that mesh: give it a new identity (meshnode leave) and join again")
+	}
 	for _, b := range t.Bound {
 		chain := &protocol.Chain{}
-		if bytes.Equal(b.Key, key) && proto.Unmarshal(b.Chain, chain) == nil {
+		if bytes.Equal(b.Key, key) && proto.Unmarshal(b.Chain, chain) == nil && m.stillGood(chain) {
 			return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}
 		}
 	}
@@ -247,6 +270,21 @@ func (m *Membership) redeem(r *protocol.JoinRequest, joiner peer.ID, source stri
 	return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}
 }
 
+// metKey is the certificate that is held of a key, or nil. The caller holds mu.
+func (m *Membership) metKey(key []byte) *Cert {
+	p, err := peerOf(key)
+	if err != nil {
+		return nil
+	}
+	return m.met[p]
+}
+
+// stillGood reports whether a certificate that was given out before has not been revoked, or given up, since. The caller holds mu.
+func (m *Membership) stillGood(chain *protocol.Chain) bool {
+	c, err := verify(chain, MeshID(m.st.Mesh), m.now())
+	return err == nil && m.rev.voidedBy(c) == nil
+}
+
 // admit signs a certificate for a ticket's next user and puts both on disk. The caller holds mu.
 func (m *Membership) admit(t *ticket, key ed25519.PublicKey, name string) (*protocol.Chain, error) {
 	by, err := m.issuer()
@@ -257,7 +295,7 @@ func (m *Membership) admit(t *ticket, key ed25519.PublicKey, name string) (*prot
 	if t.Mine {
 		owner = m.own.body.Owner
 	}
-	chain, err := m.sign(by, &protocol.CertificateBody{Key: key, Name: name, Owner: owner, Capabilities: t.Capabilities, Runtimes: t.Runtimes})
+	chain, err := m.sign(by, &protocol.CertificateBody{Key: key, Name: name, Owner: owner, Capabilities: t.Capabilities, Runtimes: t.Runtimes}, m.metKey(key), false)
 	if err != nil {
 		return nil, err
 	}
@@ -274,11 +312,12 @@ func (m *Membership) admit(t *ticket, key ed25519.PublicKey, name string) (*prot
 }
 
 // Renew signs the certificate of a member anew, with the same rights, if less than two thirds of its lifetime are left
-// and this node may do so; nil if not.
+// and this node may do so; nil if not. One that ended longer ago than it had lived is not renewed: by then it may be forgotten who it was.
 func (m *Membership) Renew(c *Cert) *protocol.Chain {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if c.Mesh != MeshID(m.st.Mesh) || c.NotAfter.Sub(m.now()) >= renewBefore || c.Peer == m.self {
+	left := c.NotAfter.Sub(m.now())
+	if c.Mesh != MeshID(m.st.Mesh) || left >= renewBefore || left < -lifetime || c.Peer == m.self || m.rev.voidedBy(c) != nil || m.revokedKey(c.body.Key) != nil {
 		return nil
 	}
 	by, err := m.issuer()
@@ -286,14 +325,14 @@ func (m *Membership) Renew(c *Cert) *protocol.Chain {
 		return nil
 	}
 	body := proto.Clone(c.body).(*protocol.CertificateBody)
-	chain, err := m.sign(by, body)
+	chain, err := m.sign(by, body, c, true)
 	if err != nil || body.NotAfterUnixS <= c.NotAfter.Add(24*time.Hour).Unix() {
 		return nil // a certificate that this node cannot sign, or would make hardly better
 	}
 	return chain
 }
 
-// TakeRenewal takes up a new certificate for this node with the rights of the old one.
+// TakeRenewal takes up a new certificate for this node with the rights of the old one, which the same keys may revoke.
 func (m *Membership) TakeRenewal(chain *protocol.Chain) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -302,8 +341,15 @@ func (m *Membership) TakeRenewal(chain *protocol.Chain) error {
 		return err
 	}
 	a, b := c.body, m.own.body
-	if c.Peer != m.self || !bytes.Equal(a.Owner, b.Owner) || !bytes.Equal(a.Circle, b.Circle) || !slices.Equal(a.Capabilities, b.Capabilities) || !slices.Equal(a.Runtimes, b.Runtimes) {
+	if c.Peer != m.self || !bytes.Equal(a.Owner, b.Owner) || !slices.Equal(a.Capabilities, b.Capabilities) || !slices.Equal(a.Runtimes, b.Runtimes) ||
+		!bytes.Equal(a.Circle, b.Circle) || !slices.EqualFunc(above(c.bodies), above(m.own.bodies), bytes.Equal) {
 		return fmt.Errorf("%w: a renewal that changes more than the time", ErrCertificate)
+	}
+	if r := m.rev.voidedBy(c); r != nil {
+		return revokedError{r}
+	}
+	if c.NotBefore.After(m.now().Add(lifetime)) && !m.wall().Before(earliest) {
+		return fmt.Errorf("%w: a renewal of %s: the clock of who signed it is wrong", ErrCertificate, c.NotBefore.UTC().Format(time.DateOnly))
 	}
 	if !c.NotAfter.After(m.own.NotAfter) {
 		return nil

@@ -93,7 +93,12 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 		s.m.gate.prove(pending)
 	}
 	limitTime(ctx, c)
-	if _, err := s.m.admitIn(c); err != nil {
+	grow := func(n int64) {
+		if pending != nil {
+			pending.more.Store(n)
+		}
+	}
+	if _, err := s.m.admitIn(c, grow); err != nil {
 		err = refuse(c.RemotePeer(), err)
 		c.Close()
 		return nil, err
