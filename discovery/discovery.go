@@ -862,8 +862,13 @@ func (d *Discovery) show() {
 			s.State, s.Reason, s.LastSeen, s.NextTry, s.Version = Connected, "", time.Now(), time.Time{}, nil
 		case k.dialing:
 			s.State = Dialing
+			if s.Reason == "" {
+				s.Reason = "it is being called for the first time"
+			}
 		case len(k.addrs) == 0:
 			s.State, s.Reason = Unknown, errNothing.Error()
+		case s.Reason == "":
+			s.Reason = "it was heard of just now"
 		}
 		out = append(out, s)
 	}

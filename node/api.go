@@ -78,13 +78,19 @@ type Peer struct {
 	Version  string   `json:"version"`
 	Protocol int      `json:"protocol"` // version of the protocol that is spoken with it; 0: not connected
 	Reason   string   `json:"reason"`   // why it is not connected, and when the next try is
-	Addrs    []string `json:"addrs"`
-	Owner    string   `json:"owner"` // "mine" or a short form of the other owner's key
-	OS       string   `json:"os"`
-	Arch     string   `json:"arch"`
-	Labels   []string `json:"labels"` // "key=value" or "key", as its owner set them
-	CPUs     uint32   `json:"cpus"`
-	Memory   uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
+	// NextTry is when it is dialled again; LastSeen when it was connected last, now if it is. Nil: no try is planned, or one goes on;
+	// it was never met.
+	NextTry  *time.Time `json:"next_try"`
+	LastSeen *time.Time `json:"last_seen"`
+	// Via is where its first address was heard: itself, given, ticket, mDNS, member NAME, DHT; "" if none is known.
+	Via    string   `json:"via"`
+	Addrs  []string `json:"addrs"`
+	Owner  string   `json:"owner"` // "mine" or a short form of the other owner's key
+	OS     string   `json:"os"`
+	Arch   string   `json:"arch"`
+	Labels []string `json:"labels"` // "key=value" or "key", as its owner set them
+	CPUs   uint32   `json:"cpus"`
+	Memory uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
 
 	fix string // what is to be done about Reason, if that is known
 }

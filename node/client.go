@@ -902,7 +902,14 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 			p.fix = k.Version.Fix()
 		}
 		if wait := time.Until(k.NextTry); p.Reason != "" && wait > 0 {
-			p.Reason += fmt.Sprintf("; next try in %s", wait.Round(time.Second))
+			p.Reason += fmt.Sprintf("; next try in %s", inWords(wait))
+		}
+		p.Via = k.Via
+		if !k.NextTry.IsZero() {
+			p.NextTry = &k.NextTry
+		}
+		if !k.LastSeen.IsZero() {
+			p.LastSeen = &k.LastSeen
 		}
 		for _, a := range k.Addrs {
 			p.Addrs = append(p.Addrs, a.String())
@@ -953,6 +960,14 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		return cmp.Or(-compareBool(a.State == "self", b.State == "self"), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil
+}
+
+// inWords is a wait for people: "4 s", "3 min".
+func inWords(d time.Duration) string {
+	if d > 2*time.Minute {
+		return fmt.Sprintf("%d min", d.Round(time.Minute)/time.Minute)
+	}
+	return fmt.Sprintf("%d s", max(1, d.Round(time.Second)/time.Second))
 }
 
 func shortOwner(o string) string { return o[:min(8, len(o))] }

@@ -51,3 +51,45 @@ func TestConnect(t *testing.T) {
 		}
 	}
 }
+
+// Of a member that is away it is told why, when it is tried again, when it was there and where its address was heard.
+func TestAwayMember(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "a", 1), start(t, "b", 1)
+	join(t, a, b)
+	peer := func() Peer {
+		ps, err := a.Peers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ps {
+			if p.ID == string(b.ID()) {
+				return p
+			}
+		}
+		return Peer{}
+	}
+	if p := peer(); p.State != "connected" || p.NextTry != nil || p.LastSeen == nil || p.Via != "itself" || p.Reason != "" {
+		t.Errorf("while it is there: %+v", p)
+	}
+	left := time.Now()
+	b.Shutdown()
+	ends := time.Now().Add(10 * time.Second)
+	for p := peer(); p.State != "gone" || !strings.Contains(p.Reason, "nothing listens there; next try in "); p = peer() {
+		if time.Now().After(ends) {
+			t.Fatalf("away: %+v", p)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	p := peer()
+	for p.NextTry == nil && time.Now().Before(ends) { // it is just being dialled
+		p = peer()
+	}
+	if p.NextTry == nil || time.Until(*p.NextTry) > 3*time.Second || p.LastSeen == nil || p.LastSeen.Before(left.Add(-time.Second)) || p.Via != "itself" || len(p.Addrs) == 0 {
+		t.Errorf("away: %+v", p)
+	}
+	w, err := a.WhyPeer(t.Context(), string(b.ID()))
+	if err != nil || !strings.Contains(w.Summary, "nothing listens there") {
+		t.Errorf("why: %+v, %v", w, err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -97,9 +98,15 @@ not heard for a while; gone, with the reason and what is tried.`,
 			wide := c.format == "wide"
 			head := []string{"NAME", "STATE", "SLOTS", "RUNNING", "QUEUED", "RTT", "ID", "REASON"}
 			if wide {
-				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "ADDRESSES")
+				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "LAST SEEN", "VIA", "ADDRESSES")
 			}
 			rows := [][]string{head}
+			lastSeen := func(p node.Peer) string {
+				if p.LastSeen == nil || p.State == "connected" {
+					return ""
+				}
+				return p.LastSeen.Local().Format(time.DateTime)
+			}
 			for _, p := range peers {
 				id, rtt := p.ID, ""
 				if !wide && len(id) > 8 {
@@ -110,7 +117,7 @@ not heard for a while; gone, with the reason and what is tried.`,
 				}
 				row := []string{p.Name, p.State, strconv.Itoa(p.Slots), strconv.Itoa(p.Running), strconv.Itoa(p.Queued), rtt, id, p.Reason}
 				if wide {
-					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.Addrs, " "))
+					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, lastSeen(p), p.Via, strings.Join(p.Addrs, " "))
 				}
 				rows = append(rows, row)
 			}
