@@ -86,7 +86,10 @@ type Config struct {
 	Dir     string // where the address book is kept: the membership folder
 	Given   []Given
 	MDNS    bool // look on the local network, and be found there
-	Logger  *slog.Logger
+	// Secret has members.Pair with those who are given and do not belong yet, and admits those who come with it; "": none.
+	Secret string
+	Brief  bool // the node ends with the program that started it
+	Logger *slog.Logger
 }
 
 // State is what is known of a member, or of a given address where no member was found yet.
@@ -120,8 +123,10 @@ type Discovery struct {
 	members *members.Membership
 	log     *slog.Logger
 	mdns    bool
-	givens  []Given
-	news    signal // interfaces or mesh have changed, or the machine woke
+	secret  string
+	brief   bool
+	pairers chan struct{} // places for pairings that nobody waits for
+	news    signal        // interfaces or mesh have changed, or the machine woke
 	calls   chan func()
 	again   chan struct{} // Rediscover
 	view    atomic.Pointer[[]State]
@@ -132,6 +137,8 @@ type Discovery struct {
 	mesh    members.MeshID
 	peers   map[peer.ID]*known
 	unmet   map[peer.ID]*unmet
+	circle  string // of its own certificate
+	givens  []Given
 	given   map[string]givenState
 	book    *book
 	dialing int
@@ -140,7 +147,8 @@ type Discovery struct {
 	self    []ma.Multiaddr // own addresses on nets
 	past    []ma.Multiaddr // and those before
 	ends    *endpoints
-	lan     *lan // nil without mDNS
+	lan     *lan            // nil without mDNS
+	joins   map[string]*lan // the same for codes and secrets, by what they say
 	probing int
 	probeAt time.Time // of the next probe, at the earliest
 	saveAt  time.Time // of the book; zero: it has not changed
@@ -162,6 +170,7 @@ type known struct {
 	backoff  backoff
 	next     time.Time // of the next dial; zero: none planned
 	lastDial time.Time
+	followed time.Time // the last pairing with it, by the secret
 	lastSeen time.Time
 	reason   string
 	version  *protocol.Incompatible // why it is not connected
@@ -194,9 +203,10 @@ func New(c Config) (*Discovery, error) {
 	}
 	d := &Discovery{
 		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, givens: c.Given,
+		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
-		ends: newEndpoints(), outbox: newOutbox(),
+		ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{},
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -235,7 +245,8 @@ func (d *Discovery) Run(ctx context.Context) error {
 	for p := range d.book.peers {
 		d.members.Expect(d.book.addrs(p))
 	}
-	d.mesh = d.members.Mesh()
+	d.mesh, d.circle = d.members.Mesh(), d.members.Own().Circle
+	defer d.openToSecret(ctx)()
 	d.sync()
 	for _, k := range d.peers {
 		k.public = true
@@ -248,6 +259,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 	d.spawn(func() { watchNetworks(ctx, func(n networks) { d.do(ctx, func() { d.networksChanged(n) }) }) })
 	if d.mdns {
 		d.spawn(func() { d.announce(ctx) })
+		d.spawn(func() { d.lookout(ctx) })
 	}
 	for _, g := range d.givens {
 		d.spawn(func() { d.seek(ctx, g) })
@@ -507,6 +519,7 @@ func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network
 	}
 	k.reason = reasonOf(err)
 	k.next = k.nextTry(err)
+	d.follow(p, k, err)
 	d.log.Debug("dial", "peer", p.String(), "name", k.cert.Name, "err", k.reason)
 }
 
@@ -549,6 +562,9 @@ func (d *Discovery) connChanged(p peer.ID) {
 	d.save()
 	k.reason = "the connection was lost"
 	d.log.Info("member disconnected", "peer", p.String(), "name", k.cert.Name)
+	if k.cert.Brief {
+		d.forgetBrief(p)
+	}
 	k.hot = k.lastSeen.Add(hot)
 	d.plan(p, k, d.turn(p))
 	d.missed(p)
@@ -640,6 +656,9 @@ func (d *Discovery) rediscover() {
 	d.news.fire()
 	if d.lan != nil {
 		d.lan.use(d.nets, true)
+	}
+	for _, l := range d.joins {
+		l.use(d.nets, true)
 	}
 	now := time.Now()
 	// A dial costs both sides a millisecond: not all in the same one.
@@ -774,10 +793,11 @@ func (d *Discovery) meshChanged() {
 	if mesh == d.mesh {
 		d.sync() // the certificate was renewed, or somebody was revoked
 		d.expel()
+		d.circleChanged()
 		return
 	}
 	d.log.Info("the node is in another mesh", "mesh", mesh.String())
-	d.mesh = mesh
+	d.mesh, d.circle = mesh, d.members.Own().Circle
 	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID]*unmet{}, ""
 	d.outbox = newOutbox()
 	for _, p := range d.host.Network().Peers() {

@@ -23,6 +23,7 @@ type Given struct {
 	Network string  // for package net: "tcp", "tcp4" or "tcp6"
 	Host    string  // host:port for package net; the host may be a DNS name
 	Peer    peer.ID // who has to be there; empty: any member
+	Secret  string  // that admits there, or has whoever is there admitted; "": the node's own, if it has one
 }
 
 // ParseGiven reads MULTIADDR or HOST:PORT: /ip4/192.168.1.5/tcp/4001, with or without /p2p/PEER; 192.168.1.5:4001;
@@ -81,23 +82,27 @@ func (d *Discovery) seek(ctx context.Context, g Given) {
 	wait := newBackoff()
 	for {
 		if found == "" || (found != d.host.ID() && !d.connected(found)) {
-			cert, addr, err := d.members.Probe(ctx, g.Network, g.Host, g.Peer)
+			p, addr, err := d.meet(ctx, g)
 			switch {
-			case err == nil && cert.Peer == d.host.ID():
+			case err == nil && p == d.host.ID():
 				d.do(ctx, func() { d.given[g.Text] = givenState{self: true} })
 				return
 			case err == nil:
-				found = cert.Peer
+				found = p
 				wait.reset()
 				d.do(ctx, func() {
 					d.given[g.Text] = givenState{peer: found}
-					d.sync()
+					d.meshChanged()
 					d.hint(found, person, fromPerson, addr)
 				})
 			default:
 				next := wait.next(givenRetry)
 				found = ""
+				if wrongSecret(err) {
+					next = lastRetry
+				}
 				d.do(ctx, func() {
+					d.notMet(g, reasonOf(err))
 					d.given[g.Text] = givenState{reason: reasonOf(err), next: time.Now().Add(next)}
 				})
 				if !d.pause(ctx, next) {

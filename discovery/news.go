@@ -120,7 +120,7 @@ func shortID(p peer.ID) uint64 {
 func (d *Discovery) greet(p peer.ID, k *known) {
 	d.outbox.to(p).greeting = true
 	d.outbox.soon()
-	if k.public {
+	if k.public || k.cert.Brief { // a throw-away node goes soon, and connects to whom it wants
 		return
 	}
 	// It has just joined through this node, or came with a certificate nobody had told of. The others meet it themselves
@@ -225,7 +225,7 @@ func (d *Discovery) askForMissing() {
 	for p, k := range d.peers {
 		if k.up && k.met {
 			up = append(up, p)
-		} else if !k.up && now.Sub(k.lastSeen) < seenLately {
+		} else if !k.up && !k.cert.Brief && now.Sub(k.lastSeen) < seenLately {
 			missing = append(missing, p)
 		}
 	}
@@ -264,6 +264,9 @@ func (d *Discovery) post(to peer.ID, k *known, l *letter) {
 		if l.greeting {
 			news.Summary = &protocol.MemberSummary{}
 			for p, o := range d.peers {
+				if o.cert.Brief {
+					continue
+				}
 				if p != to {
 					news.Summary.Members = append(news.Summary.Members, shortID(p))
 					news.Summary.Serials = append(news.Summary.Serials, o.cert.Serial)
@@ -287,7 +290,7 @@ func (d *Discovery) post(to peer.ID, k *known, l *letter) {
 		}
 	}
 	for p, whole := range l.records {
-		if p != to && d.peers[p] != nil {
+		if o := d.peers[p]; p != to && o != nil && !o.cert.Brief {
 			news.Members = append(news.Members, d.record(p, to, whole))
 		}
 	}

@@ -223,9 +223,31 @@ type Connected struct {
 type InviteOptions struct {
 	Mine     bool          // a machine of the same owner
 	Guest    bool          // submits, and does no work for others
-	Expires  time.Duration // 0: 24 h
+	Expires  time.Duration // 0: 24 h, of a code 10 min
 	Uses     int           // 0: 1
 	Runtimes []string      // nil: by kind of ticket
+}
+
+// Code says what became of a short code.
+type Code struct {
+	State   string    `json:"state"` // open, used, expired (or withdrawn), ended (by wrong tries)
+	Uses    int       `json:"uses"`  // how many machines may use it
+	Joined  []Joiner  `json:"joined"`
+	Wrong   int       `json:"wrong"` // wrong tries
+	Expires time.Time `json:"expires"`
+}
+
+// Joiner is a machine that a code let in.
+type Joiner struct {
+	Peer string `json:"peer"`
+	Name string `json:"name"`
+}
+
+// Joined is what came of a join.
+type Joined struct {
+	Mesh string `json:"mesh"`
+	Peer string `json:"peer,omitempty"` // whom this node joined
+	Name string `json:"name,omitempty"`
 }
 
 // The methods of Node that serve clients, as an interface here only to have one list of them with their
@@ -277,7 +299,16 @@ type clientAPI interface {
 
 	Invite(ctx context.Context, o InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)
+	// InviteCode is Invite with a short code in place of a ticket, which ends with five wrong tries. A day at most.
+	InviteCode(ctx context.Context, o InviteOptions) (code string, err error)
+	// Code says what became of a code; withdraw ends it first. CodeBadRequest: it is not known, or no more (an hour after its end).
+	Code(ctx context.Context, code string, withdraw bool) (Code, error)
+	// JoinCode is Join with a short code. at is where who gave it out listens; "": it is looked for in the local network.
+	JoinCode(ctx context.Context, code, at string) (Joined, error)
 	Leave(ctx context.Context) error
+	// ConnectBySecret is Connect with who is at an address, and may be no member yet: if it knows the same secret, the two become
+	// members of one mesh, and from then on the address is tried whenever nobody is connected there.
+	ConnectBySecret(ctx context.Context, addr, secret string) (Connected, error)
 	// Connect connects a member, by its peer ID, or who is at an address (HOST:PORT or a multiaddr), within 3 s. CodeNoPeer: no such member;
 	// CodeRefused: it is this node, or one of the two sides does not take the other for a member; CodeUnavailable: it cannot be reached.
 	Connect(ctx context.Context, addr string) (Connected, error)

@@ -989,13 +989,18 @@ func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
 	t, err := n.members.Invite(members.InviteOptions{
 		Mine: o.Mine, Guest: o.Guest, Expires: o.Expires, Uses: o.Uses, Runtimes: o.Runtimes, Addrs: addrs,
 	})
-	if errors.Is(err, members.ErrNotAdmin) {
-		return "", &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of `meshnode invite --mine`"}
+	return t, inviteError(err)
+}
+
+// inviteError is what a person is told.
+func inviteError(err error) error {
+	switch {
+	case errors.Is(err, members.ErrNotAdmin):
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of `meshnode invite --mine`"}
+	case err != nil:
+		return &Error{Code: CodeBadRequest, Message: err.Error()}
 	}
-	if err != nil {
-		return "", &Error{Code: CodeBadRequest, Message: err.Error()}
-	}
-	return t, nil
+	return nil
 }
 
 // connectTime is how long Connect tries: a program waits for it.
@@ -1015,12 +1020,8 @@ func (n *Node) Connect(ctx context.Context, addr string) (Connected, error) {
 		}
 		p, err = n.finder.Connect(ctx, g)
 	}
-	for err == nil && n.sessions.get(protocol.NodeID(p.String())) == nil { // connected is who can be given work
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			err = errors.New("it is connected, and says nothing")
-		}
+	if err == nil {
+		err = n.awaitSession(ctx, p)
 	}
 	var cannot *discovery.ConnectError
 	switch {
@@ -1034,11 +1035,28 @@ func (n *Node) Connect(ctx context.Context, addr string) (Connected, error) {
 	default:
 		return Connected{}, &Error{Code: CodeUnavailable, Message: fmt.Sprintf("%s: %v", addr, err), Fix: "see whether a node runs there, and listens on that port: meshnode status there says so"}
 	}
+	return n.connected(p), nil
+}
+
+// awaitSession waits until p can be given work.
+func (n *Node) awaitSession(ctx context.Context, p peer.ID) error {
+	for n.sessions.get(protocol.NodeID(p.String())) == nil {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.New("it is connected, and says nothing")
+		}
+	}
+	return nil
+}
+
+// connected is what Connect returns for a peer that is connected.
+func (n *Node) connected(p peer.ID) Connected {
 	c := Connected{Peer: p.String(), Name: n.nameOf(protocol.NodeID(p.String()))}
 	if cert, ok := n.members.Certificate(p); ok {
 		c.Name = cmp.Or(cert.Name, c.Name)
 	}
-	return c, nil
+	return c
 }
 
 // Join implements clientAPI.

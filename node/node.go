@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"meshnode/discovery"
 	"meshnode/discovery/members"
@@ -56,7 +58,10 @@ type Config struct {
 	MinFree uint64 // bytes on the disk below which nothing new is submitted; 0: 256 MiB
 	// Private says that the node belongs to the one program that started it, and ends with it: it is open to no peers, its
 	// data directory is of no use after it, and its tasks are that program's.
-	Private  bool
+	Private bool
+	// Secret admits nodes that know it, and has this one admitted by them: tasks of WebAssembly and Python, and nothing else. At least
+	// 16 characters, if anybody but this machine can try it; "": none.
+	Secret   string
 	Version  string
 	Runtimes []executor.Runtime
 	Logger   *slog.Logger     // default: none
@@ -213,6 +218,11 @@ func (n *Node) listen() error {
 		}
 		listen = append(listen, a)
 	}
+	if n.cfg.Secret != "" {
+		if err := checkSecret(n.cfg.Secret, len(listen) > 0 && !slices.ContainsFunc(listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })); err != nil {
+			return err
+		}
+	}
 	dir := filepath.Join(n.cfg.DataDir, "membership")
 	var err error
 	n.host, err = discovery.NewHost(discovery.HostConfig{
@@ -233,7 +243,7 @@ func (n *Node) listen() error {
 	n.serveBlobs()
 	n.serveChecks()
 	n.finder, err = discovery.New(discovery.Config{
-		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, Logger: n.log,
+		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, Secret: n.cfg.Secret, Brief: n.cfg.Private, Logger: n.log,
 	})
 	return err
 }

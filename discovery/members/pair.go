@@ -53,6 +53,8 @@ var (
 var (
 	// ErrWrongSecret: the other side does not know the same code or secret.
 	ErrWrongSecret = errors.New("the other side does not know the same secret")
+	// ErrNoAnswer: nobody was reached.
+	ErrNoAnswer = errors.New("it cannot be reached")
 	// ErrItself: at that place is this node.
 	ErrItself = errors.New("that is this node itself")
 	// ErrShortSecret: a secret of less than MinSecret characters, and another machine.
@@ -142,7 +144,7 @@ func (m *Membership) pairBy(ctx context.Context, at Place, nameplate uint32, sec
 	defer cancel()
 	c, err := m.dialHost(ctx, at.Network, at.Host, at.Peer)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %s", ErrUnreachable, at.Host, plain(err.Error()))
+		return nil, fmt.Errorf("%s: %w: %w", at.Host, ErrNoAnswer, err)
 	}
 	defer c.Close()
 	limitTime(ctx, c)

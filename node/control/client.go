@@ -427,22 +427,47 @@ func (c *Client) DeleteBlob(ctx context.Context, name string) error {
 // Invite makes a ticket.
 func (c *Client) Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error) {
 	var a inviteAnswer
-	err = c.ask(ctx, "POST", "/v1/invite", inviteBody{o.Mine, o.Guest, o.Expires.Milliseconds(), o.Uses, o.Runtimes}, &a)
+	err = c.ask(ctx, "POST", "/v1/invite", inviteBody{Mine: o.Mine, Guest: o.Guest, ExpiresMS: o.Expires.Milliseconds(), Uses: o.Uses, Runtimes: o.Runtimes}, &a)
 	return a.Ticket, err
 }
 
 // Connect has the node connect a member: by its name, its id, or an address, HOST:PORT or a multiaddr.
 func (c *Client) Connect(ctx context.Context, addr string) (node.Connected, error) {
 	var a node.Connected
-	err := c.ask(ctx, "POST", "/v1/connect", connectBody{addr}, &a)
+	err := c.ask(ctx, "POST", "/v1/connect", connectBody{Addr: addr}, &a)
 	return a, err
 }
 
 // Join makes the node a member of the ticket's mesh, and returns the mesh's name.
 func (c *Client) Join(ctx context.Context, ticket string) (mesh string, err error) {
-	var a joinAnswer
-	err = c.call(ctx, "POST", "/v1/join", joinBody{ticket}, &a)
+	var a node.Joined
+	err = c.call(ctx, "POST", "/v1/join", joinBody{Ticket: ticket}, &a)
 	return a.Mesh, err
+}
+
+// InviteCode makes a short code.
+func (c *Client) InviteCode(ctx context.Context, o node.InviteOptions) (code string, err error) {
+	var a inviteAnswer
+	err = c.ask(ctx, "POST", "/v1/invite", inviteBody{Mine: o.Mine, Guest: o.Guest, ExpiresMS: o.Expires.Milliseconds(), Uses: o.Uses, Runtimes: o.Runtimes, Code: true}, &a)
+	return a.Code, err
+}
+
+// Code says what became of a short code; withdraw ends it first.
+func (c *Client) Code(ctx context.Context, code string, withdraw bool) (node.Code, error) {
+	var a node.Code
+	return a, c.ask(ctx, "POST", "/v1/code", codeBody{Code: code, Withdraw: withdraw}, &a)
+}
+
+// JoinCode is Join with a short code. at is where who gave it out listens; "": it is looked for in the local network.
+func (c *Client) JoinCode(ctx context.Context, code, at string) (node.Joined, error) {
+	var a node.Joined
+	return a, c.call(ctx, "POST", "/v1/join", joinBody{Ticket: code, At: at}, &a)
+}
+
+// ConnectBySecret is Connect with who is at an address, and need not be a member yet, if it knows the secret.
+func (c *Client) ConnectBySecret(ctx context.Context, addr, secret string) (node.Connected, error) {
+	var a node.Connected
+	return a, c.ask(ctx, "POST", "/v1/connect", connectBody{Addr: addr, Secret: secret}, &a)
 }
 
 // Leave takes the node out of its mesh.

@@ -341,6 +341,30 @@ func (n *fakeNode) Invite(_ context.Context, o node.InviteOptions) (string, erro
 	n.invited = o
 	return "mesh1ticket", nil
 }
+func (n *fakeNode) InviteCode(_ context.Context, o node.InviteOptions) (string, error) {
+	n.invited = o
+	return "7-kitchen-sunset", nil
+}
+
+func (n *fakeNode) Code(_ context.Context, code string, withdraw bool) (node.Code, error) {
+	if code != "7-kitchen-sunset" {
+		return node.Code{}, &node.Error{Code: node.CodeBadRequest, Message: "no such code"}
+	}
+	c := node.Code{State: "used", Uses: 1, Joined: []node.Joiner{{Peer: "12D3new", Name: "new"}}}
+	if withdraw {
+		c.State = "expired"
+	}
+	return c, nil
+}
+
+func (n *fakeNode) JoinCode(_ context.Context, code, at string) (node.Joined, error) {
+	return node.Joined{Mesh: "mesh of " + code, Peer: "12D3new", Name: at}, nil
+}
+
+func (n *fakeNode) ConnectBySecret(_ context.Context, addr, secret string) (node.Connected, error) {
+	return node.Connected{Peer: "12D3" + secret, Name: addr}, nil
+}
+
 func (n *fakeNode) Join(_ context.Context, t string) (string, error) {
 	if t == "used" {
 		return "", &node.Error{Code: node.CodeRefused, Message: "the ticket was used already", Fix: "ask for another: meshnode invite"}

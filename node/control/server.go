@@ -44,7 +44,11 @@ type Node interface {
 	DeleteBlob(ctx context.Context, name string) error
 	Invite(ctx context.Context, o node.InviteOptions) (ticket string, err error)
 	Join(ctx context.Context, ticket string) (mesh string, err error)
+	InviteCode(ctx context.Context, o node.InviteOptions) (code string, err error)
+	Code(ctx context.Context, code string, withdraw bool) (node.Code, error)
+	JoinCode(ctx context.Context, code, at string) (node.Joined, error)
 	Leave(ctx context.Context) error
+	ConnectBySecret(ctx context.Context, addr, secret string) (node.Connected, error)
 	Connect(ctx context.Context, addr string) (node.Connected, error)
 	SetSlots(ctx context.Context, n int) error
 	Pause(ctx context.Context, d time.Duration) error
@@ -113,6 +117,7 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("POST /v1/jobs/{job}/rerun", s.postRerun)
 	handle("POST /v1/invite", s.postInvite)
 	handle("POST /v1/join", s.postJoin)
+	handle("POST /v1/code", s.postCode)
 	handle("POST /v1/connect", s.postConnect)
 	handle("POST /v1/leave", func(r *http.Request) (any, error) { return empty{}, s.node.Leave(r.Context()) })
 	handle("POST /v1/slots", s.postSlots)
@@ -437,10 +442,26 @@ type inviteBody struct {
 	ExpiresMS int64    `json:"expires_ms"`
 	Uses      int      `json:"uses"`
 	Runtimes  []string `json:"runtimes"`
+	Code      bool     `json:"code,omitempty"` // a short code, and no ticket
 }
 
 type inviteAnswer struct {
-	Ticket string `json:"ticket"`
+	Ticket string `json:"ticket,omitempty"`
+	Code   string `json:"code,omitempty"`
+}
+
+// codeBody is the JSON of POST /v1/code.
+type codeBody struct {
+	Code     string `json:"code"`
+	Withdraw bool   `json:"withdraw,omitempty"`
+}
+
+func (s *Server) postCode(r *http.Request) (any, error) {
+	var b codeBody
+	if err := readJSON(r, &b); err != nil {
+		return nil, err
+	}
+	return s.node.Code(r.Context(), b.Code, b.Withdraw)
 }
 
 func (s *Server) postInvite(r *http.Request) (any, error) {
@@ -451,20 +472,23 @@ func (s *Server) postInvite(r *http.Request) (any, error) {
 	if b.ExpiresMS < 0 || b.ExpiresMS > maxTimeout/1000 || b.Uses < 0 {
 		return nil, &node.Error{Code: node.CodeBadRequest, Message: "expires and uses must not be negative"}
 	}
-	t, err := s.node.Invite(r.Context(), node.InviteOptions{Mine: b.Mine, Guest: b.Guest, Expires: time.Duration(b.ExpiresMS) * time.Millisecond, Uses: b.Uses, Runtimes: b.Runtimes})
-	return inviteAnswer{t}, err
+	o := node.InviteOptions{Mine: b.Mine, Guest: b.Guest, Expires: time.Duration(b.ExpiresMS) * time.Millisecond, Uses: b.Uses, Runtimes: b.Runtimes}
+	if b.Code {
+		c, err := s.node.InviteCode(r.Context(), o)
+		return inviteAnswer{Code: c}, err
+	}
+	t, err := s.node.Invite(r.Context(), o)
+	return inviteAnswer{Ticket: t}, err
 }
 
 type joinBody struct {
-	Ticket string `json:"ticket"`
-}
-
-type joinAnswer struct {
-	Mesh string `json:"mesh"`
+	Ticket string `json:"ticket"`       // or a short code
+	At     string `json:"at,omitempty"` // of a code: where to ask, in place of the local network
 }
 
 type connectBody struct {
-	Addr string `json:"addr"`
+	Addr   string `json:"addr"`
+	Secret string `json:"secret,omitempty"` // who is at the address need not be a member yet, if it knows this
 }
 
 // postConnect connects a member by its name, as people call it, or by an address.
@@ -490,6 +514,9 @@ func (s *Server) postConnect(r *http.Request) (any, error) {
 			return nil, &told
 		}
 		return c, err
+	}
+	if b.Secret != "" {
+		return s.node.ConnectBySecret(r.Context(), b.Addr, b.Secret)
 	}
 	return s.node.Connect(r.Context(), b.Addr)
 }
@@ -523,8 +550,11 @@ func (s *Server) postJoin(r *http.Request) (any, error) {
 	if err := readJSON(r, &b); err != nil {
 		return nil, err
 	}
+	if node.IsCode(b.Ticket) {
+		return s.node.JoinCode(r.Context(), b.Ticket, b.At)
+	}
 	mesh, err := s.node.Join(r.Context(), b.Ticket)
-	return joinAnswer{mesh}, err
+	return node.Joined{Mesh: mesh}, err
 }
 
 type slotsBody struct {
