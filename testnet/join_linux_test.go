@@ -2,11 +2,54 @@ package testnet
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"meshnode/testnet/lab"
 )
+
+// A ticket whose address is old leads to its node all the same, if that is in the local network: before that node's end and
+// after its new start, while the joining node runs and before it has ever run.
+func TestJoinWithOldAddress(t *testing.T) {
+	t.Parallel()
+	b := &table{t: t}
+	_, _, hosts := office(t, 3)
+	n := Start(t, 3, Options{Hosts: hosts, MDNS: true, Apart: true, ArgsOf: byName})
+	n1, n2, n3 := n.Node(1), n.Node(2), n.Node(3)
+	ticket := func() string {
+		out := n1.CLI("invite", "--mine", "--uses", "2")
+		if out.Code != 0 {
+			t.Fatalf("%+v", out)
+		}
+		return strings.TrimSpace(out.Stdout)
+	}
+	old := ticket()
+	hosts[0].Link(0).SetAddr("10.99.0.101/24")
+	began := time.Now()
+	if out := n2.CLI("join", old); out.Code != 0 {
+		t.Fatalf("%+v", out)
+	}
+	b.row("join with a ticket whose address has changed, by mDNS", time.Since(began), 3*time.Second)
+	b.row("the same, until they see each other", awaitMesh(t, began, n1, n2), 3*time.Second)
+
+	n1.Down()
+	n3.Down()
+	hosts[0].Link(0).SetAddr("10.99.0.111/24")
+	n.Up(n1)
+	began = time.Now()
+	// Its node does not run: the command joins by itself.
+	if out := n3.CLI("join", old); out.Code != 0 {
+		t.Fatalf("%+v", out)
+	}
+	b.row("join by a node that does not run", time.Since(began), 3*time.Second)
+	began = time.Now()
+	n.Up(n3)
+	b.row("from its start until all see all", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
+	n1.runOn(n3)
+	n3.runOn(n2)
+	b.print()
+}
 
 // In a VPN there is no multicast, and nodes have other addresses than in the local network: --peer with one member's name is enough
 // to be connected to all.
