@@ -58,9 +58,10 @@ const (
 	signGap = 10 * time.Second
 	// maxDials at once: a node that starts in a mesh of 300 must not flood its router.
 	maxDials = 32
-	// duplicateWindow: connections of one peer that began within it come from both sides dialling at once, and the
-	// older stays. Beyond it the newer stays: whoever dialled it had lost the older.
-	duplicateWindow = 5 * time.Second
+	// duplicateWindow: two connections of one peer, one from each side, that began within it come from both dialling at once,
+	// and the older stays. Beyond it the newer stays: whoever dialled it had lost the older. A handshake over a slow link
+	// takes a second.
+	duplicateWindow = 2 * time.Second
 	// bookSave is how soon after a change the address book is written, and how long after that at the earliest the next time.
 	bookSave = time.Second
 	upkeep   = 10 * time.Minute
@@ -590,8 +591,11 @@ func (d *Discovery) oneConnection(p peer.ID) {
 		return cmp.Or(a.Stat().Opened.Compare(b.Stat().Opened), cmp.Compare(a.ID(), b.ID()))
 	})
 	stay := conns[0]
-	if newest := conns[len(conns)-1]; newest.Stat().Opened.Sub(stay.Stat().Opened) > duplicateWindow {
-		stay = newest
+	for _, c := range conns[1:] {
+		// Nobody dials a second time who still has the first connection.
+		if c.Stat().Direction == stay.Stat().Direction || c.Stat().Opened.Sub(stay.Stat().Opened) > duplicateWindow {
+			stay = c
+		}
 	}
 	for _, c := range conns {
 		if c != stay {
