@@ -13,7 +13,7 @@ import (
 // after its new start, while the joining node runs and before it has ever run.
 func TestJoinWithOldAddress(t *testing.T) {
 	t.Parallel()
-	b := &table{t: t}
+	b := newTable(t)
 	_, _, hosts := office(t, 3)
 	n := Start(t, 3, Options{Hosts: hosts, MDNS: true, Apart: true, ArgsOf: byName})
 	n1, n2, n3 := n.Node(1), n.Node(2), n.Node(3)
@@ -48,14 +48,13 @@ func TestJoinWithOldAddress(t *testing.T) {
 	b.row("from its start until all see all", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
 	n1.runOn(n3)
 	n3.runOn(n2)
-	b.print()
 }
 
 // In a VPN there is no multicast, and nodes have other addresses than in the local network: --peer with one member's name is enough
 // to be connected to all.
 func TestVPN(t *testing.T) {
 	t.Parallel()
-	b := &table{t: t}
+	b := newTable(t)
 	l := lab.New(t)
 	tunnel := l.Switch()
 	var hosts []*lab.Host
@@ -82,5 +81,4 @@ func TestVPN(t *testing.T) {
 	n.Up(n2, n3)
 	b.row("VPN without multicast, --peer with one member, all see all", awaitMesh(t, began, n.nodes...), 5*time.Second)
 	n2.runOn(n3)
-	b.print()
 }

@@ -33,11 +33,17 @@ func byName(i int) []string { return []string{"--label", fmt.Sprint("host=", i)}
 // allowance is what a busy machine may need for what takes a quiet one goal: the figures are of quiet ones.
 func allowance(goal time.Duration) time.Duration { return 3*goal + 2*time.Second }
 
-// table collects how long things took beside what they may.
+// table collects how long things took beside what they may, and is logged after the test.
 type table struct {
 	t    *testing.T
 	mu   sync.Mutex
 	rows []string
+}
+
+func newTable(t *testing.T) *table {
+	b := &table{t: t}
+	t.Cleanup(func() { t.Logf("\n%s", strings.Join(b.rows, "\n")) })
+	return b
 }
 
 func (b *table) row(what string, took, goal time.Duration) {
@@ -48,8 +54,6 @@ func (b *table) row(what string, took, goal time.Duration) {
 		b.t.Errorf("%s: %v, and not within %v", what, took, allowance(goal))
 	}
 }
-
-func (b *table) print() { b.t.Logf("\n%s", strings.Join(b.rows, "\n")) }
 
 // sees reports whether the node is connected to all the others.
 func (nd *Node) sees(ctx context.Context, others ...*Node) bool {
@@ -94,7 +98,7 @@ func (nd *Node) runOn(other *Node) {
 // Nodes find each other, and go on doing it while their network changes below them. What is measured is logged as a table.
 func TestRoam(t *testing.T) {
 	t.Parallel()
-	b := &table{t: t}
+	b := newTable(t)
 	_, _, hosts := office(t, 3)
 	n := Start(t, 3, Options{Hosts: hosts, MDNS: true, ArgsOf: byName})
 	n1, n2, n3 := n.Node(1), n.Node(2), n.Node(3)
@@ -137,13 +141,12 @@ func TestRoam(t *testing.T) {
 	b.row("interface down for 10 s, from its being up", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
 	n1.runOn(n3)
 	n3.runOn(n2)
-	b.print()
 }
 
 // Two nodes restart at the same time with new addresses, without mDNS: each knows a third, which knows neither's address.
 func TestThroughAThird(t *testing.T) {
 	t.Parallel()
-	b := &table{t: t}
+	b := newTable(t)
 	_, _, hosts := office(t, 3)
 	n := Start(t, 3, Options{Hosts: hosts, ArgsOf: byName})
 	n1, n2, n3 := n.Node(1), n.Node(2), n.Node(3)
@@ -164,5 +167,4 @@ func TestThroughAThird(t *testing.T) {
 	n1.runOn(n2)
 	b.row("two change their addresses, no mDNS, until a task has run", time.Since(began), 5*time.Second)
 	b.row("two change their addresses, no mDNS, until all see all", awaitMesh(t, began, n1, n2, n3), 5*time.Second)
-	b.print()
 }

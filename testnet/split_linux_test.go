@@ -11,7 +11,7 @@ import (
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	const tasks = 100
-	b := &table{t: t}
+	b := newTable(t)
 	l, lan, hosts := office(t, 5)
 	other := l.Switch()
 	n := Start(t, 5, Options{Hosts: hosts, ArgsOf: byName})
@@ -51,7 +51,6 @@ func TestPartition(t *testing.T) {
 	b.row("5 nodes, after a partition into 2 and 3", awaitMesh(t, time.Now(), n.nodes...), 5*time.Second)
 	n.Node(1).runOn(n.Node(5))
 	n.Node(4).runOn(n.Node(2))
-	b.print()
 }
 
 // onNodes is how many results the nodes have brought.
