@@ -35,7 +35,7 @@ var (
 
 // JoinOptions of Join. The zero value works.
 type JoinOptions struct {
-	// Find is asked when no address of the ticket answers. Default: not asked.
+	// Find is asked when no address of the ticket answers soon. Default: not asked.
 	Find LANFinder
 }
 
@@ -75,13 +75,7 @@ func (m *Membership) Join(ctx context.Context, ticket string, o JoinOptions) err
 			addrs = append(addrs, a)
 		}
 	}
-	reply, addr, err := m.askInviter(ctx, t, inviterID, addrs)
-	if errors.Is(err, ErrUnreachable) && o.Find != nil {
-		if found := o.Find(ctx, MeshID(t.Mesh), inviterID); len(found) > 0 {
-			addrs = append(found, addrs...)
-			reply, addr, err = m.askInviter(ctx, t, inviterID, found)
-		}
-	}
+	reply, addr, err := m.findInviter(ctx, t, inviterID, addrs, o.Find)
 	if err != nil {
 		if errors.Is(err, ErrUnreachable) && m.wall().Unix() > t.ExpiresUnixS {
 			err = fmt.Errorf("%w; and by this machine's clock the ticket expired on %s", err, time.Unix(t.ExpiresUnixS, 0).UTC().Format("2006-01-02 15:04 MST"))
@@ -130,6 +124,59 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 		return m.forgetMesh()
 	}
 	return m.saveMet()
+}
+
+// lanDelay is how long the ticket's addresses have to answer before the inviter is looked for in the local network, too: in that they
+// answer within milliseconds, and one that is nobody's any more takes three seconds to fail, or never does.
+const lanDelay = 400 * time.Millisecond
+
+// findInviter asks the inviter at the ticket's addresses, and at those that find has of it.
+func (m *Membership) findInviter(ctx context.Context, t *protocol.Ticket, inviterID peer.ID, addrs []ma.Multiaddr, find LANFinder) (*protocol.AdmissionReply, ma.Multiaddr, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		reply *protocol.AdmissionReply
+		addr  ma.Multiaddr
+		err   error
+	}
+	ask := func(addrs []ma.Multiaddr) (a answer) {
+		a.reply, a.addr, a.err = m.askInviter(ctx, t, inviterID, addrs)
+		return a
+	}
+	known, found, silent := make(chan answer, 1), make(chan answer, 1), make(chan struct{})
+	go func() { known <- ask(addrs) }()
+	go func() {
+		none := answer{err: ErrUnreachable}
+		if find == nil {
+			found <- none
+			return
+		}
+		select {
+		case <-time.After(lanDelay):
+		case <-silent:
+		case <-ctx.Done():
+		}
+		if at := find(ctx, MeshID(t.Mesh), inviterID); len(at) > 0 {
+			found <- ask(at)
+		} else {
+			found <- none
+		}
+	}()
+	var a answer
+	select {
+	case a = <-known:
+		if errors.Is(a.err, ErrUnreachable) {
+			close(silent)
+			if b := <-found; !errors.Is(b.err, ErrUnreachable) {
+				a = b
+			}
+		}
+	case a = <-found:
+		if errors.Is(a.err, ErrUnreachable) { // what the ticket's addresses say is more to the point
+			a = <-known
+		}
+	}
+	return a.reply, a.addr, a.err
 }
 
 // askInviter tries all addresses at once and has the first connection that proves to be the inviter ask.

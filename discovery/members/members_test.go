@@ -331,26 +331,37 @@ func TestTickets(t *testing.T) {
 	}
 }
 
-// A ticket also finds an inviter whose address has changed.
+// A ticket also finds an inviter whose address has changed; who has the old one now refuses connections, or takes them and is silent.
 func TestJoinByLAN(t *testing.T) {
 	t.Parallel()
-	a, b := open(t, "", Options{}), open(t, "", Options{})
+	a := open(t, "", Options{})
 	ha := listen(t, a)
-	gone, err := ma.NewMultiaddr("/ip4/127.0.0.1/tcp/1")
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ticket, err := a.Invite(InviteOptions{Addrs: []ma.Multiaddr{gone}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Join(ctx(t), ticket, JoinOptions{Find: func(_ context.Context, mesh MeshID, p peer.ID) []ma.Multiaddr {
-		if mesh != a.Mesh() || p != a.Self() {
-			t.Errorf("looks for %s in %s", p, mesh)
+	defer silent.Close()
+	for _, at := range []string{"/ip4/127.0.0.1/tcp/1", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", silent.Addr().(*net.TCPAddr).Port)} {
+		gone, err := ma.NewMultiaddr(at)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return ha.Addrs()
-	}}); err != nil {
-		t.Fatal(err)
+		ticket, err := a.Invite(InviteOptions{Addrs: []ma.Multiaddr{gone}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := open(t, "", Options{}).Join(ctx(t), ticket, JoinOptions{Find: func(_ context.Context, mesh MeshID, p peer.ID) []ma.Multiaddr {
+			if mesh != a.Mesh() || p != a.Self() {
+				t.Errorf("looks for %s in %s", p, mesh)
+			}
+			return ha.Addrs()
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > admissionTimeout {
+			t.Errorf("%s: it was looked for after %v", at, took)
+		}
 	}
 }
 
