@@ -54,9 +54,11 @@ type Status struct {
 	Results int       `json:"results"`        // of other nodes' tasks, kept until their origins have answered them
 	Disk    string    `json:"disk,omitempty"` // what is wrong with the room on the disk, if something is
 	Started time.Time `json:"started"`
-	UI      string    `json:"ui"` // always "off" in this version
-	DataDir string    `json:"data_dir"`
-	PID     int       `json:"pid"`
+	// Membership is what is wrong with this node's own membership or its clock, as sentences; empty: nothing.
+	Membership string `json:"membership,omitempty"`
+	UI         string `json:"ui"` // always "off" in this version
+	DataDir    string `json:"data_dir"`
+	PID        int    `json:"pid"`
 
 	// Bytes of blobs that went to and came from other nodes, since the start.
 	BlobsSent     uint64 `json:"blob_bytes_sent"`
@@ -83,14 +85,17 @@ type Peer struct {
 	NextTry  *time.Time `json:"next_try"`
 	LastSeen *time.Time `json:"last_seen"`
 	// Via is where its first address was heard: itself, given, ticket, mDNS, member NAME, DHT; "" if none is known.
-	Via    string   `json:"via"`
-	Addrs  []string `json:"addrs"`
-	Owner  string   `json:"owner"` // "mine" or a short form of the other owner's key
-	OS     string   `json:"os"`
-	Arch   string   `json:"arch"`
-	Labels []string `json:"labels"` // "key=value" or "key", as its owner set them
-	CPUs   uint32   `json:"cpus"`
-	Memory uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
+	Via   string   `json:"via"`
+	Addrs []string `json:"addrs"`
+	Owner string   `json:"owner"` // "mine" or a short form of the other owner's key
+	// Runtimes that it may use here, and this node there, by certificates and what this machine's owner allowed or denied.
+	MayUseHere  []string `json:"may_use_here"`
+	MayUseThere []string `json:"may_use_there"`
+	OS          string   `json:"os"`
+	Arch        string   `json:"arch"`
+	Labels      []string `json:"labels"` // "key=value" or "key", as its owner set them
+	CPUs        uint32   `json:"cpus"`
+	Memory      uint64   `json:"memory"` // bytes that tasks may have, all slots together; 0: not known
 
 	fix string // what is to be done about Reason, if that is known
 }
@@ -305,7 +310,20 @@ type clientAPI interface {
 	Code(ctx context.Context, code string, withdraw bool) (Code, error)
 	// JoinCode is Join with a short code. at is where who gave it out listens; "": it is looked for in the local network.
 	JoinCode(ctx context.Context, code, at string) (Joined, error)
-	Leave(ctx context.Context) error
+	// Leave takes the node out of its mesh and makes one of its own; the members that can be reached hear it. Without force the machine
+	// with the root key of a mesh that has others in it stays (CodeRefused).
+	Leave(ctx context.Context, force bool) (Left, error)
+	// Recover makes this node the holder of the root key of the mesh that the recovery code is of.
+	Recover(ctx context.Context, code string) (mesh string, err error)
+	// Revoke ends a member's membership for good, everywhere. CodeRefused: this node may not; CodeNoPeer.
+	Revoke(ctx context.Context, id, reason string, withIssued bool) (Revoked, error)
+	// Rename gives a member a name that only this node uses; "" takes it back.
+	Rename(ctx context.Context, id, name string) error
+	// Forget drops what is known of a member that is gone. CodeRefused: it is connected.
+	Forget(ctx context.Context, id string) error
+	// Allow and Deny set what this machine's owner lets a member do here, or this node do there, whatever certificates say.
+	Allow(ctx context.Context, id string, o PeerPolicy) error
+	Deny(ctx context.Context, id string, o PeerPolicy) error
 	// ConnectBySecret is Connect with who is at an address, and may be no member yet: if it knows the same secret, the two become
 	// members of one mesh, and from then on the address is tried whenever nobody is connected there.
 	ConnectBySecret(ctx context.Context, addr, secret string) (Connected, error)

@@ -727,6 +727,9 @@ func (n *Node) nameOf(id protocol.NodeID) string {
 	if id == n.self {
 		return n.cfg.Name
 	}
+	if label := n.labelOf(string(id)); label != "" {
+		return label
+	}
 	if name, ok := n.names.Load(id); ok && name != "" {
 		return name.(string)
 	}
@@ -852,7 +855,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		ID: string(n.self), Name: n.cfg.Name, Version: n.cfg.Version, Mesh: n.members.Mesh().String(), Addrs: n.Addrs(),
 		Started: n.started, UI: "off", DataDir: n.cfg.DataDir, PID: os.Getpid(),
 	}
-	st.Disk = n.diskState()
+	st.Disk, st.Membership = n.diskState(), strings.Join(n.members.Trouble(), "; ")
 	st.BlobsSent, st.BlobsReceived = n.meter.sent.Load(), n.meter.received.Load()
 	err := n.ask(func(s *tasks.Scheduler) {
 		for _, p := range s.Peers() {
@@ -882,6 +885,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		if byID[id] == nil {
 			byID[id] = &Peer{ID: id, Name: n.nameOf(protocol.NodeID(id)), State: "gone", Path: "direct", Runtimes: []string{}, Sandbox: "wasm", Labels: []string{}, Addrs: []string{}}
 			if p, err := peer.Decode(id); err == nil {
+				byID[id].MayUseHere, byID[id].MayUseThere = n.members.MayUseHere(p), n.members.MayUseThere(p)
 				if c, ok := n.members.Certificate(p); ok {
 					if byID[id].Owner = shortOwner(c.Owner); c.Owner == own.Owner {
 						byID[id].Owner = "mine"
@@ -897,7 +901,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 			id = k.Name
 		}
 		p := at(id)
-		p.Name, p.Reason = cmp.Or(k.Name, p.Name), k.Reason
+		p.Name, p.Reason = cmp.Or(n.labelOf(id), k.Name, p.Name), k.Reason
 		if k.Version != nil {
 			p.fix = k.Version.Fix()
 		}
@@ -918,7 +922,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 	for _, st := range all {
 		if !st.Self && !st.Up {
 			if p := byID[string(st.ID)]; p != nil && st.Name != "" {
-				p.Name, p.Version, p.Slots = st.Name, st.Version, st.Slots
+				p.Name, p.Version, p.Slots = cmp.Or(n.labelOf(p.ID), st.Name), st.Version, st.Slots
 			}
 			continue // known only if discovery knows it: it may have left the mesh
 		}
@@ -937,6 +941,11 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		case st.Self:
 			p.State, p.Version, p.Addrs, p.Owner = "self", n.cfg.Version, n.Addrs(), "mine"
 			p.Protocol = n.members.Speaks()[0]
+			p.MayUseHere, p.MayUseThere = nil, nil
+			if trouble := n.members.Trouble(); len(trouble) > 0 {
+				p.Reason = strings.Join(append(trouble, p.Reason), "; ")
+				p.Reason = strings.TrimSuffix(p.Reason, "; ")
+			}
 		case st.Suspect:
 			p.State, p.Name = "suspect", cmp.Or(st.Name, p.Name)
 			p.Reason = "no sign of life for a while"
@@ -1065,12 +1074,6 @@ func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
 		return "", &Error{Code: CodeRefused, Message: err.Error()}
 	}
 	return n.members.Mesh().String(), nil
-}
-
-// Leave implements clientAPI.
-func (n *Node) Leave(ctx context.Context) error {
-	_, _, err := n.members.Leave(true)
-	return err
 }
 
 // SetSlots implements clientAPI.

@@ -327,27 +327,6 @@ func (n *Node) goRun(part string, run func(context.Context) error) {
 	})
 }
 
-// watchMembership cuts all connections when the node joins or leaves a mesh: who was a member is none any more.
-func (n *Node) watchMembership(ctx context.Context) error {
-	changes, stop := n.members.Subscribe()
-	defer stop()
-	mesh := n.members.Mesh()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changes:
-			if now := n.members.Mesh(); now != mesh {
-				mesh = now
-				n.log.Info("mesh changed", "mesh", mesh)
-				for _, p := range n.host.Network().Peers() {
-					n.host.Network().ClosePeer(p)
-				}
-			}
-		}
-	}
-}
-
 // Shutdown begins a clean stop and returns at once.
 func (n *Node) Shutdown() { n.stopOnce.Do(func() { close(n.stop) }) }
 

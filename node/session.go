@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -234,6 +235,8 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 		return err
 	}
 	s.readAt.Store(n.loop.now())
+	n.names.Store(node, theirs.Name)
+	theirs.Name = cmp.Or(n.members.Label(remote), theirs.Name)
 	up := tasks.PeerUp{
 		Peer: node, Session: s.id, Hello: theirs,
 		MayUseHere: n.members.MayUseHere(remote), MayUseThere: n.members.MayUseThere(remote),
@@ -242,7 +245,10 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 		ss.remove(s)
 		return err
 	}
-	n.names.Store(node, theirs.Name)
+	if !n.judge(s) { // what changed while it came up
+		ss.remove(s)
+		return errNoMember
+	}
 	n.log.Info("peer connected", "peer", node, "name", theirs.Name, "addr", stream.Conn().RemoteMultiaddr())
 	go s.write()
 	err = ss.readError(stream, s.read(r))

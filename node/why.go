@@ -82,6 +82,9 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 		}
 		if p.State == "self" {
 			n.addDisk(&w)
+			for _, trouble := range n.members.Trouble() {
+				w.Reasons = append([]tasks.Reason{{Code: "membership", Text: trouble, Fix: "see meshnode status"}}, w.Reasons...)
+			}
 		}
 		if p.State == "gone" { // discovery knows more than the scheduler
 			gone := tasks.NotConnected.Reason(p.Name, "")
@@ -98,6 +101,17 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 			w.Reasons = append([]tasks.Reason{gone}, w.Reasons...)
 		}
 		return whyOf(name, "", w), nil
+	}
+	for _, d := range n.members.AllDeparted() {
+		if id != d.Peer.String() && (id != d.Name || id == "") {
+			continue
+		}
+		fix := "nothing, if that was meant; it can come back with a new identity: meshnode leave there, then a new ticket"
+		if d.Left {
+			fix = "to have it back: meshnode invite here, meshnode join there"
+		}
+		reason := tasks.Reason{Code: "departed", Text: cmp.Or(d.Name, d.Peer.String()) + " " + d.String(), Fix: fix}
+		return whyOf("node "+cmp.Or(d.Name, d.Peer.String()), "", tasks.Why{Summary: "no member of the mesh any more", Reasons: []tasks.Reason{reason}}), nil
 	}
 	if !met {
 		return Why{}, &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %s", id), Fix: "meshnode peers lists them"}

@@ -69,9 +69,11 @@ type Expelled struct {
 	Reason string
 }
 
-// SetPolicy says anew which runtimes a peer may use here, and we there, as PeerUp has them; for what is under way, too.
+// SetPolicy says anew what a peer is called, and which runtimes it may use here, and we there, as PeerUp has them; for what is under
+// way, too.
 type SetPolicy struct {
 	Peer                    protocol.NodeID
+	Name                    string // "": as before
 	MayUseHere, MayUseThere []string
 }
 

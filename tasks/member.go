@@ -29,7 +29,13 @@ func (s *Scheduler) expelled(ev Expelled) {
 // setPolicy obeys what the owner of this machine says of p, for what is under way as well.
 func (s *Scheduler) setPolicy(ev SetPolicy) {
 	p := s.peers[ev.Peer]
-	if p == nil || p.self || slices.Equal(p.mayUseHere, ev.MayUseHere) && slices.Equal(p.mayUseThere, ev.MayUseThere) {
+	if p == nil || p.self {
+		return
+	}
+	if ev.Name != "" && ev.Name != p.Name {
+		p.Name, p.fits = ev.Name, map[protocol.JobID]Code{}
+	}
+	if slices.Equal(p.mayUseHere, ev.MayUseHere) && slices.Equal(p.mayUseThere, ev.MayUseThere) {
 		return
 	}
 	p.mayUseHere, p.mayUseThere, p.warned = ev.MayUseHere, ev.MayUseThere, false

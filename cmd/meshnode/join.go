@@ -31,22 +31,17 @@ the ticket from standard input. A node that is in a mesh with others has to leav
 		Args: c.exactly(1, "one ticket, or -"),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ticket := args[0]
-		if ticket == "-" {
-			line, err := bufio.NewReader(io.LimitReader(c.stdin, maxTicket)).ReadString('\n')
-			if err != nil && !errors.Is(err, io.EOF) {
-				return fmt.Errorf("read the ticket: %w", err)
-			}
-			ticket = line
+		ticket, err := c.argOrInput(args[0], "ticket")
+		if err != nil {
+			return err
 		}
-		ticket = strings.TrimSpace(ticket)
 		if ticket == "" || len(ticket) >= maxTicket {
 			return &node.Error{Code: codeUsage, Message: "that is no ticket", Fix: "get one on a member's machine: meshnode invite"}
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), joinTimeout)
 		defer cancel()
 		var mesh string
-		err := c.withNode(cmd, ctx, func(n membership) (err error) {
+		err = c.withNode(cmd, ctx, func(n membership) (err error) {
 			mesh, err = n.Join(ctx, ticket)
 			return err
 		})
@@ -70,25 +65,113 @@ the ticket from standard input. A node that is in a mesh with others has to leav
 }
 
 func (c *cli) leaveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "leave",
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "leave [--force]",
 		Short: "Leave the mesh",
-		Long:  "Takes this node out of its mesh; it then has one of its own again. To come back it needs a new ticket.",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := c.withNode(cmd, cmd.Context(), func(n membership) error { return n.Leave(cmd.Context()) })
-			if err == nil && !c.json() {
-				fmt.Fprintln(c.stderr, "left the mesh; this node has one of its own now")
-			}
+		Long: `Takes this node out of its mesh; it then has one of its own again. The members that can be reached hear it at once and drop it
+from their lists, the others when they meet one who knows. To come back it needs a new ticket. Works whether or not the node runs.
+
+The machine that holds the mesh's root key, the one that made it, leaves only with --force: without that key nobody can revoke the
+machines that it admitted, and the mesh ends with its last certificate, within 90 days. The recovery code that was shown when the mesh was
+made gives the key to another machine (there: meshnode recover CODE), before or after.
+
+A node that was revoked gets a new identity: it stops, and has that with its next start. Its jobs stay with the old one.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "leave with the root key of the mesh, too")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var left node.Left
+		err := c.withNode(cmd, cmd.Context(), func(n membership) (err error) {
+			left, err = n.Leave(cmd.Context(), force)
 			return err
+		})
+		if err != nil {
+			return err
+		}
+		if c.json() {
+			return c.printJSON(left)
+		}
+		switch {
+		case left.Restart:
+			fmt.Fprintln(c.stderr, "left the mesh that had revoked this node; it has a new identity with its next start: meshnode up -d")
+			return nil
+		case left.Known == 0:
+			fmt.Fprintln(c.stderr, "left the mesh; this node has one of its own now")
+		case left.Told == 0:
+			fmt.Fprintln(c.stderr, "left the mesh; this node has one of its own now. No member could be reached to be told: they list this node as gone until one revokes it or its certificate ends")
+		default:
+			fmt.Fprintf(c.stderr, "left the mesh; this node has one of its own now. Told: %d of %d members, who tell the others\n", left.Told, left.Known)
+		}
+		if left.RecoveryCode != "" {
+			c.tellRecovery(left.RecoveryCode)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (c *cli) recoverCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "recover CODE|-",
+		Short: "Make this machine hold the root key of a mesh, with its recovery code",
+		Long: `For when the machine that made the mesh is lost: with the recovery code that was shown when the mesh was made, this one can do what
+that one could: invite, renew every certificate, revoke any member. Every member accepts it at once. "-" reads the code from standard
+input, so that it stays out of the shell's history. Works whether or not the node runs. A node that is in another mesh with others has to
+leave that one first. Whether the lost machine is still a member is another matter: meshnode peers revoke takes it out, though
+one who has it still has the root key that was on it.`,
+		Args: c.exactly(1, "the recovery code, or -"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			code, err := c.argOrInput(args[0], "recovery code")
+			if err != nil {
+				return err
+			}
+			if code == "" {
+				return &node.Error{Code: codeUsage, Message: "that is no recovery code", Fix: "it was shown when the mesh was made: 56 letters and digits in groups of five"}
+			}
+			var mesh string
+			err = c.withNode(cmd, cmd.Context(), func(n membership) (err error) {
+				mesh, err = n.Recover(cmd.Context(), code)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if c.json() {
+				return c.printJSON(map[string]string{"mesh": mesh})
+			}
+			fmt.Fprintf(c.stderr, "this machine holds the root key of mesh %s now\n", oneLine(mesh))
+			return nil
 		},
 	}
 }
 
-// membership is what join and leave ask of a node, through its client or in this process.
+// argOrInput is an argument, or with "-" the first line of standard input.
+func (c *cli) argOrInput(arg, what string) (string, error) {
+	if arg == "-" {
+		line, err := bufio.NewReader(io.LimitReader(c.stdin, maxTicket)).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", fmt.Errorf("read the %s: %w", what, err)
+		}
+		arg = line
+	}
+	return strings.TrimSpace(arg), nil
+}
+
+// printJSON writes v on standard output.
+func (c *cli) printJSON(v any) error {
+	b, err := encodeJSON(v)
+	if err == nil {
+		_, err = c.stdout.Write(b)
+	}
+	return err
+}
+
+// membership is what join, leave and recover ask of a node, through its client or in this process.
 type membership interface {
 	Join(ctx context.Context, ticket string) (mesh string, err error)
-	Leave(ctx context.Context) error
+	Leave(ctx context.Context, force bool) (node.Left, error)
+	Recover(ctx context.Context, code string) (mesh string, err error)
 }
 
 // withNode calls do with the node that runs here, or, if none does, with one that is started for it in this

@@ -300,7 +300,7 @@ which is for all. A flag wins over a variable. Without a command, meshnode does 
 	p.BoolVar(&c.asJSON, "json", false, "the same as -o json")
 	root.AddCommand(
 		c.upCommand(), c.downCommand(), c.statusCommand(),
-		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.peersCommand(),
+		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.recoverCommand(), c.peersCommand(), c.allowCommand(), c.denyCommand(),
 		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.rerunCommand(), c.logsCommand(),
 		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.doctorCommand(), c.blobCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)

@@ -66,7 +66,7 @@ func (c *cli) peersCommand() *cobra.Command {
 not heard for a while; gone, with the reason and what is tried.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(c.pingCommand())
+	cmd.AddCommand(c.pingCommand(), c.revokeCommand(), c.renameCommand(), c.forgetCommand())
 	watch, quiet := addWatch(cmd), addQuiet(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		client, err := c.dial()
@@ -98,7 +98,7 @@ not heard for a while; gone, with the reason and what is tried.`,
 			wide := c.format == "wide"
 			head := []string{"NAME", "STATE", "SLOTS", "RUNNING", "QUEUED", "RTT", "ID", "REASON"}
 			if wide {
-				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "LAST SEEN", "VIA", "ADDRESSES")
+				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "MAY HERE", "MAY THERE", "LAST SEEN", "VIA", "ADDRESSES")
 			}
 			rows := [][]string{head}
 			lastSeen := func(p node.Peer) string {
@@ -117,7 +117,7 @@ not heard for a while; gone, with the reason and what is tried.`,
 				}
 				row := []string{p.Name, p.State, strconv.Itoa(p.Slots), strconv.Itoa(p.Running), strconv.Itoa(p.Queued), rtt, id, p.Reason}
 				if wide {
-					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, lastSeen(p), p.Via, strings.Join(p.Addrs, " "))
+					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.MayUseHere, ","), strings.Join(p.MayUseThere, ","), lastSeen(p), p.Via, strings.Join(p.Addrs, " "))
 				}
 				rows = append(rows, row)
 			}

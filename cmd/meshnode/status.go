@@ -48,6 +48,9 @@ func (c *cli) statusCommand() *cobra.Command {
 				{"slots", strconv.Itoa(s.Slots)}, {"running", strconv.Itoa(s.Running)}, {"queued", strconv.Itoa(s.Queued)}, {"paused", paused},
 				{"addresses", strings.Join(s.Addrs, " ")}, {"started", s.Started.Local().Format(time.DateTime)},
 			}
+			if s.Membership != "" {
+				rows = append(rows, []string{"membership", s.Membership})
+			}
 			if s.Disk != "" {
 				rows = append(rows, []string{"disk", s.Disk})
 			}

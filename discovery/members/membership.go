@@ -348,6 +348,13 @@ func (m *Membership) add(c *Cert) bool {
 	return true
 }
 
+// HoldsRoot reports whether the root key of the mesh is on this machine.
+func (m *Membership) HoldsRoot() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return len(m.st.Root) > 0
+}
+
 // Alone reports whether the node is in a mesh that it made itself and that nobody joined but throw-away nodes: one that can be
 // left without a thought.
 func (m *Membership) Alone() bool {

@@ -470,9 +470,46 @@ func (c *Client) ConnectBySecret(ctx context.Context, addr, secret string) (node
 	return a, c.ask(ctx, "POST", "/v1/connect", connectBody{Addr: addr, Secret: secret}, &a)
 }
 
-// Leave takes the node out of its mesh.
-func (c *Client) Leave(ctx context.Context) error {
-	return c.ask(ctx, "POST", "/v1/leave", nil, nil)
+// Leave takes the node out of its mesh. Without force the machine with the root key of a mesh with others in it stays.
+func (c *Client) Leave(ctx context.Context, force bool) (node.Left, error) {
+	var l node.Left
+	return l, c.call(ctx, "POST", "/v1/leave", leaveBody{force}, &l)
+}
+
+// Recover makes the node the holder of the root key of the mesh that the recovery code is of, and returns the mesh's name.
+func (c *Client) Recover(ctx context.Context, code string) (mesh string, err error) {
+	var a recoverAnswer
+	err = c.call(ctx, "POST", "/v1/recover", recoverBody{code}, &a)
+	return a.Mesh, err
+}
+
+// Revoke ends a member's membership for good, everywhere. Peer is a name or an id, here and in what follows.
+func (c *Client) Revoke(ctx context.Context, peer, reason string, withIssued bool) (node.Revoked, error) {
+	var a node.Revoked
+	return a, c.ask(ctx, "POST", "/v1/peers/revoke", revokeBody{peer, reason, withIssued}, &a)
+}
+
+// Rename gives a member a name that only this node uses; "" takes it back.
+func (c *Client) Rename(ctx context.Context, peer, name string) error {
+	return c.ask(ctx, "POST", "/v1/peers/rename", renameBody{peer, name}, nil)
+}
+
+// Forget drops what the node knows of a member that is gone.
+func (c *Client) Forget(ctx context.Context, peer string) error {
+	return c.ask(ctx, "POST", "/v1/peers/forget", peerBody{peer}, nil)
+}
+
+// Allow lets a member use runtimes at this node, or with Work this node's tasks go there; Deny forbids it. Both return the peer as it
+// stands then.
+func (c *Client) Allow(ctx context.Context, peer string, o node.PeerPolicy) (node.Peer, error) {
+	var p node.Peer
+	return p, c.ask(ctx, "POST", "/v1/allow", policyBody{peer, o.Runtimes, o.Work}, &p)
+}
+
+// Deny is the opposite of Allow.
+func (c *Client) Deny(ctx context.Context, peer string, o node.PeerPolicy) (node.Peer, error) {
+	var p node.Peer
+	return p, c.ask(ctx, "POST", "/v1/deny", policyBody{peer, o.Runtimes, o.Work}, &p)
 }
 
 // SetSlots changes how many tasks run at once, until the node ends.
@@ -505,7 +542,7 @@ func (c *Client) Why(ctx context.Context, subject string) (node.Why, error) {
 // Ping looks at a member, named by its name or id, once. Of one that is not connected each known address is asked, which takes seconds.
 func (c *Client) Ping(ctx context.Context, peer string) (node.Ping, error) {
 	var p node.Ping
-	return p, c.call(ctx, "POST", "/v1/ping", pingBody{peer}, &p)
+	return p, c.call(ctx, "POST", "/v1/ping", peerBody{peer}, &p)
 }
 
 // Doctor has the node look for what keeps it from finding others, from being found, and from working. It takes some seconds.

@@ -73,7 +73,31 @@ func TestRequests(t *testing.T) {
 			if e := (*node.Error)(nil); !errors.As(err, &e) || e.Code != node.CodeRefused || e.Fix == "" {
 				t.Errorf("Join with a used ticket: %v", err)
 			}
-			if err := errors.Join(c.Leave(ctx), c.SetSlots(ctx, 7), c.Pause(ctx, time.Minute)); err != nil || n.joined != "" || n.slots != 7 || n.paused != time.Minute {
+			if m, err := c.Recover(ctx, "code"); err != nil || m != "mesh of code" {
+				t.Errorf("Recover: %q, %v", m, err)
+			}
+			if r, err := c.Revoke(ctx, "fake", "stolen", true); err != nil || r.Name != "stolen" || r.Peer != "12D3fake" || r.Keeps[0] != "true" {
+				t.Errorf("Revoke: %+v, %v", r, err)
+			}
+			allowed, denied := node.PeerPolicy{Runtimes: []string{"python"}}, node.PeerPolicy{Work: true}
+			for want, do := range map[string]func() error{
+				"rename 12D3fake x":             func() error { return c.Rename(ctx, "fake", "x") },
+				"forget 12D3fake":               func() error { return c.Forget(ctx, "fake") },
+				"allow 12D3fake [python] false": func() error { _, err := c.Allow(ctx, "12D3fake", allowed); return err },
+				"deny 12D3fake [] true":         func() error { _, err := c.Deny(ctx, "fake", denied); return err },
+			} {
+				if err := do(); err != nil || n.said != want {
+					t.Errorf("%s: %v; the node heard %q", want, err, n.said)
+				}
+			}
+			if err := c.Forget(ctx, "nobody"); err == nil || !strings.Contains(err.Error(), "nobody") {
+				t.Errorf("Forget nobody: %v", err)
+			}
+			left, err := c.Leave(ctx, true)
+			if err != nil || left.Told != 2 || !left.Restart {
+				t.Errorf("Leave: %+v, %v", left, err)
+			}
+			if err := errors.Join(c.SetSlots(ctx, 7), c.Pause(ctx, time.Minute)); err != nil || n.joined != "" || n.slots != 7 || n.paused != time.Minute {
 				t.Errorf("%v; %+v", err, n)
 			}
 			if err := c.Resume(ctx); err != nil || n.paused != -1 {

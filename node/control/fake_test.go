@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type fakeNode struct {
 	paused    time.Duration
 	slots     int
 	groups    map[protocol.JobID]int
+	said      string // the last word about a peer
 	joined    string
 	down      chan struct{}
 	watchers  int
@@ -372,7 +374,29 @@ func (n *fakeNode) Join(_ context.Context, t string) (string, error) {
 	n.joined = t
 	return "home", nil
 }
-func (n *fakeNode) Leave(context.Context) error                    { n.joined = ""; return nil }
+func (n *fakeNode) Leave(_ context.Context, force bool) (node.Left, error) {
+	n.joined = ""
+	return node.Left{Told: 2, Restart: force}, nil
+}
+func (n *fakeNode) Recover(_ context.Context, code string) (string, error) {
+	return "mesh of " + code, nil
+}
+func (n *fakeNode) Revoke(_ context.Context, id, reason string, with bool) (node.Revoked, error) {
+	return node.Revoked{Peer: id, Name: reason, Keeps: []string{fmt.Sprint(with)}}, nil
+}
+func (n *fakeNode) Rename(_ context.Context, id, name string) error {
+	n.said = "rename " + id + " " + name
+	return nil
+}
+func (n *fakeNode) Forget(_ context.Context, id string) error { n.said = "forget " + id; return nil }
+func (n *fakeNode) Allow(_ context.Context, id string, o node.PeerPolicy) error {
+	n.said = fmt.Sprintf("allow %s %v %v", id, o.Runtimes, o.Work)
+	return nil
+}
+func (n *fakeNode) Deny(_ context.Context, id string, o node.PeerPolicy) error {
+	n.said = fmt.Sprintf("deny %s %v %v", id, o.Runtimes, o.Work)
+	return nil
+}
 func (n *fakeNode) SetSlots(_ context.Context, k int) error        { n.slots = k; return nil }
 func (n *fakeNode) Pause(_ context.Context, d time.Duration) error { n.paused = d; return nil }
 func (n *fakeNode) Drain(context.Context) error                    { n.paused = -2; return nil }
@@ -383,6 +407,9 @@ func (n *fakeNode) WhyTask(_ context.Context, id protocol.JobID, index uint32) (
 	return node.Why{Subject: fmt.Sprintf("task %s/%d", id.Short(), index), Reasons: []tasks.Reason{{Code: "runs", Text: "x runs it", Fix: "nothing"}}}, nil
 }
 func (n *fakeNode) WhyPeer(_ context.Context, id string) (node.Why, error) {
+	if !strings.HasPrefix(id, "12D3") {
+		return node.Why{}, &node.Error{Code: node.CodeNoPeer, Message: "no such peer"}
+	}
 	return node.Why{Subject: "node " + id}, nil
 }
 func (n *fakeNode) Ping(_ context.Context, id string) (node.Ping, error) {

@@ -47,7 +47,13 @@ type Node interface {
 	InviteCode(ctx context.Context, o node.InviteOptions) (code string, err error)
 	Code(ctx context.Context, code string, withdraw bool) (node.Code, error)
 	JoinCode(ctx context.Context, code, at string) (node.Joined, error)
-	Leave(ctx context.Context) error
+	Leave(ctx context.Context, force bool) (node.Left, error)
+	Recover(ctx context.Context, code string) (mesh string, err error)
+	Revoke(ctx context.Context, id, reason string, withIssued bool) (node.Revoked, error)
+	Rename(ctx context.Context, id, name string) error
+	Forget(ctx context.Context, id string) error
+	Allow(ctx context.Context, id string, o node.PeerPolicy) error
+	Deny(ctx context.Context, id string, o node.PeerPolicy) error
 	ConnectBySecret(ctx context.Context, addr, secret string) (node.Connected, error)
 	Connect(ctx context.Context, addr string) (node.Connected, error)
 	SetSlots(ctx context.Context, n int) error
@@ -119,7 +125,13 @@ func New(n Node, ln *Listener, log *slog.Logger) *Server {
 	handle("POST /v1/join", s.postJoin)
 	handle("POST /v1/code", s.postCode)
 	handle("POST /v1/connect", s.postConnect)
-	handle("POST /v1/leave", func(r *http.Request) (any, error) { return empty{}, s.node.Leave(r.Context()) })
+	handle("POST /v1/leave", s.postLeave)
+	handle("POST /v1/recover", s.postRecover)
+	handle("POST /v1/peers/revoke", s.postRevoke)
+	handle("POST /v1/peers/rename", s.postRename)
+	handle("POST /v1/peers/forget", s.postForget)
+	handle("POST /v1/allow", s.postPolicy(true))
+	handle("POST /v1/deny", s.postPolicy(false))
 	handle("POST /v1/slots", s.postSlots)
 	handle("POST /v1/pause", s.postPause)
 	handle("POST /v1/resume", func(r *http.Request) (any, error) { return empty{}, s.node.Resume(r.Context()) })
@@ -258,6 +270,9 @@ func (s *Server) getWhy(r *http.Request) (any, error) {
 	}
 	if e := (*node.Error)(nil); errors.As(err, &e) && (subject == "@last" || strings.Contains(e.Message, "ambiguous")) {
 		return nil, err
+	}
+	if w, err := s.node.WhyPeer(r.Context(), subject); err == nil { // one that is no member any more
+		return w, nil
 	}
 	return nil, &node.Error{Code: node.CodeNoJob, Message: "no job and no peer " + strconv.Quote(subject) + " here", Fix: "see meshnode jobs -a and meshnode peers; a job is known at the node where it was submitted"}
 }
@@ -521,28 +536,17 @@ func (s *Server) postConnect(r *http.Request) (any, error) {
 	return s.node.Connect(r.Context(), b.Addr)
 }
 
-type pingBody struct {
-	Peer string `json:"peer"`
-}
-
 // postPing looks at a member, by its name or id.
 func (s *Server) postPing(r *http.Request) (any, error) {
-	var b pingBody
+	var b peerBody
 	if err := readJSON(r, &b); err != nil {
 		return nil, err
 	}
-	peers, err := s.node.Peers(r.Context())
+	p, err := s.onePeer(r, b.Peer)
 	if err != nil {
 		return nil, err
 	}
-	switch found := FindPeers(peers, b.Peer); len(found) {
-	case 0:
-		return nil, &node.Error{Code: node.CodeNoPeer, Message: fmt.Sprintf("no peer %.80q", b.Peer), Fix: "meshnode peers lists them"}
-	case 1:
-		return s.node.Ping(r.Context(), found[0].ID)
-	default:
-		return nil, &node.Error{Code: node.CodeBadRequest, Message: fmt.Sprintf("%d peers are called %s", len(found), b.Peer), Fix: "give more of the id: meshnode peers -o wide"}
-	}
+	return s.node.Ping(r.Context(), p.ID)
 }
 
 func (s *Server) postJoin(r *http.Request) (any, error) {
