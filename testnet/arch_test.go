@@ -50,8 +50,11 @@ var rooms = map[string]room{
 		ours:   "protocol discovery/members",
 		others: "github.com/libp2p/go-libp2p github.com/miekg/dns github.com/multiformats/go-multiaddr golang.org/x/net golang.org/x/sys google.golang.org/protobuf",
 	},
+	"discovery/paced": {
+		others: "github.com/libp2p/go-libp2p github.com/libp2p/go-yamux/v5", // yamux: its pings say how much waits
+	},
 	"discovery/members": {
-		ours: "protocol",
+		ours: "protocol discovery/paced",
 		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr github.com/multiformats/go-multistream " +
 			"google.golang.org/protobuf github.com/shirou/gopsutil/v4 filippo.io/cpace go.uber.org/fx", // fx: libp2p takes options of its transports through it
 	},
