@@ -824,6 +824,9 @@ func (d *Discovery) upkeep() {
 	d.sync()
 	for p, k := range d.peers {
 		if !k.up {
+			if k.cert.Brief {
+				d.forgetBrief(p) // one that was admitted and never came, too
+			}
 			continue
 		}
 		d.book.seen(p, time.Now())

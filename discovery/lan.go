@@ -89,7 +89,9 @@ func (d *Discovery) announceJoin(ctx context.Context, text string, seen map[peer
 	l := newLAN(joinService, d.log)
 	l.text = func(f face) []string { return append([]string{text}, d.lanText(f)...) }
 	if text == joinSecret {
-		l.name = lanName(d.host.ID(), l.service)
+		if !d.brief { // it admits nobody
+			l.name = lanName(d.host.ID(), l.service)
+		}
 		l.heard = func(heard []string) {
 			if slices.Contains(heard, joinSecret) {
 				d.heardSecret(ctx, seen, heard)

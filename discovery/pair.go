@@ -204,7 +204,7 @@ func (d *Discovery) forgetBrief(p peer.ID) {
 	time.AfterFunc(briefGrace, func() {
 		d.do(ctx, func() {
 			if k := d.peers[p]; k != nil && k.cert.Brief && !d.connected(p) && time.Since(k.lastSeen) >= briefGrace {
-				d.members.Forget(p)
+				d.members.ForgetBrief(p)
 				d.sync()
 			}
 		})

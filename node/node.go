@@ -219,7 +219,7 @@ func (n *Node) listen() error {
 		listen = append(listen, a)
 	}
 	if n.cfg.Secret != "" {
-		if err := checkSecret(n.cfg.Secret, len(listen) > 0 && !slices.ContainsFunc(listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })); err != nil {
+		if err := checkSecret(n.cfg.Secret, n.cfg.Private || len(listen) > 0 && !slices.ContainsFunc(listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })); err != nil {
 			return err
 		}
 	}

@@ -24,14 +24,31 @@ const joinTimeout = 60 * time.Second
 
 func (c *cli) joinCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "join TICKET|-",
-		Short: "Enter a mesh with a ticket from meshnode invite",
+		Use:   "join TICKET|CODE|-",
+		Short: "Enter a mesh with a ticket or a code from meshnode invite",
 		Long: `Makes this machine a member of the ticket's mesh, before the node is started or while it runs. "-" reads
-the ticket from standard input. A node that is in a mesh with others has to leave it first.`,
-		Args: c.exactly(1, "one ticket, or -"),
+the ticket from standard input. A node that is in a mesh with others has to leave it first.
+
+A code, as in 7-kitchen-sunset, comes from "meshnode invite --code". The machine that shows it is looked for in the local network;
+elsewhere --peer says where it listens. Capitals, blanks in place of hyphens and a slip of typing in a word do no harm.`,
+		Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return node.CompleteCode(typed), cobra.ShellCompDirectiveNoFileComp
+		},
 	}
+	var at string
+	cmd.Flags().StringVar(&at, "peer", "", "with a code: where the machine that shows it listens, `HOST:PORT` or a multiaddr")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ticket, err := c.argOrInput(args[0], "ticket")
+		arg := args[0]
+		if node.IsCode(arg) {
+			arg = strings.Join(args, " ") // 7 kitchen sunset
+		} else if len(args) > 1 {
+			return usage(cmd, "join: want one ticket, one code, or -")
+		}
+		ticket, err := c.argOrInput(arg, "ticket")
 		if err != nil {
 			return err
 		}
@@ -40,9 +57,21 @@ the ticket from standard input. A node that is in a mesh with others has to leav
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), joinTimeout)
 		defer cancel()
-		var mesh string
+		code := node.IsCode(ticket)
+		if code {
+			if err := node.CheckCode(ticket); err != nil {
+				return err
+			}
+		} else if at != "" {
+			return usage(cmd, "join: --peer goes with a code; a ticket names its machine")
+		}
+		var joined node.Joined
 		err = c.withNode(cmd, ctx, func(n membership) (err error) {
-			mesh, err = n.Join(ctx, ticket)
+			if code {
+				joined, err = n.JoinCode(ctx, ticket, at)
+			} else {
+				joined.Mesh, err = n.Join(ctx, ticket)
+			}
 			return err
 		})
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -52,13 +81,17 @@ the ticket from standard input. A node that is in a mesh with others has to leav
 			return err
 		}
 		if c.json() {
-			b, err := encodeJSON(map[string]string{"mesh": mesh})
+			b, err := encodeJSON(joined)
 			if err == nil {
 				_, err = c.stdout.Write(b)
 			}
 			return err
 		}
-		fmt.Fprintf(c.stderr, "joined mesh %s\n", oneLine(mesh))
+		if joined.Name != "" {
+			fmt.Fprintf(c.stderr, "joined %s, in mesh %s\n", oneLine(joined.Name), oneLine(joined.Mesh))
+			return nil
+		}
+		fmt.Fprintf(c.stderr, "joined mesh %s\n", oneLine(joined.Mesh))
 		return nil
 	}
 	return cmd
@@ -172,6 +205,7 @@ type membership interface {
 	Join(ctx context.Context, ticket string) (mesh string, err error)
 	Leave(ctx context.Context, force bool) (node.Left, error)
 	Recover(ctx context.Context, code string) (mesh string, err error)
+	JoinCode(ctx context.Context, code, at string) (node.Joined, error)
 }
 
 // withNode calls do with the node that runs here, or, if none does, with one that is started for it in this

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +25,8 @@ import (
 const (
 	// privatePrefix begins the names of the temporary directories.
 	privatePrefix = "meshnode-private-"
+	// anybody stands, as a --peer of a private node, for those in the local network who know its secret.
+	anybody = "*"
 	// privateAge is how old a directory without a process is when it is taken for a dead node's: a living one has
 	// locked its own long before.
 	privateAge = time.Minute
@@ -64,7 +67,12 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	signal.Notify(undelivered, os.Interrupt, syscall.SIGHUP)
 	defer signal.Stop(undelivered)
 
-	f.listen, f.peers, f.labels, f.retain = nil, nil, nil, duration(time.Hour)
+	f.listen, f.labels, f.retain = nil, nil, duration(time.Hour)
+	lan := slices.Contains(f.peers, anybody)
+	f.peers = slices.DeleteFunc(f.peers, func(p string) bool { return p == anybody })
+	if f.secretFile == "" && (lan || len(f.peers) > 0) {
+		return usage(cmd, "--private and --peer: a private node is a member of no mesh, so it takes a secret to be admitted there; give --secret-file")
+	}
 	dir, err := os.MkdirTemp(privateRoot(), privatePrefix) // 0700
 	if err != nil {
 		return fmt.Errorf("make a temporary directory: %w", err)
@@ -80,7 +88,7 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	}
 	cfg.Runtimes = append(cfg.Runtimes, rt)
 	runtime.GOMAXPROCS(nodeProcessors())
-	cfg.Private, cfg.MDNS, cfg.MinFree = true, false, privateMinFree
+	cfg.Private, cfg.MDNS, cfg.MinFree = true, lan, privateMinFree
 	if f.control == "" && runtime.GOOS == "windows" {
 		f.control = control.TCP // Python there knows no Unix sockets
 	}

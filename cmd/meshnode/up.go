@@ -47,7 +47,7 @@ func defaultDataDir() string {
 type upFlags struct {
 	retain                                      duration
 	name, slots, memory, dht, control, logLevel string
-	python                                      string
+	python, secretFile                          string
 	listen, peers, labels                       []string
 	noMDNS, noWork, detach, private             bool
 	detached, withParent                        bool // hidden
@@ -64,8 +64,9 @@ When it is ready it prints one line: ready: NAME ID ADDRESSES ui off
 On SIGTERM or Ctrl-C it takes no more work, hands back what it has, and stops within 5 s.
 
 With --private it is a throw-away node for the program that starts it: in a temporary directory of its own, open to no
-other node, and ended, with all that it runs, when its standard input ends. --data-dir, --listen, --peer, --label,
---retain, --no-mdns and --no-work do not count then. When it is ready it prints one line of JSON: data_dir, socket, address and
+other node, and ended, with all that it runs, when its standard input ends. With --secret-file it works with the nodes that
+--peer names, if they know the secret, and with --peer "*" with those in the local network; "--secret-file -" is the first line of
+its standard input. --data-dir, --listen, --label, --retain, --no-mdns and --no-work do not count then. When it is ready it prints one line of JSON: data_dir, socket, address and
 token as in control.json there, pid, id, name, version and slots; or, if it cannot start, error.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.up(cmd, &f) },
@@ -75,6 +76,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 	fs.StringVar(&f.slots, "slots", "auto", "how many tasks run at once: `K`, or auto for one per core")
 	fs.StringArrayVar(&f.listen, "listen", nil, "`MULTIADDR` to listen on; may be repeated (default: all interfaces, on a port that is kept)")
 	fs.StringArrayVar(&f.peers, "peer", nil, "`ADDRESS` of a member, HOST:PORT or a multiaddr; may be repeated")
+	fs.StringVar(&f.secretFile, "secret-file", "", "`FILE` whose first line admits nodes that have the same: they run each other's WebAssembly and Python; -: standard input")
 	fs.BoolVar(&f.noMDNS, "no-mdns", false, "do not look for members in the local network")
 	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
@@ -125,6 +127,9 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	if f.noWork {
 		cfg.Slots = 0
 	}
+	if cfg.Secret, err = f.readSecret(cmd, log); err != nil {
+		return cfg, err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return cfg, fmt.Errorf("find the path of this program: %w", err)
@@ -132,6 +137,47 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	cfg.Runtimes = []executor.Runtime{wasm.New(wasm.Config{Command: []string{self, "worker", wasm.Name}})}
 	return cfg, nil
 }
+
+// readSecret reads the file of --secret-file.
+func (f *upFlags) readSecret(cmd *cobra.Command, log *slog.Logger) (string, error) {
+	var r io.Reader
+	switch f.secretFile {
+	case "":
+		return "", nil
+	case "-":
+		if f.detach {
+			return "", usage(cmd, "--secret-file - and --detach: the background process has no standard input; name a file")
+		}
+		r = oneByOne{cmd.InOrStdin()}
+	default:
+		file, err := os.Open(f.secretFile)
+		if err != nil {
+			return "", &node.Error{Code: codeUsage, Message: fmt.Sprintf("--secret-file: %v", err), Fix: "name a file whose first line is the secret"}
+		}
+		defer file.Close()
+		if i, err := file.Stat(); err == nil && i.Mode().IsRegular() && i.Mode()&0o077 != 0 && runtime.GOOS != "windows" && log != nil {
+			log.Warn("others on this computer can read the file with the secret", "file", f.secretFile, "fix", "chmod 600 "+f.secretFile)
+		}
+		r = file
+	}
+	line, err := bufio.NewReaderSize(io.LimitReader(r, maxSecretLine), 16).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read the secret: %w", err)
+	}
+	secret := strings.TrimRight(line, "\r\n")
+	if strings.TrimSpace(secret) == "" {
+		return "", &node.Error{Code: codeUsage, Message: "--secret-file " + f.secretFile + ": the first line is empty", Fix: "write a secret there, of 16 characters or more"}
+	}
+	return secret, nil
+}
+
+// maxSecretLine is above what a secret may have, so that a longer one is seen to be.
+const maxSecretLine = 4 << 10
+
+// oneByOne reads no more than is asked for by somebody who asks for single bytes: what follows the line is not taken away.
+type oneByOne struct{ io.Reader }
+
+func (r oneByOne) Read(b []byte) (int, error) { return r.Reader.Read(b[:min(1, len(b))]) }
 
 // pythonRuntime finds the interpreter that runs Python functions here. A node without one runs none, and says so in its log.
 func pythonRuntime(ctx context.Context, named string, log *slog.Logger) (executor.Runtime, error) {

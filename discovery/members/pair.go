@@ -721,6 +721,16 @@ func (m *Membership) takeCircle(circle []byte, chain *protocol.Chain, from peer.
 	return m.foundCircle(circle)
 }
 
+// ForgetBrief drops what is known of a throw-away node that is gone. If it comes back it is known again.
+func (m *Membership) ForgetBrief(p peer.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.met[p]; c != nil && c.Brief {
+		delete(m.met, p)
+		m.changed()
+	}
+}
+
 // introducers are members of the circle who can admit others, where they are known to be. The caller holds mu.
 func (m *Membership) introducers(not peer.ID) [][]byte {
 	if m.pairing.where == nil {
