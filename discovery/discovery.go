@@ -363,7 +363,9 @@ func (d *Discovery) sync() {
 	}
 	if i := d.members.Inviter(); i.ID != "" && i.String() != d.inviter {
 		d.inviter = i.String()
-		d.hint(i.ID, itself, fromTicket, i.Addrs...)
+		if len(i.Addrs) > 0 { // it was met at the first; its ticket has all
+			d.hint(i.ID, itself, fromTicket, reachable(i.Addrs, i.Addrs[0])...)
+		}
 	}
 }
 
