@@ -51,8 +51,9 @@ type Status struct {
 	Queued  int       `json:"queued"`
 	Peers   int       `json:"peers"` // connected, this node not counted
 	Paused  *string   `json:"paused"`
-	Results int       `json:"results"`        // of other nodes' tasks, kept until their origins have answered them
-	Disk    string    `json:"disk,omitempty"` // what is wrong with the room on the disk, if something is
+	Results int       `json:"results"`           // of other nodes' tasks, kept until their origins have answered them
+	Disk    string    `json:"disk,omitempty"`    // what is wrong with the room on the disk, if something is
+	Network string    `json:"network,omitempty"` // what is wrong with this computer's own network, if something is
 	Started time.Time `json:"started"`
 	// Membership is what is wrong with this node's own membership or its clock, as sentences; empty: nothing.
 	Membership string `json:"membership,omitempty"`
@@ -69,12 +70,13 @@ type Status struct {
 type Peer struct {
 	ID       string   `json:"id"`
 	Name     string   `json:"name"`
-	State    string   `json:"state"` // self, connected, suspect, gone
+	State    string   `json:"state"` // self, connected, suspect (nothing was heard of it for longer than it should take), gone, asleep (it said so before)
 	Slots    int      `json:"slots"`
 	Running  int      `json:"running"`
 	Queued   int      `json:"queued"`
 	RTT      float64  `json:"rtt_ms"`
-	Path     string   `json:"path"` // direct, or relay
+	Heard    float64  `json:"heard_ms"` // since the last message of it
+	Path     string   `json:"path"`     // direct, or relay
 	Runtimes []string `json:"runtimes"`
 	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm", or "wasm; python: none" where Python runs: it has none yet
 	Version  string   `json:"version"`

@@ -47,38 +47,7 @@ func lateBeat(t *testing.T, where string) time.Duration {
 	a := start(t, "a", 0)
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	ticket, err := a.Invite(ctx, InviteOptions{Mine: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	self, _ := os.Executable()
-	c := exec.CommandContext(ctx, self, "node", where, t.TempDir(), ticket)
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Stderr = &testLog{t: t}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Wait()
-	defer c.Process.Kill()
-	id, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	child := protocol.NodeID(strings.TrimSpace(id))
-	var s *session
-	for s = a.sessions.get(child); s == nil; s = a.sessions.get(child) {
-		if ctx.Err() != nil {
-			t.Fatal("the node in its own process does not connect")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	in, _, s := startChild(t, ctx, a, where)
 
 	f, err := os.ReadFile("../tasks/executor/wasm/testdata/misbehave.wasm")
 	if err != nil {
@@ -118,6 +87,41 @@ func lateBeat(t *testing.T, where string) time.Duration {
 	late := longest - 500*time.Millisecond
 	t.Logf("task in the %s process: the latest beat came %v late", where, late.Round(time.Millisecond))
 	return late
+}
+
+// startChild starts a node of a's mesh in a process of its own, and waits for it. The process ends with the test.
+func startChild(t *testing.T, ctx context.Context, a *Node, where string) (in io.Writer, p *os.Process, s *session) {
+	t.Helper()
+	ticket, err := a.Invite(ctx, InviteOptions{Mine: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, _ := os.Executable()
+	c := exec.CommandContext(t.Context(), self, "node", where, t.TempDir(), ticket)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in, err = c.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = &testLog{t: t}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	id, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := protocol.NodeID(strings.TrimSpace(id))
+	for s = a.sessions.get(child); s == nil; s = a.sessions.get(child) {
+		if ctx.Err() != nil {
+			t.Fatal("the node in its own process does not connect")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return in, c.Process, s
 }
 
 // nodeMain is a node in a process of its own.

@@ -855,7 +855,7 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 		ID: string(n.self), Name: n.cfg.Name, Version: n.cfg.Version, Mesh: n.members.Mesh().String(), Addrs: n.Addrs(),
 		Started: n.started, UI: "off", DataDir: n.cfg.DataDir, PID: os.Getpid(),
 	}
-	st.Disk, st.Membership = n.diskState(), strings.Join(n.members.Trouble(), "; ")
+	st.Disk, st.Network, st.Membership = n.diskState(), n.networkTrouble(), strings.Join(n.members.Trouble(), "; ")
 	st.BlobsSent, st.BlobsReceived = n.meter.sent.Load(), n.meter.received.Load()
 	err := n.ask(func(s *tasks.Scheduler) {
 		for _, p := range s.Peers() {
@@ -923,6 +923,9 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		if !st.Self && !st.Up {
 			if p := byID[string(st.ID)]; p != nil && st.Name != "" {
 				p.Name, p.Version, p.Slots = cmp.Or(n.labelOf(p.ID), st.Name), st.Version, st.Slots
+				if st.Asleep {
+					p.State, p.Reason = "asleep", "it said that it goes to sleep"
+				}
 			}
 			continue // known only if discovery knows it: it may have left the mesh
 		}
@@ -948,12 +951,17 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 			}
 		case st.Suspect:
 			p.State, p.Name = "suspect", cmp.Or(st.Name, p.Name)
-			p.Reason = "no sign of life for a while"
+			p.Reason = "no sign of life"
 		default:
 			p.State, p.Name = "connected", cmp.Or(st.Name, p.Name)
 		}
 		if s := n.sessions.get(st.ID); s != nil {
 			p.RTT = float64(s.pings.roundTrip()) / float64(time.Millisecond)
+			age := s.heardAge()
+			p.Heard = float64(age) / float64(time.Millisecond)
+			if p.State == "suspect" {
+				p.Reason += fmt.Sprintf(" for %.1f s", age.Seconds())
+			}
 			p.Protocol = s.version
 			// Of one that dialled us, the connection's address is not where it listens: that is known from what it says.
 			if c := s.stream.Conn(); c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0 {

@@ -35,6 +35,7 @@ type loop struct {
 	n         *Node
 	scheduler *tasks.Scheduler
 	wake      int64
+	slept     time.Duration // that the scheduler knows of
 
 	batch   uint64 // number of the newest batch given to the journal
 	synced  uint64 // number of the newest one that is on disk
@@ -65,6 +66,7 @@ func (l *loop) open(n *Node) error {
 	if l.scheduler, err = n.newScheduler(epoch); err != nil {
 		return err
 	}
+	l.slept = n.sleptSoFar()
 	now := l.now()
 	err = n.journal.Load(func(r tasks.Record) error {
 		l.pinRestored(r)
@@ -84,7 +86,18 @@ func (l *loop) open(n *Node) error {
 	return nil
 }
 
-func (l *loop) now() int64 { return int64(time.Since(l.n.started)) }
+// now is the scheduler's time: it stands still while the machine sleeps.
+func (l *loop) now() int64 { return int64(l.n.awake()) }
+
+func (n *Node) awake() time.Duration { return awakeSince(n.started) }
+
+// lookAtClocks tells the scheduler of a sleep before anything else: what waits in the inbox may be hours old to others.
+func (l *loop) lookAtClocks() {
+	if slept := l.n.sleptSoFar(); slept-l.slept > sleepCounts {
+		l.slept = slept
+		l.step(input{event: tasks.Woke{}})
+	}
+}
 
 // run is the loop: take what waits, step it, write once, carry out. It ends after end, or when the journal fails.
 func (l *loop) run() error {
@@ -93,11 +106,13 @@ func (l *loop) run() error {
 	for {
 		select {
 		case in := <-l.n.inbox:
+			l.lookAtClocks()
 			l.step(in)
 			l.drain()
 		case b := <-l.n.journal.Synced():
 			l.synced = max(l.synced, b)
 		case <-timer.C:
+			l.lookAtClocks()
 		case <-l.quit:
 			return nil
 		}

@@ -69,6 +69,8 @@ type Config struct {
 	Now      func() time.Time // the wall clock, for tests; default: time.Now
 	// Speak are the protocol versions that the node speaks, the preferred one first. Default: protocol.Spoken. Others are for tests.
 	Speak protocol.Versions
+
+	sleptSoFar func() time.Duration // for tests: nil is the system's
 }
 
 // processors is what tasks may use: the node itself may be told to use fewer.
@@ -111,8 +113,11 @@ type Node struct {
 	cancel   context.CancelFunc
 
 	sessions    sessions
+	presence    presence
+	sleptSoFar  func() time.Duration
 	incarnation uint64
 	steppedAt   atomic.Int64 // scheduler time of the last Step
+	slept       atomic.Int64 // how much the machine has slept, as it was last read, ns
 	roomAt      atomic.Int64 // when the disk had room, as loop.now; 0: not asked yet
 }
 
@@ -138,6 +143,9 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
 		inbox: make(chan input, inboxSize), programs: programs{all: map[programKey]*program{}},
 		ready: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	if n.sleptSoFar = cfg.sleptSoFar; n.sleptSoFar == nil {
+		n.sleptSoFar = sleptSoFar
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -240,6 +248,7 @@ func (n *Node) listen() error {
 		given = append(given, g)
 	}
 	n.sessions.open(n)
+	n.presence.open(n)
 	n.serveBlobs()
 	n.serveChecks()
 	n.finder, err = discovery.New(discovery.Config{
@@ -292,6 +301,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}()
 	n.goRun("discovery", n.finder.Run)
 	n.goRun("membership", n.watchMembership)
+	n.goRun("presence", n.presence.run)
 	n.sessions.start()
 	close(n.ready)
 

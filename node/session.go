@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,8 @@ const (
 	byeTime = time.Second
 	// reopenFirst and reopenMost bound the pause before a stream is opened again on a connection that is there.
 	reopenFirst, reopenMost = 50 * time.Millisecond, 2 * time.Second
+	// idleAgain is between the times after which a beat is repeated where there are leases, and where there are none.
+	idleAgain = 2 * time.Second
 	// aliveWithin says that another process with a peer's identity is alive: it was read from within the time of a lease.
 	aliveWithin = 3 * time.Second
 )
@@ -73,6 +76,9 @@ type session struct {
 	flushed chan struct{} // closed when the writer has ended
 
 	readAt   atomic.Int64 // scheduler time of the last frame read
+	sleptAt  atomic.Int64 // how much the machine had slept then, ns
+	leased   atomic.Bool  // there are leases in either direction: beats are twice a second
+	asleep   atomic.Bool  // its Bye said that it goes to sleep
 	pings    pings
 	clean    atomic.Bool
 	lastBeat *protocol.Beat // the writer's
@@ -234,7 +240,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 		stream.Close()
 		return err
 	}
-	s.readAt.Store(n.loop.now())
+	s.heard()
 	n.names.Store(node, theirs.Name)
 	theirs.Name = cmp.Or(n.members.Label(remote), theirs.Name)
 	up := tasks.PeerUp{
@@ -255,7 +261,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	s.end(err)
 	<-s.flushed
 	ss.remove(s)
-	n.post(input{event: tasks.PeerDown{Peer: node, Session: s.id, Clean: s.clean.Load(), Reason: fmt.Sprint(err)}})
+	n.post(input{event: tasks.PeerDown{Peer: node, Session: s.id, Clean: s.clean.Load(), Asleep: s.asleep.Load(), Reason: fmt.Sprint(err)}})
 	n.log.Info("peer disconnected", "peer", node, "name", theirs.Name, "clean", s.clean.Load(), "err", err)
 	return err
 }
@@ -273,7 +279,7 @@ func (ss *sessions) readError(s network.Stream, err error) error {
 func (ss *sessions) add(s *session) error {
 	ss.mu.Lock()
 	old := ss.all[s.node]
-	if old != nil && old.incarnation != s.incarnation && time.Duration(ss.n.loop.now()-old.readAt.Load()) < aliveWithin {
+	if old != nil && old.incarnation != s.incarnation && old.heardAge() < aliveWithin {
 		ss.mu.Unlock()
 		return fmt.Errorf("another process with the identity of %s is connected: was its data directory copied?", s.node.Short())
 	}
@@ -365,13 +371,14 @@ func (s *session) read(r *bufio.Reader) error {
 		if err != nil {
 			return err
 		}
-		s.readAt.Store(s.n.loop.now())
+		s.heard()
 		roundTrip := time.Duration(0)
 		switch m := m.(type) {
 		case *protocol.Hello:
 			return fmt.Errorf("%w: a second hello", protocol.ErrProtocol)
 		case *protocol.Bye:
 			s.clean.Store(true)
+			s.asleep.Store(m.Asleep)
 			return fmt.Errorf("bye: %s", m.Reason)
 		case *protocol.Beat:
 			s.pings.read(m)
@@ -407,6 +414,7 @@ func (s *session) write() {
 		for _, m := range queue {
 			if b, ok := m.Message.(*protocol.Beat); ok {
 				s.lastBeat, s.again = b, time.Duration(m.Again)
+				s.leased.Store(s.again < idleAgain)
 				s.beatAt = time.Now()
 				s.fill(b)
 			}
@@ -451,10 +459,23 @@ func (s *session) write() {
 	}
 }
 
+// heard notes that something was read.
+func (s *session) heard() {
+	s.sleptAt.Store(s.n.slept.Load())
+	s.readAt.Store(s.n.loop.now())
+}
+
+// heardAge is how long ago that was, with sleep: the other side's time went on.
+func (s *session) heardAge() time.Duration {
+	slept := s.n.sleptSoFar()
+	s.n.slept.Store(int64(slept))
+	return time.Duration(s.n.loop.now()-s.readAt.Load()) + max(0, slept-time.Duration(s.sleptAt.Load()))
+}
+
 // fill puts into a beat what is true only at the moment of sending.
 func (s *session) fill(b *protocol.Beat) {
 	now := s.n.loop.now()
-	b.HeardAgeMs = uint32((now - s.readAt.Load()) / int64(time.Millisecond))
+	b.HeardAgeMs = uint32(min(s.heardAge()/time.Millisecond, math.MaxUint32))
 	b.StepAgeMs = uint32((now - s.n.steppedAt.Load()) / int64(time.Millisecond))
 	s.pings.fill(b)
 }

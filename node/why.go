@@ -22,7 +22,7 @@ func (n *Node) WhyJob(ctx context.Context, job protocol.JobID) (Why, error) {
 		return Why{}, jobError(fmt.Errorf("job %s: %w", job.Short(), tasks.ErrNoJob))
 	}
 	if n.goesOn(job) {
-		n.addDisk(&w)
+		n.addOwn(&w)
 	}
 	return whyOf("job "+job.Short(), job.Short(), w), nil
 }
@@ -39,7 +39,7 @@ func (n *Node) WhyTask(ctx context.Context, job protocol.JobID, index uint32) (W
 	}
 	name := fmt.Sprintf("%s/%d", job.Short(), index)
 	if n.goesOn(job) {
-		n.addDisk(&w)
+		n.addOwn(&w)
 	}
 	out := whyOf("task "+name, name, w)
 	if r, ended, err := n.Result(ctx, job, index); err == nil && ended { // what the scheduler does not keep is in the journal
@@ -81,7 +81,7 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 			name += " (this one)"
 		}
 		if p.State == "self" {
-			n.addDisk(&w)
+			n.addOwn(&w)
 			for _, trouble := range n.members.Trouble() {
 				w.Reasons = append([]tasks.Reason{{Code: "membership", Text: trouble, Fix: "see meshnode status"}}, w.Reasons...)
 			}
@@ -99,6 +99,9 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 				w.Reasons = w.Reasons[1:]
 			}
 			w.Reasons = append([]tasks.Reason{gone}, w.Reasons...)
+			if what := n.networkTrouble(); what != "" {
+				w.Reasons = append([]tasks.Reason{tasks.NoNetwork(what)}, w.Reasons...)
+			}
 		}
 		return whyOf(name, "", w), nil
 	}
@@ -128,8 +131,12 @@ func (n *Node) goesOn(job protocol.JobID) (is bool) {
 	return is
 }
 
-// addDisk puts first what is wrong with the room on the disk, if something is: results of this node's jobs wait for it.
-func (n *Node) addDisk(w *tasks.Why) {
+// addOwn puts first what is wrong with this machine, if something is: with the room on its disk, for which results of this node's jobs
+// wait, and with its network.
+func (n *Node) addOwn(w *tasks.Why) {
+	if what := n.networkTrouble(); what != "" {
+		w.Reasons = append([]tasks.Reason{tasks.NoNetwork(what)}, w.Reasons...)
+	}
 	if what := n.diskState(); what != "" {
 		w.Reasons = append([]tasks.Reason{tasks.FullDisk(what)}, w.Reasons...)
 	}

@@ -51,6 +51,7 @@ const (
 	GroupLimit // {what} is how many
 	Halting    // {what} is why
 	Disk       // {what} is what is wrong with it
+	Network    // {what} is what is wrong with it
 
 	Elsewhere // {what} is how long yet
 	TooFar    // {what} is how long the bytes take
@@ -154,6 +155,7 @@ var table = [codes]Reason{
 	EndedJob:     {"job_ended", "the job has ended: {what}", "meshnode results JOB has its results; meshnode rerun JOB --failed tries again what failed"},
 	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
 	Disk:         {"disk", "this node's disk: {what}", "make room on the disk of its data directory (meshnode status names it); results wait for it, and all goes on by itself"},
+	Network:      {"network", "this node's network: {what}", "look at this computer's network (cable, Wi-Fi, flight mode); members are found again by themselves"},
 	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 
 	TooFar:    {"too_far", "{node} is too far away: the bytes of a task need {what} to get there, and by then the others have done it", "nothing, or a faster network between the two: tasks whose bytes are there already go there"},
@@ -203,6 +205,9 @@ func (c Code) String() string { return table[c].Code }
 
 // FullDisk is the Reason of a node whose disk has no room. The scheduler does not see the disk: the node adds it.
 func FullDisk(what string) Reason { return Disk.Reason("", what) }
+
+// NoNetwork is the Reason of a node whose own network is away. The node adds it.
+func NoNetwork(what string) Reason { return Network.Reason("", what) }
 
 // called is a node's name in a sentence.
 func (p *peer) called() string {

@@ -51,6 +51,9 @@ func (c *cli) statusCommand() *cobra.Command {
 			if s.Membership != "" {
 				rows = append(rows, []string{"membership", s.Membership})
 			}
+			if s.Network != "" {
+				rows = append(rows, []string{"network", s.Network})
+			}
 			if s.Disk != "" {
 				rows = append(rows, []string{"disk", s.Disk})
 			}

@@ -53,7 +53,7 @@ func TransportOptions(m *Membership) libp2p.Option {
 			// programs share a port without noticing.
 			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(connectTimeout))
 		}),
-		libp2p.Muxer(yamux.ID, paced.Transport{}),
+		libp2p.Muxer(yamux.ID, countedMuxer{paced.Transport{}}),
 		// libp2p.New has no option for the upgrader's; its constructor takes them from here. The default holds a
 		// silent connection for 15 s.
 		libp2p.WithFxOption(fx.Provide(func() []tptu.Option {
