@@ -77,7 +77,7 @@ func (s *Scheduler) deny(p *peer, j *heldJob) {
 	if j.state != 0 { // else there is nothing to let go of yet
 		j.state = unable
 	}
-	j.why = "the owner of this node does not let that origin run " + j.info.Program.GetRuntime()
+	j.why = "this node does not run " + j.info.Program.GetRuntime() + " for that origin"
 	slices.SortFunc(back, func(a, b *held) int { return a.attempt.Compare(b.attempt) })
 	s.giveBack(p, back, protocol.Refusal_CANNOT_RUN, j.why)
 }

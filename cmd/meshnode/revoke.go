@@ -116,7 +116,8 @@ func (c *cli) allowCommand() *cobra.Command {
 and commands are for machines of the same owner. A Python function can do here whatever the user of the node can do. With --work it is the other way:
 tasks of this machine may go to that member, who sees their code and data.
 
-It counts at once, for this machine alone, and lasts. meshnode peers -o wide shows what each member may.`)
+It counts at once, for this machine alone, and lasts; a job of that member that was refused here before is offered again within a
+minute. meshnode peers -o wide shows what each member may.`)
 }
 
 func (c *cli) denyCommand() *cobra.Command {
