@@ -164,7 +164,7 @@ type known struct {
 	up       bool // connected, as far as the events tell
 	met      bool // and it has said where it is
 	public   bool // the other members know of it, or have been told
-	dialing  bool
+	dialing  int       // dials that go on: a second one if a new address is heard of meanwhile
 	round    int       // dials since it was connected
 	hot      time.Time // until then it is dialled often
 	sign     time.Time // a sign of its life had it dialled
@@ -389,7 +389,7 @@ func (d *Discovery) hint(p peer.ID, r rank, source string, addrs ...ma.Multiaddr
 	case fresh:
 		k.backoff.reset()
 		k.hot = now.Add(hot)
-		d.plan(p, k, d.turn(p))
+		d.planAlso(p, k, d.turn(p))
 	case now.Sub(k.sign) >= signGap: // it is there, says somebody, where it was
 		k.sign = now
 		k.backoff.reset()
@@ -414,7 +414,14 @@ func (d *Discovery) turn(p peer.ID) time.Duration {
 
 // plan sets the next dial of a peer that has just been lost or heard of, after wait or sooner.
 func (d *Discovery) plan(p peer.ID, k *known, wait time.Duration) {
-	if k.up || k.dialing || len(k.addrs) == 0 {
+	if k.dialing == 0 {
+		d.planAlso(p, k, wait)
+	}
+}
+
+// planAlso is plan, for a dial beside one that goes on: an address where nothing answers takes seconds, and there is a new one now.
+func (d *Discovery) planAlso(p peer.ID, k *known, wait time.Duration) {
+	if k.up || k.dialing > 1 || len(k.addrs) == 0 {
 		return
 	}
 	at := time.Now().Add(wait)
@@ -450,7 +457,7 @@ func (d *Discovery) dialDue() time.Duration {
 	wait := time.Hour
 	for _, p := range d.order() {
 		k := d.peers[p]
-		if k.up || k.dialing || k.next.IsZero() {
+		if k.up || k.next.IsZero() {
 			continue
 		}
 		if left := k.next.Sub(now); left > 0 {
@@ -486,8 +493,10 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		}
 		return
 	}
-	k.dialing, k.next, k.lastDial = true, time.Time{}, now
+	k.dialing++
+	k.next, k.lastDial = time.Time{}, now
 	d.dialing++
+	also := k.dialing > 1
 	ctx := d.ctx
 	d.spawn(func() {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -496,7 +505,9 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		if s, ok := d.host.Network().(*swarm.Swarm); ok {
 			s.Backoff().Clear(p)
 		}
-		d.host.Peerstore().ClearAddrs(p)
+		if !also { // else libp2p takes the new ones into the dial that goes on
+			d.host.Peerstore().ClearAddrs(p)
+		}
 		d.host.Peerstore().AddAddrs(p, addrs, peerstore.TempAddrTTL)
 		c, err := d.host.Network().DialPeer(ctx, p)
 		err = d.incompatible(ctx, err)
@@ -506,7 +517,7 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 
 func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network.Conn, err error) {
 	d.dialing--
-	k.dialing = false
+	k.dialing--
 	if err == nil || !d.connected(p) {
 		k.addrs.dialled(time.Now(), tried, c, d.ends)
 	}
@@ -521,7 +532,12 @@ func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network
 		d.log.Warn("member of another version", "peer", p.String(), "name", k.cert.Name, "err", err)
 	}
 	k.reason = reasonOf(err)
-	k.next = k.nextTry(err)
+	if next := k.nextTry(err); k.dialing == 0 && (k.next.IsZero() || next.Before(k.next)) {
+		k.next = next
+	}
+	if nothingSent(err) {
+		k.lastDial = time.Time{} // no dial that anybody noticed
+	}
 	d.follow(p, k, err)
 	d.log.Debug("dial", "peer", p.String(), "name", k.cert.Name, "err", k.reason)
 }
@@ -889,7 +905,7 @@ func (d *Discovery) show() {
 		switch {
 		case k.up:
 			s.State, s.Reason, s.LastSeen, s.NextTry, s.Version = Connected, "", time.Now(), time.Time{}, nil
-		case k.dialing:
+		case k.dialing > 0:
 			s.State = Dialing
 			if s.Reason == "" {
 				s.Reason = "it is being called for the first time"
@@ -946,6 +962,14 @@ func reasonOf(err error) string {
 		parts = append(parts, fmt.Sprintf("and %d more addresses", n))
 	}
 	return "cannot be reached: " + strings.Join(parts, "; ")
+}
+
+// nothingSent reports whether a dial failed on this machine, for there is no way to any of the addresses.
+func nothingSent(err error) bool {
+	var dialErr *swarm.DialError
+	return errors.As(err, &dialErr) && len(dialErr.DialErrors) > 0 && !slices.ContainsFunc(dialErr.DialErrors, func(e swarm.TransportError) bool {
+		return !errors.Is(e.Cause, syscall.ENETUNREACH)
+	})
 }
 
 func short(err error) string {
