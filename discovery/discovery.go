@@ -87,6 +87,7 @@ type Config struct {
 	Dir     string // where the address book is kept: the membership folder
 	Given   []Given
 	MDNS    bool // look on the local network, and be found there
+	DHT     bool // look for members that moved by the mesh's private DHT, and serve it
 	// Secret has members.Pair with those who are given and do not belong yet, and admits those who come with it; "": none.
 	Secret string
 	Brief  bool // the node ends with the program that started it
@@ -124,6 +125,7 @@ type Discovery struct {
 	members *members.Membership
 	log     *slog.Logger
 	mdns    bool
+	dht     bool
 	secret  string
 	brief   bool
 	pairers chan struct{} // places for pairings that nobody waits for
@@ -161,9 +163,9 @@ type Discovery struct {
 type known struct {
 	cert     *members.Cert
 	addrs    hints
-	up       bool // connected, as far as the events tell
-	met      bool // and it has said where it is
-	public   bool // the other members know of it, or have been told
+	up       bool      // connected, as far as the events tell
+	met      bool      // and it has said where it is
+	public   bool      // the other members know of it, or have been told
 	dialing  int       // dials that go on: a second one if a new address is heard of meanwhile
 	round    int       // dials since it was connected
 	hot      time.Time // until then it is dialled often
@@ -203,7 +205,7 @@ func New(c Config) (*Discovery, error) {
 		c.Logger.Warn("the address book is unreadable and begun anew", "file", b.path, "err", err)
 	}
 	d := &Discovery{
-		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, givens: c.Given,
+		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, dht: c.DHT, givens: c.Given,
 		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
@@ -261,6 +263,9 @@ func (d *Discovery) Run(ctx context.Context) error {
 	if d.mdns {
 		d.spawn(func() { d.announce(ctx) })
 		d.spawn(func() { d.lookout(ctx) })
+	}
+	if d.dht {
+		d.spawn(func() { d.seekByDHT(ctx) })
 	}
 	for _, g := range d.givens {
 		d.spawn(func() { d.seek(ctx, g) })

@@ -58,6 +58,11 @@ func start(t testing.TB, dir, name string, given ...string) *testNode {
 
 func startAt(t testing.TB, at string, mdns bool, dir, name string, given ...string) *testNode {
 	t.Helper()
+	return startWith(t, at, dir, name, func(c *Config) { c.MDNS = mdns }, given...)
+}
+
+func startWith(t testing.TB, at, dir, name string, config func(*Config), given ...string) *testNode {
+	t.Helper()
 	n := &testNode{Membership: member(t, dir, name), dir: dir, log: &lines{}}
 	listen, err := ma.NewMultiaddr(at)
 	if err != nil {
@@ -68,7 +73,8 @@ func startAt(t testing.TB, at string, mdns bool, dir, name string, given ...stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Host: n.host, Members: n.Membership, Dir: filepath.Join(dir, "membership"), MDNS: mdns, Logger: log}
+	c := Config{Host: n.host, Members: n.Membership, Dir: filepath.Join(dir, "membership"), Logger: log}
+	config(&c)
 	for _, s := range given {
 		g, err := ParseGiven(s)
 		if err != nil {

@@ -50,6 +50,7 @@ type Config struct {
 	Listen  []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
 	Peers   []string // members to connect to: multiaddresses or HOST:PORT
 	MDNS    bool
+	DHT     bool     // look for members that moved by the mesh's private DHT, and serve it
 	Memory  uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
 	Labels  []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
 	// Retain is how long ended detached jobs and their results are kept, in time that the computer is awake; attached ones
@@ -252,7 +253,7 @@ func (n *Node) listen() error {
 	n.serveBlobs()
 	n.serveChecks()
 	n.finder, err = discovery.New(discovery.Config{
-		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, Secret: n.cfg.Secret, Brief: n.cfg.Private, Logger: n.log,
+		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, DHT: n.cfg.DHT, Secret: n.cfg.Secret, Brief: n.cfg.Private, Logger: n.log,
 	})
 	return err
 }

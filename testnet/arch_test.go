@@ -48,7 +48,7 @@ var rooms = map[string]room{
 
 	"discovery": {
 		ours:   "protocol discovery/members",
-		others: "github.com/libp2p/go-libp2p github.com/miekg/dns github.com/multiformats/go-multiaddr golang.org/x/net golang.org/x/sys google.golang.org/protobuf",
+		others: "github.com/libp2p/go-libp2p github.com/libp2p/go-libp2p-kad-dht github.com/miekg/dns github.com/multiformats/go-multiaddr golang.org/x/net golang.org/x/sys google.golang.org/protobuf",
 	},
 	"discovery/paced": {
 		others: "github.com/libp2p/go-libp2p github.com/libp2p/go-yamux/v5", // yamux: its pings say how much waits

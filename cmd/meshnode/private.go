@@ -88,7 +88,7 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	}
 	cfg.Runtimes = append(cfg.Runtimes, rt)
 	runtime.GOMAXPROCS(nodeProcessors())
-	cfg.Private, cfg.MDNS, cfg.MinFree = true, lan, privateMinFree
+	cfg.Private, cfg.MDNS, cfg.DHT, cfg.MinFree = true, lan, false, privateMinFree
 	if f.control == "" && runtime.GOOS == "windows" {
 		f.control = control.TCP // Python there knows no Unix sockets
 	}

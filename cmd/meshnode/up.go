@@ -78,7 +78,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 	fs.StringArrayVar(&f.peers, "peer", nil, "`ADDRESS` of a member, HOST:PORT or a multiaddr; may be repeated")
 	fs.StringVar(&f.secretFile, "secret-file", "", "`FILE` whose first line admits nodes that have the same: they run each other's WebAssembly and Python; -: standard input")
 	fs.BoolVar(&f.noMDNS, "no-mdns", false, "do not look for members in the local network")
-	fs.StringVar(&f.dht, "dht", "off", "search for members that moved: `off`")
+	fs.StringVar(&f.dht, "dht", "off", "look for members that moved by the mesh's own DHT, too: `private` or off")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
 	fs.StringVar(&f.memory, "memory", "50%", "what tasks may have, in all, of this computer's memory: `50%`, 4G")
 	fs.StringVar(&f.python, "python", "", "the `interpreter` that runs Python functions, a path or a name on PATH; none: they do not run here (default: python3)")
@@ -103,8 +103,12 @@ func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logge
 	if f.name != "" && (len(f.name) > 64 || strings.IndexFunc(f.name, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) >= 0) {
 		return cfg, usage(cmd, "--name %q: want up to 64 printable characters without blanks", f.name)
 	}
-	if f.dht != "off" {
-		return cfg, usage(cmd, "--dht %s: this version has only off", f.dht)
+	switch f.dht {
+	case "private":
+		cfg.DHT = true
+	case "off":
+	default:
+		return cfg, usage(cmd, "--dht %s: want private or off", f.dht)
 	}
 	var err error
 	if cfg.Slots, err = parseSlots(f.slots); err != nil || cfg.Slots == 0 {
