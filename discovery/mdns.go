@@ -549,6 +549,12 @@ func lanName(p peer.ID, service string) string {
 	return s[max(0, len(s)-16):] + "." + service
 }
 
+// LANNames are the names, fully qualified, by which nodes of the mesh are asked for in a local network: of all, and of p alone.
+func (d *Discovery) LANNames(p peer.ID) (all, one string) {
+	all = serviceName(d.members.Mesh()) + ".local."
+	return all, lanName(p, all)
+}
+
 // announce runs mDNS until ctx ends, for the mesh that the node is in.
 func (d *Discovery) announce(ctx context.Context) {
 	for ctx.Err() == nil {

@@ -45,6 +45,11 @@ func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	m := CheckMachine(n.cfg.DataDir, n.cfg.Runtimes)
 	m.MinFree, m.NoMDNS, m.Running, m.PID = n.cfg.MinFree, !n.cfg.MDNS, true, os.Getpid()
 	m.Ports, m.Neighbours = n.listenPorts(), n.neighbours()
+	m.Service, _ = n.finder.LANNames(n.host.ID())
+	m.Serves = func(ctx context.Context, addr string) error {
+		_, _, err := n.members.Probe(ctx, "tcp", addr, n.host.ID())
+		return err
+	}
 	looks := []func(context.Context) []doctor.Finding{
 		m.Look, n.keptPort,
 		func(ctx context.Context) []doctor.Finding { return n.examine(ctx, known) },
@@ -104,12 +109,13 @@ func (n *Node) listenPorts() []int {
 }
 
 // neighbours are the members that are connected, by the addresses that they have in the networks of this machine.
-func (n *Node) neighbours() map[netip.Addr]string {
-	out := map[netip.Addr]string{}
+func (n *Node) neighbours() map[netip.Addr]doctor.Neighbour {
+	out := map[netip.Addr]doctor.Neighbour{}
 	for _, p := range n.host.Network().Peers() {
 		for _, c := range n.host.Network().ConnsToPeer(p) {
-			if a := seenAt(c); a.IsValid() && !doctor.Own(a) && doctor.Neighbour(a) {
-				out[a] = n.nameOf(protocol.NodeID(p.String()))
+			if a := seenAt(c); a.IsValid() && !doctor.Own(a) && doctor.Near(a) {
+				_, service := n.finder.LANNames(p)
+				out[a] = doctor.Neighbour{Name: n.nameOf(protocol.NodeID(p.String())), Service: service}
 			}
 		}
 	}

@@ -84,10 +84,18 @@ type Machine struct {
 	PID     int    // of the node; 0: none
 	Program string // path of the node's program, which firewalls go by
 	NoMDNS  bool   // the node does not search the local network: a search is not tested either
-	// Neighbours are members by address: one that is in the local network should answer a search there.
-	Neighbours map[netip.Addr]string
+	// Neighbours are members by address: those in a local network should answer a search there.
+	Neighbours map[netip.Addr]Neighbour
+	Service    string // what all nodes of the mesh are asked for by, fully qualified; "": only for services of any kind
 	Runtimes   []Runtime
-	Now        func() time.Time // nil: time.Now
+	// Serves, if set, says whether the node itself answers at an address (HOST:PORT), not only somebody.
+	Serves func(ctx context.Context, addr string) error
+}
+
+// Neighbour is a member that should answer a search in the local network.
+type Neighbour struct {
+	Name    string // for people
+	Service string // what it alone is asked for by, fully qualified
 }
 
 // Runtime is one that tasks may need.
@@ -104,9 +112,6 @@ const patience = 5 * time.Second
 func (m Machine) Look(ctx context.Context) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if m.Now == nil {
-		m.Now = time.Now
-	}
 	looks := []func(context.Context) []Finding{m.network, m.firewall, m.clock, m.ports, m.disk, m.directory, m.limits, m.runtimes, m.otherNodes}
 	found := make([][]Finding, len(looks))
 	var wg sync.WaitGroup

@@ -107,9 +107,9 @@ func (l link) String() string {
 	return strings.Join(words, ", ")
 }
 
-// Neighbour says whether an address is in the network of one of this machine's interfaces, tunnels and itself apart: whoever has it should
+// Near says whether an address is in the network of one of this machine's interfaces, tunnels and itself apart: whoever has it should
 // be reachable directly, and hear multicast.
-func Neighbour(a netip.Addr) bool {
+func Near(a netip.Addr) bool {
 	all, _ := links()
 	return slices.ContainsFunc(all, func(l link) bool { return l.kind == network && l.up() && l.near(a) })
 }
@@ -194,6 +194,9 @@ var mdnsGroup = &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353}
 // answerTime is how long answers are waited for: responders may take their time, up to half a second (RFC 6762, 6).
 const answerTime = 1200 * time.Millisecond
 
+// maxNamed members are asked for by name: so many fit into a frame.
+const maxNamed = 16
+
 // heard is what came of a search on one interface.
 type heard struct {
 	itself  bool
@@ -205,14 +208,29 @@ type heard struct {
 
 func (m Machine) multicast(ctx context.Context, l link) Finding {
 	f := Finding{Check: CheckMulticast, Subject: l.Name, State: OK}
-	h := search(ctx, l)
-	var missing []string
-	for a, name := range m.Neighbours {
-		if l.near(a) && !h.others[a] {
-			missing = append(missing, fmt.Sprintf("%s at %s", name, a))
+	var near []netip.Addr
+	for a := range m.Neighbours {
+		if l.near(a) && a.Is4() {
+			near = append(near, a)
 		}
 	}
-	slices.Sort(missing)
+	slices.SortFunc(near, netip.Addr.Compare)
+	near = near[:min(len(near), maxNamed)]
+	var names []string // who hears its own name answers at once; of all the others only some do
+	for _, a := range near {
+		names = append(names, m.Neighbours[a].Service)
+	}
+	names = append(names, "_services._dns-sd._udp.local.")
+	if m.Service != "" {
+		names = append(names, m.Service)
+	}
+	h := search(ctx, l, names)
+	var missing []string
+	for _, a := range near {
+		if !h.others[a] {
+			missing = append(missing, fmt.Sprintf("%s at %s", m.Neighbours[a].Name, a))
+		}
+	}
 	missing = missing[:min(len(missing), 5)]
 	var others []string
 	for _, a := range slices.SortedFunc(maps.Keys(h.others), netip.Addr.Compare) {
@@ -277,9 +295,9 @@ func openUDP(system string) string {
 
 var errNoIPv4 = errors.New("no IPv4 address")
 
-// search asks everybody on an interface which services there are, which all that speak mDNS answer, nodes too; and listens for the
-// question itself and for the answers with a second socket.
-func search(ctx context.Context, l link) (h heard) {
+// search asks everybody on an interface for these names, and listens for the question itself and for the answers with a second socket. All
+// that speak mDNS answer which services they have.
+func search(ctx context.Context, l link, names []string) (h heard) {
 	h.others, h.privat = map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	var own netip.Addr
 	for _, p := range l.addrs {
@@ -312,7 +330,7 @@ func search(ctx context.Context, l link) (h heard) {
 			return h
 		}
 	}
-	question, err := query()
+	question, err := query(names)
 	if err != nil {
 		h.bindErr = err
 		return h
@@ -390,15 +408,16 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// query is a question for all services, and for one of a random name, by which it is known again.
-func query() ([]byte, error) {
+// query is a question for these names, and for a random one, by which it is known again.
+func query(names []string) ([]byte, error) {
 	mark := make([]byte, 8)
 	rand.Read(mark)
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{})
+	b.EnableCompression()
 	if err := b.StartQuestions(); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{"_services._dns-sd._udp.local.", "doctor-" + hex.EncodeToString(mark) + ".local."} {
+	for _, name := range append(names, "doctor-"+hex.EncodeToString(mark)+".local.") {
 		n, err := dnsmessage.NewName(name)
 		if err != nil {
 			return nil, err
