@@ -53,7 +53,7 @@ func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	looks := []func(context.Context) []doctor.Finding{
 		m.Look, n.keptPort,
 		func(ctx context.Context) []doctor.Finding { return n.examine(ctx, known) },
-		n.versions, n.askOthers,
+		n.membership, n.versions, n.askOthers,
 	}
 	found := make([][]doctor.Finding, len(looks))
 	var wg sync.WaitGroup
@@ -224,6 +224,15 @@ func (n *Node) sayAbsent(ctx context.Context, st discovery.State, name string, f
 		f.Text += "; last seen " + st.LastSeen.Local().Format(time.DateTime)
 	}
 	f.Fix = discovery.Advice(answers)
+}
+
+// membership says what is wrong with this node's own.
+func (n *Node) membership(context.Context) []doctor.Finding {
+	var out []doctor.Finding
+	for _, s := range n.members.Trouble() {
+		out = append(out, doctor.Finding{Check: doctor.CheckMembership, State: doctor.Fail, Text: s, Fix: "it says what helps; for a new ticket: meshnode invite on a member's machine, meshnode join TICKET here"})
+	}
+	return out
 }
 
 // versions names who came here and speaks another version. Who it was is not known: it did not come as far as that.

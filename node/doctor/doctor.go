@@ -41,6 +41,7 @@ const (
 	CheckNAT        = "nat"        // is there a router that translates addresses
 	CheckReach      = "reach"      // can others connect to this node
 	CheckMember     = "member"     // can this node connect to each member
+	CheckMembership = "membership" // is this node one itself
 	CheckVersion    = "version"    // who speaks another protocol version
 	CheckClock      = "clock"      // is it right
 	CheckPort       = "port"       // does the node listen where it should
