@@ -126,6 +126,7 @@ type Discovery struct {
 	log     *slog.Logger
 	mdns    bool
 	dht     bool
+	seldom  *members.OnceIn // for lines of the log that peers cause
 	secret  string
 	brief   bool
 	pairers chan struct{} // places for pairings that nobody waits for
@@ -206,6 +207,7 @@ func New(c Config) (*Discovery, error) {
 	}
 	d := &Discovery{
 		host: c.Host, members: c.Members, log: c.Logger, mdns: c.MDNS, dht: c.DHT, givens: c.Given,
+		seldom: members.NewOnceIn(10 * time.Second),
 		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,

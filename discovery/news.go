@@ -375,6 +375,9 @@ func (d *Discovery) hear(s network.Stream) {
 	news, err := readNews(s)
 	if err != nil {
 		s.Reset()
+		if !d.seldom.OK(string(from)) {
+			return
+		}
 		d.log.Warn("protocol violated", "peer", from.String(), "addr", s.Conn().RemoteMultiaddr().String(), "protocol", protocol.MembersProtocol, "err", err)
 		return
 	}

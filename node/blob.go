@@ -75,7 +75,9 @@ func (n *Node) serveBlobs() {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
 		default:
-			n.log.Warn("limit hit: blob streams", "limit", blobServes, "peer", s.Conn().RemotePeer())
+			if n.seldom.OK("blob streams") {
+				n.log.Warn("limit hit: blob streams", "limit", blobServes, "peer", s.Conn().RemotePeer(), "means", "some are told to come back later")
+			}
 			s.Reset()
 			return
 		}
@@ -91,7 +93,7 @@ func (n *Node) serveBlobs() {
 		n.transferred(protocol.NodeID(s.Conn().RemotePeer().String()), m.bytes, m.took)
 		if err != nil {
 			s.Reset()
-			n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
+			n.misbehaved(s, err)
 		}
 	}
 	for _, id := range n.blobProtocols() {

@@ -117,7 +117,7 @@ func (n *Node) serveChecks() {
 			defer n.checks.leave()
 			if err := n.serveCheck(s); errors.Is(err, protocol.ErrProtocol) {
 				s.Reset()
-				n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
+				n.misbehaved(s, err)
 				return
 			}
 			s.Close()

@@ -113,6 +113,7 @@ type Node struct {
 	ctx      context.Context // ends with Run
 	cancel   context.CancelFunc
 
+	seldom      *members.OnceIn // for lines of the log that peers cause
 	sessions    sessions
 	presence    presence
 	sleptSoFar  func() time.Duration
@@ -143,7 +144,8 @@ func New(cfg Config) (_ *Node, err error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
 		inbox: make(chan input, inboxSize), programs: programs{all: map[programKey]*program{}},
-		ready: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
+		seldom: members.NewOnceIn(10 * time.Second),
+		ready:  make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	if n.sleptSoFar = cfg.sleptSoFar; n.sleptSoFar == nil {
 		n.sleptSoFar = sleptSoFar

@@ -189,9 +189,15 @@ func (ss *sessions) incoming(s network.Stream) {
 	}
 }
 
-// misbehaved logs a peer that broke the protocol, in the one form that operators can search for.
-func (ss *sessions) misbehaved(s network.Stream, err error) {
-	ss.n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
+// misbehaved logs a peer that broke the protocol, in the one form that operators can search for: once in ten seconds for each peer and
+// protocol, as it may do so thousands of times.
+func (ss *sessions) misbehaved(s network.Stream, err error) { ss.n.misbehaved(s, err) }
+
+func (n *Node) misbehaved(s network.Stream, err error) {
+	if !n.seldom.OK(string(s.Conn().RemotePeer()) + string(s.Protocol())) {
+		return
+	}
+	n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
 }
 
 // serve exchanges Hellos and runs a session until it ends.

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/shirou/gopsutil/v4/process"
-
 	"meshnode/node"
 	"meshnode/testnet/lab"
 )
@@ -68,15 +66,7 @@ func TestSixty(t *testing.T) {
 	time.Sleep(8 * time.Second)
 	used := func() (cpu []float64) {
 		for _, nd := range n.nodes {
-			p, err := process.NewProcess(int32(nd.PID()))
-			if err != nil {
-				t.Fatal(err)
-			}
-			times, err := p.Times()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cpu = append(cpu, times.User+times.System)
+			cpu = append(cpu, processorTime(t, nd.PID()))
 		}
 		return cpu
 	}

@@ -9,7 +9,23 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/shirou/gopsutil/v4/process"
 )
+
+// processorTime is what a process has used of processors, in seconds.
+func processorTime(t *testing.T, pid int) float64 {
+	t.Helper()
+	p, err := process.NewProcess(int32(pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	used, err := p.Times()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return used.User + used.System
+}
 
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
 

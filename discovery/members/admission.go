@@ -363,7 +363,7 @@ func (m *Membership) logRefused(p peer.ID, addr ma.Multiaddr, err error) {
 		ip = i.String()
 	}
 	reason := err.Error()
-	if m.refused.ok(ip + " " + reason[:min(len(reason), 40)]) {
+	if m.refused.OK(ip + " " + reason[:min(len(reason), 40)]) {
 		m.log.Warn("connection refused", "peer", p.String(), "addr", addr.String(), "protocol", protocol.ID(protocol.NameAdmission, m.speak[0]), "err", reason)
 	}
 }

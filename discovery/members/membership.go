@@ -70,7 +70,7 @@ type Membership struct {
 	opened  Opened
 	gate    *gate
 	tries   *tries
-	refused *onceIn
+	refused *OnceIn
 
 	mu sync.RWMutex // guards what follows, and the files in membership/
 	inMesh
@@ -154,7 +154,7 @@ func Open(dir string, o Options) (*Membership, error) {
 	m := &Membership{
 		speak: o.Speak,
 		dir:   dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
-		tries: newTries(), refused: newOnceIn(time.Minute), inMesh: elsewhere(state{}), subs: map[chan struct{}]bool{},
+		tries: newTries(), refused: NewOnceIn(time.Minute), inMesh: elsewhere(state{}), subs: map[chan struct{}]bool{},
 	}
 	m.gate = newGate(m)
 	if m.name == "" {

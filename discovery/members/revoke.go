@@ -581,7 +581,7 @@ func (m *Membership) AddRevocations(msgs ...*protocol.Revocation) error {
 		return cmp.Or(err, ErrOtherMesh)
 	}
 	set, fresh, full := m.rev.with(rs)
-	if full != nil && m.refused.ok(full.Error()) {
+	if full != nil && m.refused.OK(full.Error()) {
 		m.log.Warn("limit hit: revocations", "err", full)
 	}
 	if len(fresh) == 0 {

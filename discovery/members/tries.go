@@ -37,18 +37,20 @@ func (t *tries) wrong(source string, now time.Time) {
 	t.counts[source]++
 }
 
-// onceIn lets each key through once in a time, so that a stranger cannot fill the log. It may be used concurrently.
-type onceIn struct {
+// OnceIn lets each key through once in a time, so that whoever causes lines of the log cannot fill it. It may be used concurrently.
+type OnceIn struct {
 	every time.Duration
 	mu    sync.Mutex // guards seen
 	seen  map[string]time.Time
 }
 
-func newOnceIn(every time.Duration) *onceIn {
-	return &onceIn{every: every, seen: map[string]time.Time{}}
+// NewOnceIn makes one that lets a key through again after every.
+func NewOnceIn(every time.Duration) *OnceIn {
+	return &OnceIn{every: every, seen: map[string]time.Time{}}
 }
 
-func (o *onceIn) ok(key string) bool {
+// OK reports whether the key may go through now.
+func (o *OnceIn) OK(key string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := time.Now()
