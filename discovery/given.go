@@ -212,5 +212,5 @@ const reachPoll = 5 * time.Millisecond
 func connectError(err error) error {
 	var refused *members.Refused
 	var rejected *members.Rejected
-	return &ConnectError{Reason: reasonOf(err), Refused: errors.As(err, &refused) || errors.As(err, &rejected)}
+	return &ConnectError{Reason: reasonOf(err), Refused: errors.As(err, &refused) || errors.As(err, &rejected) || wrongSecret(err)}
 }

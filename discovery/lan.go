@@ -151,7 +151,7 @@ func (d *Discovery) heardSecret(ctx context.Context, seen map[peer.ID]time.Time,
 	}
 	seen[p] = now
 	d.spawnPairing(ctx, func() {
-		if _, err := d.pairAny(ctx, d.secret, []peer.AddrInfo{{ID: p, Addrs: addrs}}); err != nil {
+		if _, err := d.pairAny(ctx, d.secret, []peer.AddrInfo{{ID: p, Addrs: addrs}}, false); err != nil {
 			d.log.Warn("a node in the local network takes a secret, and this one's does not connect them", "peer", p.String(), "addr", addrs[0].String(), "err", reasonOf(err))
 		}
 	})

@@ -20,7 +20,7 @@ const (
 	// followGap between two pairings with a member that says it is in another mesh.
 	followGap = 3 * time.Second
 	// sentPoll is how often it is looked whether a node that was sent to another to be admitted has been.
-	sentPoll = 50 * time.Millisecond
+	sentPoll = 100 * time.Millisecond
 	// maxPairers pairings at once that nobody waits for.
 	maxPairers = 8
 )
@@ -31,7 +31,7 @@ func (d *Discovery) openToSecret(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	d.members.OpenToSecret(d.secret, d.whereIs, func(secret string, at []peer.AddrInfo) {
-		d.spawnPairing(ctx, func() { d.pairAny(ctx, secret, at) })
+		d.spawnPairing(ctx, func() { d.pairAny(ctx, secret, at, true) })
 	})
 	return func() { d.members.OpenToSecret("", nil, nil) }
 }
@@ -64,8 +64,8 @@ func (d *Discovery) whereIs(p peer.ID) []ma.Multiaddr {
 // free says of a throw-away node that nobody of its mesh is connected: it may go to another.
 func (d *Discovery) free() bool { return d.brief && len(d.host.Network().Peers()) == 0 }
 
-// pairAny pairs with the first of these that can be reached, and says who that was.
-func (d *Discovery) pairAny(ctx context.Context, secret string, at []peer.AddrInfo) (peer.ID, error) {
+// pairAny pairs with the first of these that can be reached, and says who that was. sent: a member of theirs named them.
+func (d *Discovery) pairAny(ctx context.Context, secret string, at []peer.AddrInfo, sent bool) (peer.ID, error) {
 	err := error(&ConnectError{Reason: "nobody who may admit this node is known"})
 	for _, info := range at {
 		if info.ID == d.host.ID() {
@@ -76,7 +76,7 @@ func (d *Discovery) pairAny(ctx context.Context, secret string, at []peer.AddrIn
 			if e != nil {
 				continue
 			}
-			p, e := d.members.Pair(ctx, members.Place{Peer: info.ID, Network: network, Host: host}, secret, members.PairOptions{Free: d.free()})
+			p, e := d.members.Pair(ctx, members.Place{Peer: info.ID, Network: network, Host: host}, secret, members.PairOptions{Free: d.free, Sent: sent})
 			if e == nil && len(p.Ask) == 0 && !p.Sent {
 				d.paired(ctx, p.Peer, p.Addr)
 				return p.Peer, nil
@@ -115,7 +115,7 @@ func (d *Discovery) meet(ctx context.Context, g Given) (peer.ID, ma.Multiaddr, e
 	}
 	var member peer.ID // it is one, but not of the circle yet
 	var at ma.Multiaddr
-	if !d.members.Alone() {
+	if !d.members.Alone() && !d.brief {
 		cert, addr, err := probe()
 		if err == nil {
 			if own := d.members.Own(); cert.Peer == d.host.ID() || (own.Circle != "" && own.Circle == cert.Circle) {
@@ -126,37 +126,27 @@ func (d *Discovery) meet(ctx context.Context, g Given) (peer.ID, ma.Multiaddr, e
 			return "", nil, err
 		}
 	}
-	p, err := d.members.Pair(ctx, members.Place{Peer: g.Peer, Network: g.Network, Host: g.Host}, secret, members.PairOptions{Free: d.free()})
-	switch {
-	case errors.Is(err, members.ErrItself):
-		return d.host.ID(), nil, nil
-	case err != nil && member != "":
-		d.log.Info("a member that does not have the same secret", "peer", member.String(), "err", reasonOf(err))
-		return member, at, nil
-	case err != nil:
-		return "", nil, err
-	}
-	if len(p.Ask) > 0 {
-		if _, err := d.pairAny(ctx, secret, p.Ask); err != nil {
+	for {
+		p, err := d.members.Pair(ctx, members.Place{Peer: g.Peer, Network: g.Network, Host: g.Host}, secret, members.PairOptions{Free: d.free})
+		switch {
+		case errors.Is(err, members.ErrItself):
+			return d.host.ID(), nil, nil
+		case err != nil && member != "":
+			d.log.Info("a member that does not have the same secret", "peer", member.String(), "err", reasonOf(err))
+			return member, at, nil
+		case err != nil:
 			return "", nil, err
+		case len(p.Ask) > 0:
+			_, err = d.pairAny(ctx, secret, p.Ask, true)
+		case !p.Sent:
+			return p.Peer, p.Addr, nil
+		case !d.pause(ctx, sentPoll): // until the other has asked those to whom it was sent
+			err = ctx.Err()
 		}
-		cert, addr, err := probe()
 		if err != nil {
 			return "", nil, err
 		}
-		return cert.Peer, addr, nil
 	}
-	for p.Sent {
-		if cert, addr, err := probe(); err == nil {
-			return cert.Peer, addr, nil
-		} else if ctx.Err() != nil || !otherMesh(err) {
-			return "", nil, err
-		}
-		if !d.pause(ctx, sentPoll) {
-			return "", nil, ctx.Err()
-		}
-	}
-	return p.Peer, p.Addr, nil
 }
 
 // otherMesh reports whether a connection failed because the two are not members of one mesh, or are no more.
@@ -192,7 +182,7 @@ func (d *Discovery) follow(p peer.ID, k *known, err error) {
 	}
 	ctx := d.ctx
 	d.spawn(func() {
-		if _, err := d.pairAny(ctx, d.secret, []peer.AddrInfo{info}); err != nil {
+		if _, err := d.pairAny(ctx, d.secret, []peer.AddrInfo{info}, false); err != nil {
 			d.log.Info("a member is in another mesh, and the secret does not bring it back", "peer", p.String(), "err", reasonOf(err))
 		}
 	})

@@ -979,6 +979,7 @@ type PairStanding struct {
 	Alone         bool                   `protobuf:"varint,2,opt,name=alone,proto3" json:"alone,omitempty"`     // in a mesh that it made itself and that nobody joined: it may move to another
 	Brief         bool                   `protobuf:"varint,3,opt,name=brief,proto3" json:"brief,omitempty"`     // see CertificateBody
 	Founder       bool                   `protobuf:"varint,4,opt,name=founder,proto3" json:"founder,omitempty"` // it holds the root key of its mesh
+	Sent          bool                   `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`       // a member whom it met told it to ask here: it is to enter the mesh of the listening side
 	Loose         bool                   `protobuf:"varint,5,opt,name=loose,proto3" json:"loose,omitempty"`     // all members of its mesh were admitted by the secret: they may move to another mesh
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1038,6 +1039,13 @@ func (x *PairStanding) GetBrief() bool {
 func (x *PairStanding) GetFounder() bool {
 	if x != nil {
 		return x.Founder
+	}
+	return false
+}
+
+func (x *PairStanding) GetSent() bool {
+	if x != nil {
+		return x.Sent
 	}
 	return false
 }
@@ -1775,12 +1783,13 @@ const file_members_proto_rawDesc = "" +
 	"\x05share\x18\x02 \x01(\fR\x05share\"5\n" +
 	"\tPairProof\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\x91\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xa5\x01\n" +
 	"\fPairStanding\x12%\n" +
 	"\x05chain\x18\x01 \x01(\v2\x0f.meshnode.ChainR\x05chain\x12\x14\n" +
 	"\x05alone\x18\x02 \x01(\bR\x05alone\x12\x14\n" +
 	"\x05brief\x18\x03 \x01(\bR\x05brief\x12\x18\n" +
-	"\afounder\x18\x04 \x01(\bR\afounder\x12\x14\n" +
+	"\afounder\x18\x04 \x01(\bR\afounder\x12\x12\n" +
+	"\x04sent\x18\x06 \x01(\bR\x04sent\x12\x14\n" +
 	"\x05loose\x18\x05 \x01(\bR\x05loose\"\xb5\x01\n" +
 	"\vPairVerdict\x12&\n" +
 	"\x04step\x18\x01 \x01(\x0e2\x12.meshnode.PairStepR\x04step\x12%\n" +

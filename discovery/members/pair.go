@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	mathrand "math/rand/v2"
 	"slices"
@@ -40,7 +41,9 @@ const (
 
 	// busyTries while the other side pairs with somebody else, which takes some milliseconds.
 	busyTries = 8
-	busyPause = 30 * time.Millisecond
+	// settleTime after a throw-away node was admitted to a mesh and before it would leave that for another: it is not connected yet.
+	settleTime = time.Second
+	busyPause  = 30 * time.Millisecond
 )
 
 // What a shared secret gives, and no more.
@@ -82,6 +85,8 @@ type pairing struct {
 	where  func(peer.ID) []ma.Multiaddr           // may be nil
 	ask    func(secret string, _ []peer.AddrInfo) // may be nil
 
+	entered time.Time // when the secret let this node into its mesh
+
 	// courting is held while two nodes that know the secret agree on who joins whom: a node that lets one in while it moves to
 	// another mesh itself would leave the first behind.
 	courting sync.Mutex
@@ -105,8 +110,10 @@ func (m *Membership) Secret() bool {
 
 // PairOptions of Pair.
 type PairOptions struct {
-	// Free says of a throw-away node that it may leave the mesh that it was admitted to: nobody is there any more.
-	Free bool
+	// Free says of a throw-away node whether it may leave the mesh that it was admitted to: nobody is there any more. nil: no.
+	Free func() bool
+	// Sent says that a member of the other's mesh told this node to ask there (Paired.Ask, OpenToSecret): it is to join that mesh.
+	Sent bool
 }
 
 // Paired is what came of a pairing.
@@ -127,7 +134,8 @@ func (m *Membership) Pair(ctx context.Context, at Place, secret string, o PairOp
 	for try := 1; ; try++ {
 		p, err := m.pairBy(ctx, at, 0, secret, o)
 		var refused *Refused
-		if try == busyTries || !errors.As(err, &refused) || refused.Denial != protocol.Denial_BUSY {
+		again := errors.Is(err, errMoved) || (errors.As(err, &refused) && refused.Denial == protocol.Denial_BUSY)
+		if try == busyTries || !again {
 			return p, err
 		}
 		select {
@@ -196,6 +204,7 @@ func (m *Membership) enterBy(c sec.SecureConn, x *pact, chain, issued *protocol.
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.st.BySecret = true
+	m.pairing.entered = time.Now()
 	return m.saveState()
 }
 
@@ -214,6 +223,8 @@ type pact struct {
 	key      []byte
 	other    string // what the other calls itself
 }
+
+var errMoved = errors.New("this node went to another mesh just now")
 
 var errPact = fmt.Errorf("%w: it is no answer to what was said", protocol.ErrProtocol)
 
@@ -296,6 +307,9 @@ func (x *pact) deny(d protocol.Denial, reason string) error {
 		return err
 	}
 	awaitDone(x.c)
+	if d == protocol.Denial_BUSY {
+		return errJoined // nothing to be told of
+	}
 	return fmt.Errorf("pairing refused: %s", reason)
 }
 
@@ -422,11 +436,11 @@ func (x *pact) settle(p *Paired, o PairOptions) error {
 	defer m.pairing.courting.Unlock()
 	own := m.Own()
 	if own.Mesh != MeshID(x.start.Mesh) {
-		return ErrLeaveFirst // into another mesh, between the proof and now
+		return errMoved
 	}
 	m.mu.RLock()
 	standing := &protocol.PairStanding{
-		Chain: own.chain, Alone: m.alone() || (!m.sync && o.Free), Brief: !m.sync, Founder: len(m.st.Root) > 0, Loose: m.loose(),
+		Chain: own.chain, Alone: m.alone() || (!m.sync && o.Free != nil && o.Free() && time.Since(m.pairing.entered) > settleTime), Brief: !m.sync, Founder: len(m.st.Root) > 0, Loose: m.loose(), Sent: o.Sent,
 	}
 	m.mu.RUnlock()
 	if err := writeMsg(x.c, &protocol.AdmissionDone{Standing: standing}); err != nil {
@@ -496,6 +510,9 @@ func (x *pact) answerStanding() error {
 	m := x.m
 	done := &protocol.AdmissionDone{}
 	if err := readMsg(x.c, done, protocol.MaxAdmission); err != nil {
+		if errors.Is(err, io.EOF) {
+			return errJoined // it has moved meanwhile, and begins anew
+		}
 		return fmt.Errorf("read where it stands: %w", err)
 	}
 	s := done.Standing
@@ -575,7 +592,7 @@ func (x *pact) decide(s *protocol.PairStanding, their *Cert) (*protocol.PairVerd
 	case s.Alone != alone:
 		enter = s.Alone
 	case alone:
-		enter = s.Brief || m.self < x.c.RemotePeer()
+		enter = s.Brief || s.Sent || m.self < x.c.RemotePeer()
 	case s.Loose && loose:
 		enter = bytes.Compare(m.st.Mesh, x.start.Mesh) < 0
 	case s.Loose != loose:

@@ -533,7 +533,7 @@ func TestPairThrowAway(t *testing.T) {
 		t.Error("a throw-away member counts, or is on disk")
 	}
 	// It meets another node that is alone: it cannot admit it, and says who can.
-	asked := make(chan []peer.AddrInfo, 1)
+	asked := make(chan []peer.AddrInfo, 2)
 	b := open(t, "", Options{})
 	b.OpenToSecret(testSecret, nil, func(_ string, at []peer.AddrInfo) { asked <- at })
 	hb := listen(t, b)
@@ -549,8 +549,15 @@ func TestPairThrowAway(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("the other was not told whom to ask")
 	}
-	// Where nobody is left it may go elsewhere.
-	if _, err := p.Pair(ctx(t), placeOf(t, hb), testSecret, PairOptions{Free: true}); err != nil || p.Mesh() != b.Mesh() {
+	// Where nobody is left it may go elsewhere, but not as soon as it has come.
+	free := PairOptions{Free: func() bool { return true }}
+	if got, err := p.Pair(ctx(t), placeOf(t, hb), testSecret, free); err != nil || !got.Sent {
+		t.Errorf("just admitted: %+v, %v", got, err)
+	}
+	p.mu.Lock()
+	p.pairing.entered = time.Now().Add(-time.Hour)
+	p.mu.Unlock()
+	if _, err := p.Pair(ctx(t), placeOf(t, hb), testSecret, free); err != nil || p.Mesh() != b.Mesh() {
 		t.Errorf("free to move: %v", err)
 	}
 }

@@ -512,6 +512,9 @@ func (s *Server) postConnect(r *http.Request) (any, error) {
 	if err := readJSON(r, &b); err != nil {
 		return nil, err
 	}
+	if b.Secret != "" {
+		return s.node.ConnectBySecret(r.Context(), b.Addr, b.Secret)
+	}
 	peers, err := s.node.Peers(r.Context())
 	if err != nil {
 		return nil, err
@@ -529,9 +532,6 @@ func (s *Server) postConnect(r *http.Request) (any, error) {
 			return nil, &told
 		}
 		return c, err
-	}
-	if b.Secret != "" {
-		return s.node.ConnectBySecret(r.Context(), b.Addr, b.Secret)
 	}
 	return s.node.Connect(r.Context(), b.Addr)
 }

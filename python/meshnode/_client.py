@@ -238,6 +238,8 @@ class Client:
         self.allow = tuple(allow)
         self._slots = slots
         self._node: Optional[PrivateNode] = None
+        self._secret: Optional[str] = None  # that admits a private node at these places
+        self._places: Tuple[str, ...] = ()
         self._ready_lock = threading.Lock()
         self._started = False
         self._closed = False
@@ -258,9 +260,9 @@ class Client:
             raise RuntimeError("this client was closed")
         with self._ready_lock:
             if self._node is None and self._given_private is not False and not (self._given_private is None and self._found()):
-                self._node = PrivateNode(self._slots)
+                self._node = PrivateNode(self._slots, self._secret, self._places)
                 jobs.connection.data_dir = self._node.data_dir
-                jobs.alone = True
+                jobs.alone = not self._places
             jobs.start()
             self._started = True
 

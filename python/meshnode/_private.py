@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import threading
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from meshnode._errors import NoNodeError
 
@@ -56,9 +56,12 @@ def find_binary() -> str:
 class PrivateNode:
     """A node that belongs to this process. It ends when this process does, however that ends."""
 
-    def __init__(self, slots: Optional[int] = None) -> None:
-        """Starts it. slots: how many tasks run at once; None: one for each processor. Raises NoNodeError."""
+    def __init__(self, slots: Optional[int] = None, secret: Optional[str] = None, peers: Sequence[str] = ()) -> None:
+        """Starts it. slots: how many tasks run at once; None: one for each processor. secret: admits it to the mesh of the nodes at
+        peers, "host:port" or "*" for those in the local network, if they know it. Raises NoNodeError."""
         self.slots = slots
+        self._secret = secret
+        self._peers = tuple(peers)
         self._lock = threading.Lock()
         self._process: Optional["subprocess.Popen[bytes]"] = None
         self.data_dir = Path()
@@ -72,6 +75,10 @@ class PrivateNode:
             command += ["--python", sys.executable]
         if self.slots is not None:
             command += ["--slots", str(self.slots)]
+        if self._secret is not None:
+            command += ["--secret-file", "-"]
+            for peer in self._peers:
+                command += ["--peer", peer]
         try:
             # A program that was started without standard error has no descriptor 2 to hand on.
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -82,6 +89,12 @@ class PrivateNode:
         guard.daemon = True
         guard.start()
         try:
+            if self._secret is not None and process.stdin is not None:
+                try:
+                    process.stdin.write(self._secret.encode("utf-8", "surrogateescape") + b"\n")
+                    process.stdin.flush()
+                except OSError:
+                    pass  # it has ended: what it says tells why
             line = process.stdout.readline()
         finally:
             guard.cancel()

@@ -36,8 +36,6 @@ _CONNECT_SECONDS = 3.0
 _FEEDS = 512
 """So many functions are remembered. One that is forgotten is shipped again with its next task."""
 
-_NO_SECRET = "a secret has no effect yet: who belongs to a mesh is a matter of tickets (meshnode invite, meshnode join)"
-
 
 class Server:
     """Runs functions on this machine's processors and on the other nodes of the mesh.
@@ -48,9 +46,10 @@ class Server:
     Args:
         ncpus: how many of this server's tasks run on this machine at once; 0: none; "autodetect": as many as this process
             may use processors.
-        ppservers: other nodes to work with: members of the mesh by name, "host" or "host:port"; "*" or "10.0.*.*" stand for
-            those that the mesh finds by itself. What is not there is said on standard error.
-        secret: taken, and without effect: membership is a matter of the mesh.
+        ppservers: other nodes to work with: "host", "host:port", or members of the mesh by name; "*" or "10.0.*.*" stand for
+            those that are found in the local network. What is not there is said on standard error.
+        secret: admits to the nodes of ppservers that have the same (ppserver -s, meshnode up --secret-file): 16 characters or
+            more, unless they are on this machine. It is proven to them, and not sent. None: they are members of the mesh already.
         restart, proto, socket_timeout: taken for the sake of old programs. proto is the pickle protocol of raw results.
         raise_errors: calling a task raises what the task raised, instead of printing it and returning None.
     Raises:
@@ -102,7 +101,11 @@ class Server:
         )  # by the id of the bundle, which is kept for that
         self._feed_of: Dict[Any, TaskFeed] = {}  # by work
         self._resize = threading.Lock()  # one set_ncpus after another
+        self._secret = secret
         self._client = Client(slots=max(1, count), print_logs=False)
+        if secret is not None and places:  # should a private node be needed
+            self._client._secret = secret
+            self._client._places = _peers(places)
         _clients.discard(
             self._client
         )  # as with pp, what has not ended when the program does is not waited for
@@ -111,12 +114,10 @@ class Server:
         _servers.add(self)
         try:
             self._client._ready()
-            self._private = self._client._node is not None
+            self._private = self._client._node is not None and secret is None  # nobody else will be there
             status = self._client._jobs.connection.persist("GET", "/v1/status")
             self._self = str(status["id"])
             self._limit(count)
-            if secret is not None and (places or not self._private):
-                _warn_of_secret()
             self._connect(places)
         except BaseException:
             self.destroy()
@@ -333,13 +334,22 @@ class Server:
         """Connects to nodes that were named, and says which of them are not there. Patterns name those that the mesh finds by
         itself. Raises ConnectionError if there is nowhere to run."""
         named = [p for p in places if "*" not in p]
+        if self._secret is not None and len(named) < len(places) and self._client._node is None:
+            print(
+                "pp: the node of this machine finds others in the local network by their mesh; to find them by a secret, start it "
+                "with meshnode up --secret-file FILE, or name them",
+                file=sys.stderr,
+            )
         wrong: Dict[str, str] = {}
 
         def connect(place: str) -> None:
             # A name without a port is a member's, or a computer's on which a node listens at the default port.
             for addr in [place] if _has_port(place) else [place, "%s:%d" % (place, self.default_port)]:
+                body = {"addr": addr}
+                if self._secret is not None and _has_port(addr):
+                    body["secret"] = self._secret
                 try:
-                    answer = connection.call("POST", "/v1/connect", {"addr": addr}, _CONNECT_SECONDS + 0.5)
+                    answer = connection.call("POST", "/v1/connect", body, _CONNECT_SECONDS + 0.5)
                 except NodeError as e:
                     wrong[place] = str(e)
                     if e.code == "bad_request":
@@ -353,13 +363,16 @@ class Server:
                 return
 
         connection = self._client._jobs.connection
+        if named and not self._private:
+            self._client._jobs.alone = False
         for place in named:
             wrong[place] = "it does not answer within %g s" % _CONNECT_SECONDS
         if self._private:
             for place in named:
                 wrong[place] = (
-                    "it cannot be asked: no node runs on this machine, and the private one of this program has no others "
-                    "(start one with meshnode up -d, and join the mesh of the others with meshnode join)"
+                    "it cannot be asked: no node runs on this machine, and the private one of this program is admitted nowhere "
+                    "(give pp.Server the secret with which the others were started, ppserver -s SECRET; or start a node with "
+                    "meshnode up -d, and join the mesh of the others with meshnode join)"
                 )
         else:
             threads = [
@@ -492,6 +505,19 @@ def _place(text: Any) -> str:
     return text
 
 
+def _peers(places: List[str]) -> Tuple[str, ...]:
+    """What a private node is told of ppservers."""
+    found = []
+    for place in places:
+        if "*" in place:
+            peer = "*"
+        else:
+            peer = place if _has_port(place) else "%s:%d" % (place, Server.default_port)
+        if peer not in found:
+            found.append(peer)
+    return tuple(found)
+
+
 def _has_port(place: str) -> bool:
     match = _PLACE.fullmatch(place)
     return match is not None and match.group(2) is not None
@@ -521,16 +547,6 @@ def _address(peer: Dict[str, Any]) -> str:
             host = "[%s]" % match.group(2) if match.group(1) == "ip6" else match.group(2)
             found.append((match.group(1) == "ip6", "%s:%s" % (host, match.group(3))))
     return min(found)[1] if found else str(peer["name"])
-
-
-_warned = False
-
-
-def _warn_of_secret() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        print("pp: " + _NO_SECRET, file=sys.stderr)
 
 
 # The end of the program, and its children.

@@ -45,11 +45,13 @@ what it is doing.
   -w WORKERS    how many tasks run at once (default: as many as this process may use processors)
   -t SECONDS    stop when no other node has been connected, and no job here has run, for so long (default: never)
   -P FILE       write the process id there
+  -s SECRET     admits programs and nodes that have the same: they run Python functions here, and nothing else. 16 characters or
+                more, unless -i is an address of this machine alone. What stands on a command line others on this machine can
+                read: -c keeps it in a file
   -c FILE       read these settings from there: secret, debug, workers, pid_file below [general]; autodiscovery,
                 interface, port, timeout below [network]. Options that come after -c win
 
 Taken, and without effect here; one line says why:
-  -s SECRET     who belongs to the mesh is a matter of tickets: meshnode invite, meshnode join
   -b BROADCAST  -a finds nodes by multicast DNS
   -f FORMAT, -n PROTO, -k SECONDS, -r
 
@@ -73,6 +75,7 @@ class Settings:
         self.workers: Optional[int] = None
         self.timeout: Optional[float] = None
         self.pid_file: Optional[str] = None
+        self.secret: Optional[str] = None
         self.notes: List[str] = []  # one line for each setting without effect
 
     def node_arguments(self, data_dir: str) -> List[str]:
@@ -84,6 +87,8 @@ class Settings:
         arguments += ["--slots", str(workers)] if workers else ["--no-work"]
         if not self.discovery:
             arguments.append("--no-mdns")
+        if self.secret is not None:
+            arguments += ["--secret-file", "-"]
         if self.debug:
             arguments += ["--log-level", "debug"]
         return arguments
@@ -112,9 +117,13 @@ def _interface(option: str, value: str) -> str:
         raise Usage("%s %s: want an address of this machine, such as 192.168.1.5" % (option, value)) from None
 
 
+def _secret(option: str, value: str) -> str:
+    if not value.strip() or "\n" in value or "\r" in value:
+        raise Usage("%s: want one line that is not empty" % option)
+    return value
+
+
 _WITHOUT_EFFECT = {
-    "-s": "a secret does not admit to a mesh; the machine where the program runs makes a ticket (meshnode invite --mine), "
-    "and this one takes it (meshnode join TICKET)",
     "-b": "nodes are found by multicast DNS (-a), which needs no broadcast address",
     "-f": "the log has one format",
     "-n": "programs and nodes agree on how values are written",
@@ -153,6 +162,8 @@ def parse(arguments: List[str]) -> Settings:
             settings.timeout = _seconds(option, value)
         elif option == "-P":
             settings.pid_file = value
+        elif option == "-s":
+            settings.secret = _secret("-s", value)
         elif option == "-c":
             _read(settings, value)
         else:
@@ -197,7 +208,7 @@ def _read(settings: Settings, path: str) -> None:
             elif setting == ("network", "timeout"):
                 settings.timeout = _seconds(where, value)
             elif setting == ("general", "secret"):
-                _note(settings, "-s", where)
+                settings.secret = _secret(where, value)
             elif setting == ("network", "broadcast"):
                 _note(settings, "-b", where)
             elif setting == ("general", "proto"):
@@ -273,6 +284,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 125
     # The node ends with its standard input, and so with this process, however that ends.
     node = subprocess.Popen([binary] + settings.node_arguments(data_dir), stdin=subprocess.PIPE)
+    if settings.secret is not None and node.stdin is not None:
+        try:
+            node.stdin.write(settings.secret.encode("utf-8", "surrogateescape") + b"\n")
+            node.stdin.flush()
+        except OSError:
+            pass  # it has ended, and said why
 
     def stop(number: int, frame: Optional[FrameType]) -> None:
         if node.poll() is None:

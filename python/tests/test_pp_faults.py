@@ -327,32 +327,6 @@ class Faults(Case):
         )
         self.assertEqual(ran.out, "True\n")
 
-    def test_secret_without_effect_is_said_once(self):
-        """pp: a wrong secret is silence."""
-        ran = self.run_source(
-            """
-            import pp
-
-            for _ in range(2):
-                server = pp.Server(1, secret="correct horse battery")
-                server.submit(len, ("abc",))()
-                server.destroy()
-            """
-        )
-        self.assertEqual(ran.err, "")  # a private node needs none, and has nobody to keep out
-        ran = self.run_source(
-            """
-            import pp
-
-            for _ in range(2):
-                server = pp.Server(1, ("127.0.0.1:1",), "correct horse battery")
-                print(server.submit(len, ("abc",))())
-                server.destroy()
-            """
-        )
-        self.assertEqual(ran.out, "3\n3\n")
-        self.assertEqual(len(re.findall("secret", ran.err)), 1, ran.err)
-
 
 @unittest.skipUnless(sys.platform.startswith("linux"), "looks at processes in /proc")
 class Processes(Case):
