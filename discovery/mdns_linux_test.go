@@ -2,10 +2,23 @@ package discovery
 
 import (
 	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"meshnode/testnet/lab"
 )
@@ -73,4 +86,171 @@ func mdnsInside(t *testing.T) {
 	// A mesh that is joined while it runs is looked for, too.
 	a.admit(t, stranger.Membership)
 	until(t, 15*time.Second, "the newcomer is connected", func() bool { return stranger.has(nb) && stranger.has(a) })
+}
+
+// Two members that were let in by a third, which is gone, and that met nobody in common: they hear each other in the local
+// network, ask each other for their certificates, and connect. Someone who only says that it is of the mesh gains nothing by it,
+// and nobody is sent out of the local network by it.
+func TestUnmetMembersOnLAN(t *testing.T) {
+	if lab.Inside() == "" {
+		t.Parallel()
+		l := lab.New(t)
+		h := l.Host("alone")
+		h.Plug(l.Switch(), "10.77.1.1/24")
+		h.Rerun(t)
+		return
+	}
+	any := "/ip4/0.0.0.0/tcp/0"
+	dirA, dirB, dirC := t.TempDir(), t.TempDir(), t.TempDir()
+	a := start(t, dirA, "a")
+	a.admit(t, member(t, dirB, "b"))
+	a.admit(t, member(t, dirC, "c"))
+	a.stop()
+	b := startAt(t, any, true, dirB, "b")
+	time.Sleep(200 * time.Millisecond) // it is there first
+	begun := time.Now()
+	c := startAt(t, any, true, dirC, "c")
+	until(t, 10*time.Second, "they connect", func() bool { return b.has(c) && c.has(b) })
+	t.Logf("connected after %v, strangers before", time.Since(begun).Round(time.Millisecond))
+
+	// A liar names strangers at its neighbours' addresses, and a member of the mesh at addresses far away.
+	victim, err := net.Listen("tcp", "10.77.1.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer victim.Close()
+	var dials atomic.Int32
+	go func() {
+		for {
+			conn, err := victim.Accept()
+			if err != nil {
+				return
+			}
+			dials.Add(1)
+			conn.Close()
+		}
+	}()
+	began := time.Now()
+	m := maddr(t, fmt.Sprintf("/ip4/10.77.1.1/tcp/%d", victim.Addr().(*net.TCPAddr).Port))
+	far := maddr(t, "/ip4/8.8.8.8/tcp/443")
+	for range 3 * maxUnmet {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.d.do(t.Context(), func() { b.d.heardOnLAN(p, []ma.Multiaddr{far, m}) })
+	}
+	time.Sleep(4 * time.Second) // nothing else shows what does not happen
+	unmet := make(chan map[peer.ID]*unmet, 1)
+	b.d.do(t.Context(), func() { unmet <- maps.Clone(b.d.unmet) })
+	all := <-unmet
+	if len(all) != maxUnmet {
+		t.Errorf("%d unknown peers are remembered", len(all))
+	}
+	for p, u := range all {
+		if len(u.addrs) != 1 {
+			t.Fatalf("%s would be dialled at %v", p, u.addrs)
+		}
+	}
+	if n, most := int(dials.Load()), int(time.Since(began)/endpointGap)+3; n == 0 || n > most {
+		t.Errorf("the victim was dialled %d times, want at most %d", n, most)
+	}
+}
+
+// What it costs the network that 50 nodes of a mesh come at once: how many frames.
+func TestMDNSIsQuiet(t *testing.T) {
+	if lab.Inside() == "" {
+		t.Parallel()
+		l := lab.New(t)
+		h := l.Host("alone")
+		h.Plug(l.Switch(), "10.77.2.1/24")
+		h.Rerun(t)
+		return
+	}
+	const nodes = 50
+	sent := func() (frames, octets int) {
+		b, err := os.ReadFile("/proc/net/dev")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if w := strings.Fields(line); w[0] == "eth0:" {
+				octets, _ = strconv.Atoi(w[9])
+				frames, _ = strconv.Atoi(w[10])
+			}
+		}
+		return frames, octets
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	nets := readNetworks()
+	var mu sync.Mutex
+	met := map[int]map[string]bool{} // who has heard whom
+	text := make([]string, nodes)
+	for i := range nodes {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text[i] = fmt.Sprintf("%s/ip4/10.77.2.%d/tcp/4001/p2p/%s", dnsaddr, i+2, p)
+		met[i] = map[string]bool{}
+	}
+	f0, o0 := sent()
+	begun := time.Now()
+	for i := range nodes {
+		l := newLAN("_mn-quiet._udp", slog.New(slog.DiscardHandler))
+		id, _ := peerIn(text[i : i+1])
+		l.name = lanName(id, l.service)
+		l.text = func(face) []string { return text[i : i+1] }
+		// Whom it has heard of it is connected to a moment later.
+		l.heard = func(said []string) { mu.Lock(); defer mu.Unlock(); met[i][said[0]] = true }
+		l.known = func() map[string]bool {
+			mu.Lock()
+			defer mu.Unlock()
+			names := map[string]bool{}
+			for s := range met[i] {
+				if p, _ := peerIn([]string{s}); p != "" {
+					names[lanName(p, l.service)] = true
+				}
+			}
+			return names
+		}
+		running.Go(func() { l.run(ctx) })
+		l.use(nets, true)
+		time.Sleep(20 * time.Millisecond) // all within a second
+	}
+	until(t, 10*time.Second, "each has heard all", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, m := range met {
+			if len(m) < nodes-1 {
+				return false
+			}
+		}
+		return true
+	})
+	heard := time.Since(begun)
+	time.Sleep(time.Until(begun.Add(sayTimes[len(sayTimes)-1] + 1500*time.Millisecond)))
+	f, o := sent()
+	t.Logf("%d nodes within a second: each has heard all after %v; %d frames, %d KiB in %v", nodes, heard.Round(10*time.Millisecond), f-f0, (o-o0)>>10, time.Since(begun).Round(time.Second))
+	// Each says four times where it is and asks three times, over IPv4 and IPv6; questions have three answers at most, and not each node asks.
+	if most := nodes * 2 * (len(sayTimes) + 3 + 2*maxAnswers); f-f0 > most {
+		t.Errorf("%d frames, want at most %d", f-f0, most)
+	}
+	if d, err := time.ParseDuration(os.Getenv("MESHNODE_QUIET")); err == nil {
+		f0, o0, begun = f, o, time.Now()
+		time.Sleep(d)
+		f, o = sent()
+		t.Logf("then %d frames, %d KiB in %v", f-f0, (o-o0)>>10, time.Since(begun).Round(time.Second))
+	}
 }
