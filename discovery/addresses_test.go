@@ -65,6 +65,11 @@ func TestHintsAreRanked(t *testing.T) {
 	if first := l[len(l)-1].addr.String(); len(first) < 7 || first[:7] != "/ip4/10" || l.find(maddr(t, "/ip4/10.99.9.0/tcp/25")) < 0 {
 		t.Errorf("the last that was heard is not kept: %+v", l)
 	}
+	// The name that was given leads elsewhere now.
+	l.take(now.Add(time.Minute), person, "given", maddr(t, "/ip4/10.0.3.1/tcp/4001"))
+	if l[0].addr.String() != "/ip4/10.0.3.1/tcp/4001" || l[1].rank == person {
+		t.Errorf("another address was given: %+v", l)
+	}
 	// It has moved: what it said before is hearsay now, of which the oldest goes first.
 	l.own(now.Add(time.Hour), "itself", maddr(t, "/ip4/10.0.2.1/tcp/4001"))
 	if l[1].addr.String() != "/ip4/10.0.2.1/tcp/4001" || slices.ContainsFunc(l[2:], func(h hint) bool { return h.rank > hearsay }) {

@@ -3,9 +3,11 @@ package discovery
 import (
 	"bytes"
 	"encoding/binary"
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/miekg/dns"
 	"google.golang.org/protobuf/proto"
 
 	"meshnode/discovery/members"
@@ -55,6 +57,39 @@ func FuzzGiven(f *testing.F) {
 		}
 		if err == nil && (g.Host == "" || !strings.HasPrefix(g.Network, "tcp")) {
 			t.Errorf("%q: %+v", s, g)
+		}
+	})
+}
+
+// FuzzLAN: what anybody on the local network can send. It is read without a panic, and what comes of it is bounded.
+func FuzzLAN(f *testing.F) {
+	l := newLAN("_mn-fuzz._udp", slog.New(slog.DiscardHandler))
+	l.name = "me." + l.service
+	for _, m := range []*dns.Msg{
+		{Question: []dns.Question{{Name: l.service, Qtype: dns.TypePTR, Qclass: dns.ClassINET}}},
+		{MsgHdr: dns.MsgHdr{Response: true}, Answer: []dns.RR{
+			&dns.PTR{Hdr: dns.RR_Header{Name: l.service, Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: 1}, Ptr: "other." + l.service},
+			&dns.TXT{Hdr: dns.RR_Header{Name: "other." + l.service, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 1},
+				Txt: []string{dnsaddr + "/ip4/10.0.0.1/tcp/1/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo", dnsaddr + "/", "x"}},
+		}},
+	} {
+		b, err := m.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l.faces = map[int]*lanFace{1: {}}
+		l.heard = func(text []string) {
+			if p, addrs := peerIn(text); len(addrs) > protocol.MaxMemberAddresses || (p == "" && len(addrs) > 0) {
+				t.Errorf("%q: %v", p, addrs)
+			}
+		}
+		l.take(heardPacket{1, b})
+		l.take(heardPacket{0, b})
+		if len(l.names) > 4*MaxMembers || len(l.faces[1].answers) > maxAnswers {
+			t.Errorf("%d names, %d answers", len(l.names), len(l.faces[1].answers))
 		}
 	})
 }
