@@ -6,6 +6,7 @@ require (
 	filippo.io/cpace v0.0.0-20210101143347-24d601e2e469
 	github.com/adrg/xdg v0.5.3
 	github.com/cockroachdb/pebble/v2 v2.1.7
+	github.com/godbus/dbus/v5 v5.2.0
 	github.com/gofrs/flock v0.13.1
 	github.com/libp2p/go-libp2p v0.51.0
 	github.com/libp2p/go-libp2p-kad-dht v0.42.2
@@ -53,7 +54,6 @@ require (
 	go.opentelemetry.io/otel/trace v1.44.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
 )
-
 require (
 	filippo.io/bigmod v0.1.1-0.20260103110540-f8a47775ebe5 // indirect
 	filippo.io/edwards25519 v1.2.0 // indirect

@@ -90,7 +90,7 @@ func lateBeat(t *testing.T, where string) time.Duration {
 }
 
 // startChild starts a node of a's mesh in a process of its own, and waits for it. The process ends with the test.
-func startChild(t *testing.T, ctx context.Context, a *Node, where string) (in io.Writer, p *os.Process, s *session) {
+func startChild(t *testing.T, ctx context.Context, a *Node, where string, env ...string) (in io.Writer, p *os.Process, s *session) {
 	t.Helper()
 	ticket, err := a.Invite(ctx, InviteOptions{Mine: true})
 	if err != nil {
@@ -105,7 +105,7 @@ func startChild(t *testing.T, ctx context.Context, a *Node, where string) (in io
 	if in, err = c.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
-	c.Stderr = &testLog{t: t}
+	c.Stderr, c.Env = &testLog{t: t}, append(os.Environ(), env...)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

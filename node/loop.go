@@ -54,6 +54,7 @@ type durable struct {
 	batch    uint64
 	messages []tasks.Outgoing
 	notices  []tasks.Notice
+	then     func() // nil: nothing besides
 }
 
 // open restores the scheduler from the journal.
@@ -277,6 +278,9 @@ func (l *loop) releaseDurable() {
 		}
 		for _, nt := range d.notices {
 			l.notice(nt)
+		}
+		if d.then != nil {
+			d.then()
 		}
 	}
 }

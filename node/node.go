@@ -116,6 +116,7 @@ type Node struct {
 	seldom      *members.OnceIn // for lines of the log that peers cause
 	sessions    sessions
 	presence    presence
+	bed         bed
 	sleptSoFar  func() time.Duration
 	incarnation uint64
 	steppedAt   atomic.Int64 // scheduler time of the last Step
@@ -305,6 +306,9 @@ func (n *Node) Run(ctx context.Context) error {
 	n.goRun("discovery", n.finder.Run)
 	n.goRun("membership", n.watchMembership)
 	n.goRun("presence", n.presence.run)
+	if !n.cfg.Private { // its peers hear of a sleep when it is over: a program of a second needs no bus
+		n.goRun("sleep", n.watchSleep)
+	}
 	n.sessions.start()
 	close(n.ready)
 

@@ -117,6 +117,7 @@ func (p *presence) look() {
 	}
 	p.lookAtNetwork(now, len(open))
 	if woke {
+		n.wakeUp() // who announced the sleep may not have said that it is over
 		n.finder.Rediscover()
 	}
 }

@@ -35,6 +35,8 @@ const (
 	writeTimeout = 10 * time.Second
 	// byeTime is how long a clean stop waits for streams to take the last frames.
 	byeTime = time.Second
+	// byeRead is how long the last frames before a sleep may be on their way.
+	byeRead = 300 * time.Millisecond
 	// reopenFirst and reopenMost bound the pause before a stream is opened again on a connection that is there.
 	reopenFirst, reopenMost = 50 * time.Millisecond, 2 * time.Second
 	// idleAgain is between the times after which a beat is repeated where there are leases, and where there are none.
@@ -53,6 +55,7 @@ type sessions struct {
 	// opening has the peers for which a goroutine opens streams.
 	opening map[peer.ID]bool
 	closed  bool
+	asleep  bool // from sleep to wake there are no sessions
 	wg      sync.WaitGroup
 }
 
@@ -70,7 +73,7 @@ type session struct {
 	mu      sync.Mutex // guards what follows
 	queue   []tasks.Outgoing
 	bytes   int // of the queue, beyond its first sessionFew messages
-	bye     string
+	bye     *protocol.Bye
 	dead    error
 	wake    chan struct{} // has room for one
 	flushed chan struct{} // closed when the writer has ended
@@ -109,7 +112,16 @@ func (ss *sessions) start() {
 		})
 	}
 	h.Network().Notify(&network.NotifyBundle{
-		ConnectedF: func(_ network.Network, c network.Conn) { ss.connected(c.RemotePeer()) },
+		ConnectedF: func(_ network.Network, c network.Conn) {
+			ss.mu.Lock()
+			asleep := ss.asleep
+			ss.mu.Unlock()
+			if asleep {
+				ss.run(func() { c.Close() })
+				return
+			}
+			ss.connected(c.RemotePeer())
+		},
 	})
 	for _, p := range h.Network().Peers() {
 		ss.connected(p)
@@ -284,6 +296,10 @@ func (ss *sessions) readError(s network.Stream, err error) error {
 // of them, each answering for the other's leases, would undo each other.
 func (ss *sessions) add(s *session) error {
 	ss.mu.Lock()
+	if ss.asleep {
+		ss.mu.Unlock()
+		return errAsleep
+	}
 	old := ss.all[s.node]
 	if old != nil && old.incarnation != s.incarnation && old.heardAge() < aliveWithin {
 		ss.mu.Unlock()
@@ -365,7 +381,7 @@ func (s *session) end(err error) {
 	bye := s.bye
 	s.signal()
 	s.mu.Unlock()
-	if bye == "" {
+	if bye == nil {
 		s.stream.Reset() // it may wait, and the loop must not wait for the lock
 	}
 }
@@ -413,7 +429,7 @@ func (s *session) write() {
 		queue, bye, dead := s.queue, s.bye, s.dead
 		s.queue, s.bytes = nil, 0
 		s.mu.Unlock()
-		if dead != nil && bye == "" {
+		if dead != nil && bye == nil {
 			return
 		}
 		buf = buf[:0]
@@ -445,13 +461,13 @@ func (s *session) write() {
 				buf = b
 			}
 		}
-		if bye != "" {
-			buf, _ = protocol.AppendMessage(buf, &protocol.Bye{Reason: bye})
+		if bye != nil {
+			buf, _ = protocol.AppendMessage(buf, bye)
 		}
 		if len(buf) > 0 && !s.flush(buf) {
 			return
 		}
-		if bye != "" {
+		if bye != nil {
 			s.stream.CloseWrite()
 			return
 		}
@@ -545,27 +561,67 @@ func (ss *sessions) wait() {
 func (ss *sessions) bye(reason string) {
 	ss.mu.Lock()
 	ss.closed = true
+	ss.mu.Unlock()
+	for _, id := range ss.protocols() {
+		ss.n.host.RemoveStreamHandler(id)
+	}
+	ss.say(&protocol.Bye{Reason: reason}, byeTime, 0)
+}
+
+// say ends the sessions there are with a Bye; each has as long as it takes, at most within, to be written, and then
+// the other side as long as linger to end it first.
+func (ss *sessions) say(bye *protocol.Bye, within, linger time.Duration) {
+	ss.mu.Lock()
 	var all []*session
 	for _, s := range ss.all {
 		all = append(all, s)
 	}
 	ss.mu.Unlock()
-	for _, id := range ss.protocols() {
-		ss.n.host.RemoveStreamHandler(id)
-	}
 	for _, s := range all {
 		s.mu.Lock()
-		s.bye = reason
+		s.bye = bye
 		s.signal()
 		s.mu.Unlock()
 	}
-	late := time.After(byeTime)
+	late := time.After(within)
 	for _, s := range all {
 		select {
 		case <-s.flushed:
 		case <-late:
 			late = time.After(0)
 		}
-		s.stream.SetReadDeadline(time.Now()) // its reader returns, and with it the session
+		s.stream.SetReadDeadline(time.Now().Add(linger)) // its reader returns, and with it the session
 	}
 }
+
+// sleep ends all sessions and connections, and lets none begin before wake.
+func (ss *sessions) sleep(reason string) {
+	ss.mu.Lock()
+	ss.asleep = true
+	ss.mu.Unlock()
+	ss.say(&protocol.Bye{Reason: reason, Asleep: true}, byeTime/2, byeRead)
+	for end := time.Now().Add(byeRead); time.Now().Before(end) && ss.any(); { // a connection that is closed takes along what was not sent
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, c := range ss.n.host.Network().Conns() {
+		ss.run(func() { c.Close() })
+	}
+}
+
+func (ss *sessions) any() bool {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return len(ss.all) > 0
+}
+
+// wake ends what sleep began.
+func (ss *sessions) wake() {
+	ss.mu.Lock()
+	ss.asleep = false
+	ss.mu.Unlock()
+	for _, p := range ss.n.host.Network().Peers() { // that came, and were not closed yet
+		ss.connected(p)
+	}
+}
+
+var errAsleep = errors.New("this computer goes to sleep")

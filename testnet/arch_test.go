@@ -62,7 +62,7 @@ var rooms = map[string]room{
 	"node": {
 		ours: "protocol tasks tasks/journal tasks/blob tasks/executor discovery… node/doctor",
 		others: "github.com/libp2p/go-libp2p github.com/multiformats/go-multiaddr google.golang.org/protobuf " +
-			"github.com/gofrs/flock github.com/shirou/gopsutil/v4 golang.org/x/sys golang.org/x/sync",
+			"github.com/godbus/dbus/v5 github.com/gofrs/flock github.com/shirou/gopsutil/v4 golang.org/x/sys golang.org/x/sync",
 	},
 	"node/doctor":  {others: "golang.org/x/net golang.org/x/sys github.com/shirou/gopsutil/v4"},
 	"node/control": {ours: "protocol tasks node node/doctor", others: "golang.org/x/sys golang.org/x/sync github.com/gofrs/flock"},

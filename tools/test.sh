@@ -15,14 +15,14 @@ skip() {
 }
 
 stage_packages() { # what the other stages can use and a Go toolchain does not bring
-  # for the stage wasm, and for tests with networks of their own
-  local want="clang lld wasi-libc libclang-rt-dev-wasm32 iproute2 nftables" missing="" p
-  command -v apt-get >/dev/null || skip "no apt-get here; install clang with wasi-libc, iproute2 and nftables"
+  # for the stage wasm, for tests with networks of their own, and for one with a message bus of its own
+  local want="clang lld wasi-libc libclang-rt-dev-wasm32 iproute2 nftables dbus-daemon" missing="" p
+  command -v apt-get >/dev/null || skip "no apt-get here; install clang with wasi-libc, iproute2, nftables and dbus-daemon"
   for p in $want; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
   done
   [ -z "$missing" ] && return
-  [ "$(id -u)" = 0 ] || skip "not root; for the stage wasm, and for networks in tests as root, run: sudo apt-get install$missing"
+  [ "$(id -u)" = 0 ] || skip "not root; for the stage wasm, for networks in tests as root, and for a message bus in tests, run: sudo apt-get install$missing"
   export DEBIAN_FRONTEND=noninteractive
   # shellcheck disable=SC2086 # words
   apt-get install -y -q --no-install-recommends $missing ||
