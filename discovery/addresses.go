@@ -129,6 +129,9 @@ func (l hints) choose(now time.Time, round int, n networks, e *endpoints, self [
 	var out []ma.Multiaddr
 	usable := false
 	for _, h := range l {
+		if kind(h.addr) == circuit {
+			continue // Discovery.circuits has them
+		}
 		ip, isIP := addrIP(h.addr)
 		if (isIP && !n.leadsTo(ip)) || (!isIP && n.alone()) || ma.Contains(self, h.addr) {
 			continue

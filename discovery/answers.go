@@ -82,7 +82,7 @@ func (d *Discovery) Ask(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) []
 
 func (d *Discovery) ask(ctx context.Context, p peer.ID, a ma.Multiaddr) Answer {
 	network, host, err := manet.DialArgs(a)
-	if err != nil || !dialable(a) {
+	if err != nil || !members.Dialable(a) {
 		return Answer{Addr: a.String(), Code: NotTried, Text: "this leads through a relay"}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)

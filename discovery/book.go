@@ -11,8 +11,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-
-	"meshnode/protocol"
 )
 
 const bookFile = "addresses.json"
@@ -28,6 +26,7 @@ type book struct {
 type entry struct {
 	Addrs    []string  `json:"addresses"`
 	LastSeen time.Time `json:"last_seen"`
+	Relays   bool      `json:"relays,omitempty"` // it did when it was connected last
 }
 
 // openBook reads the book; an unreadable one is an empty one.
@@ -56,12 +55,11 @@ func openBook(dir string) (*book, error) {
 // are others than before.
 func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) (changed bool) {
 	e := &entry{LastSeen: now}
-	have := map[string]bool{}
-	for _, a := range addrs {
-		if s := a.String(); dialable(a) && !have[s] && len(e.Addrs) < protocol.MaxMemberAddresses {
-			have[s] = true
-			e.Addrs = append(e.Addrs, s)
-		}
+	if old := b.peers[p]; old != nil {
+		e.Relays = old.Relays
+	}
+	for _, a := range best(addrs) {
+		e.Addrs = append(e.Addrs, a.String())
 	}
 	old := b.peers[p]
 	b.peers[p] = e
@@ -76,6 +74,16 @@ func (b *book) seen(p peer.ID, now time.Time) {
 	}
 }
 
+// relays notes whether a peer relays, and reports whether that is new.
+func (b *book) relays(p peer.ID, it bool) bool {
+	e := b.peers[p]
+	if e == nil || e.Relays == it {
+		return false
+	}
+	e.Relays, b.dirty = it, true
+	return true
+}
+
 func (b *book) addrs(p peer.ID) []ma.Multiaddr {
 	e := b.peers[p]
 	if e == nil {
@@ -83,11 +91,11 @@ func (b *book) addrs(p peer.ID) []ma.Multiaddr {
 	}
 	var out []ma.Multiaddr
 	for _, s := range e.Addrs {
-		if a, err := ma.NewMultiaddr(s); err == nil && dialable(a) && len(out) < protocol.MaxMemberAddresses {
+		if a, err := ma.NewMultiaddr(s); err == nil {
 			out = append(out, a)
 		}
 	}
-	return out
+	return best(out)
 }
 
 // save writes the book if it has changed, leaving out peers for whom keep is false.

@@ -158,26 +158,28 @@ type Discovery struct {
 	saveAt  time.Time // of the book; zero: it has not changed
 	saved   time.Time
 	outbox  outbox
+	ways    ways
 }
 
 // known is a member: its certificate is held.
 type known struct {
-	cert     *members.Cert
-	addrs    hints
-	up       bool      // connected, as far as the events tell
-	met      bool      // and it has said where it is
-	public   bool      // the other members know of it, or have been told
-	dialing  int       // dials that go on: a second one if a new address is heard of meanwhile
-	round    int       // dials since it was connected
-	hot      time.Time // until then it is dialled often
-	sign     time.Time // a sign of its life had it dialled
-	backoff  backoff
-	next     time.Time // of the next dial; zero: none planned
-	lastDial time.Time
-	followed time.Time // the last pairing with it, by the secret
-	lastSeen time.Time
-	reason   string
-	version  *protocol.Incompatible // why it is not connected
+	cert      *members.Cert
+	addrs     hints
+	up        bool // connected, as far as the events tell
+	met       bool // and it has said where it is
+	public    bool // the other members know of it, or have been told
+	dialing   int  // dials that go on: a second one if a new address is heard of meanwhile
+	stopDials []context.CancelFunc
+	round     int       // dials since it was connected
+	hot       time.Time // until then it is dialled often
+	sign      time.Time // a sign of its life had it dialled
+	backoff   backoff
+	next      time.Time // of the next dial; zero: none planned
+	lastDial  time.Time
+	followed  time.Time // the last pairing with it, by the secret
+	lastSeen  time.Time
+	reason    string
+	version   *protocol.Incompatible // why it is not connected
 }
 
 // unmet is a peer of the mesh's name on the local network whose certificate is not held.
@@ -211,7 +213,7 @@ func New(c Config) (*Discovery, error) {
 		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
-		ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{},
+		ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{}, ways: newWays(),
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -234,6 +236,11 @@ func (d *Discovery) Run(ctx context.Context) error {
 	}
 	d.host.Network().Notify(notify)
 	defer d.host.Network().StopNotify(notify)
+	var err error
+	if d.ways.moved, err = d.host.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated)); err != nil {
+		return err
+	}
+	defer d.ways.close()
 	identified, err := d.host.EventBus().Subscribe([]any{new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerIdentificationFailed), new(event.EvtLocalAddressesUpdated)})
 	if err != nil {
 		return err
@@ -277,8 +284,13 @@ func (d *Discovery) Run(ctx context.Context) error {
 	defer timer.Stop()
 	keep := time.NewTicker(upkeep)
 	defer keep.Stop()
+	arrange := time.NewTicker(arrangeEvery)
+	defer arrange.Stop()
 	d.upkeep()
 	for {
+		if d.ways.changed {
+			d.arrange()
+		}
 		d.show()
 		timer.Reset(min(d.dialDue(), d.probeDue(), d.saveDue(), d.newsDue()))
 		select {
@@ -319,6 +331,8 @@ func (d *Discovery) Run(ctx context.Context) error {
 			d.rediscover()
 		case <-keep.C:
 			d.upkeep()
+		case <-arrange.C:
+			d.ways.changed = true
 		}
 	}
 }
@@ -382,9 +396,13 @@ func (d *Discovery) hint(p peer.ID, r rank, source string, addrs ...ma.Multiaddr
 	if k == nil || p == d.host.ID() {
 		return
 	}
-	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !dialable(a) || manet.IsIPUnspecified(a) })
+	addrs = slices.DeleteFunc(best(addrs), manet.IsIPUnspecified)
 	now := time.Now()
 	fresh := k.addrs.take(now, r, source, addrs...)
+	d.ways.changed = d.ways.changed || fresh
+	if k.up && fresh {
+		d.upgradeSoon(p)
+	}
 	if k.up || len(addrs) == 0 {
 		return
 	}
@@ -428,7 +446,7 @@ func (d *Discovery) plan(p peer.ID, k *known, wait time.Duration) {
 
 // planAlso is plan, for a dial beside one that goes on: an address where nothing answers takes seconds, and there is a new one now.
 func (d *Discovery) planAlso(p peer.ID, k *known, wait time.Duration) {
-	if k.up || k.dialing > 1 || len(k.addrs) == 0 {
+	if k.up || k.dialing > 1 || len(k.addrs) == 0 && len(d.circuits(p, k)) == 0 {
 		return
 	}
 	at := time.Now().Add(wait)
@@ -492,7 +510,8 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 	now := time.Now()
 	addrs, err := k.addrs.choose(now, k.round, d.nets, d.ends, d.self)
 	k.round++
-	if err != nil {
+	ways := d.circuits(p, k)
+	if err != nil && len(ways) == 0 {
 		k.reason, k.next = err.Error(), now.Add(noWayRetry-noWayRetry/10+rand.N(noWayRetry/5))
 		if errors.Is(err, errHeldBack) {
 			k.lastDial = now
@@ -504,9 +523,9 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 	k.next, k.lastDial = time.Time{}, now
 	d.dialing++
 	also := k.dialing > 1
-	ctx := d.ctx
+	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
+	k.stopDials = append(k.stopDials, cancel)
 	d.spawn(func() {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		// libp2p would wait with a peer whose last dial failed; this loop has its own times.
 		if s, ok := d.host.Network().(*swarm.Swarm); ok {
@@ -515,7 +534,7 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		if !also { // else libp2p takes the new ones into the dial that goes on
 			d.host.Peerstore().ClearAddrs(p)
 		}
-		d.host.Peerstore().AddAddrs(p, addrs, peerstore.TempAddrTTL)
+		d.host.Peerstore().AddAddrs(p, append(ways, addrs...), peerstore.TempAddrTTL)
 		c, err := d.host.Network().DialPeer(ctx, p)
 		err = d.incompatible(ctx, err)
 		d.do(d.ctx, func() { d.dialled(p, k, addrs, c, err) })
@@ -524,16 +543,21 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 
 func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network.Conn, err error) {
 	d.dialing--
-	k.dialing--
+	if k.dialing--; k.dialing == 0 {
+		k.stopDials = nil
+	}
 	if err == nil || !d.connected(p) {
 		k.addrs.dialled(time.Now(), tried, c, d.ends)
 	}
 	if d.peers[p] != k {
 		return
 	}
-	if err == nil || d.connected(p) {
+	if d.connected(p) {
 		d.connChanged(p)
 		return
+	}
+	if err == nil { // gone again, or not to be used
+		err = errors.New("the connection was lost")
 	}
 	if k.version = nil; errors.As(err, &k.version) && k.reason != reasonOf(err) {
 		d.log.Warn("member of another version", "peer", p.String(), "name", k.cert.Name, "err", err)
@@ -552,6 +576,13 @@ func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network
 // connChanged looks at a peer of which a connection came or went. One event says nothing: there may be another
 // connection.
 func (d *Discovery) connChanged(p peer.ID) {
+	d.ways.changed = true
+	for _, c := range d.host.Network().ConnsToPeer(p) {
+		if c.Stat().Limited && !c.IsClosed() { // libp2p opens no streams on one, so to the rest of the node it is none
+			d.log.Warn("a relay limits its circuits: not used", "relay", c.RemoteMultiaddr().String(), "peer", p.String())
+			d.spawn(func() { c.Close() })
+		}
+	}
 	up := d.connected(p)
 	k := d.peers[p]
 	if k == nil && up {
@@ -574,6 +605,9 @@ func (d *Discovery) connChanged(p peer.ID) {
 	k.lastSeen = time.Now()
 	if up {
 		k.backoff.reset()
+		for _, stop := range k.stopDials {
+			stop() // it came from the other side; libp2p would go on, and a hole punch would join what is no punch
+		}
 		k.next, k.reason = time.Time{}, ""
 		if _, ok := d.members.Certificate(p); !ok { // expired between the exchange and now, or forgotten
 			d.host.Network().ClosePeer(p)
@@ -608,7 +642,10 @@ func (d *Discovery) oneConnection(p peer.ID) {
 	if d.host.ID() > p {
 		return
 	}
-	conns := slices.DeleteFunc(slices.Clone(d.host.Network().ConnsToPeer(p)), network.Conn.IsClosed)
+	conns, others := d.paths(p)
+	if len(conns) == 0 {
+		conns = others // beside a direct one, closeRelayed has them
+	}
 	if len(conns) < 2 {
 		return
 	}
@@ -631,6 +668,10 @@ func (d *Discovery) oneConnection(p peer.ID) {
 
 // identified takes up what a member says of itself on an authenticated connection.
 func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
+	d.ways.changed = true
+	if h, ok := d.host.(*meshHost); ok {
+		h.outside.saw(e.ObservedAddr)
+	}
 	k := d.peers[e.Peer]
 	if k == nil || e.Conn == nil || d.otherStreams(e.Peer, k, e.Protocols) {
 		return
@@ -668,7 +709,10 @@ func (d *Discovery) saysItself(p peer.ID, k *known, c network.Conn, said []ma.Mu
 func reachable(addrs []ma.Multiaddr, other ma.Multiaddr) []ma.Multiaddr {
 	local := manet.IsIPLoopback(other)
 	return slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
-		return !dialable(a) || manet.IsIPUnspecified(a) || (!local && manet.IsIPLoopback(a))
+		if _, ok := plausible(a); !ok {
+			return true
+		}
+		return kind(a) != circuit && (manet.IsIPUnspecified(a) || (!local && manet.IsIPLoopback(a)))
 	})
 }
 
@@ -724,6 +768,7 @@ func (d *Discovery) networksChanged(n networks) {
 	})
 	d.rediscover()
 	d.sayOwn()
+	d.wayMoved()
 }
 
 // cutStale closes the connections from addresses that this machine has no more: nothing would come through them, and the
@@ -829,6 +874,9 @@ func (d *Discovery) meshChanged() {
 	d.mesh, d.circle = mesh, d.members.Own().Circle
 	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID]*unmet{}, ""
 	d.outbox = newOutbox()
+	clear(d.ways.held)
+	clear(d.ways.upgrades)
+	d.ways.changed = true
 	for _, p := range d.host.Network().Peers() {
 		d.host.Network().ClosePeer(p)
 	}

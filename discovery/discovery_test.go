@@ -209,7 +209,7 @@ func TestAddressBookAfterRestart(t *testing.T) {
 	if s := b.state(a.Self()); s.Reason == "" || s.State == Connected || s.LastSeen.IsZero() {
 		t.Errorf("b says of a: %+v", s)
 	}
-	at := b.host.Network().ListenAddresses()[0].String()
+	at := b.host.Addrs()[0].String()
 	b.stop()
 	// b comes back where it was, but without its book; a comes back elsewhere. Only a's book leads from one to the other.
 	if err := os.Remove(filepath.Join(dirB, "membership", bookFile)); err != nil {
@@ -476,7 +476,7 @@ func TestKeptPort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := h.Network().ListenAddresses()[0].ValueForProtocol(ma.P_TCP)
+		p, err := h.Addrs()[0].ValueForProtocol(ma.P_TCP)
 		if err != nil {
 			t.Fatal(err)
 		}

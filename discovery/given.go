@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ func ParseGiven(s string) (Given, error) {
 	}
 	a, id := peer.SplitAddr(a)
 	g.Peer = id
-	if !dialable(a) {
+	if !members.Dialable(a) {
 		return Given{}, fmt.Errorf("address %.80q: want an IP address or DNS name and a TCP port, as in /ip4/192.168.1.5/tcp/4001, optionally with /p2p/PEER", s)
 	}
 	if g.Network, g.Host, err = manet.DialArgs(a); err != nil {
@@ -59,20 +60,37 @@ func ParseGiven(s string) (Given, error) {
 	return g, nil
 }
 
-func notInHost(r rune) bool {
-	return !unicode.IsPrint(r) || unicode.IsSpace(r) || strings.ContainsRune(`/\@?#"'`, r)
+// ParseAnnounce reads the address at which a node tells others to reach it: /ip4/203.0.113.5/tcp/4001, /dns/example.org/tcp/4001 or
+// HOST:PORT. It looks nothing up. Errors are one line.
+func ParseAnnounce(s string) (ma.Multiaddr, error) {
+	g, err := ParseGiven(s)
+	if err != nil {
+		return nil, err
+	}
+	host, port, err := net.SplitHostPort(g.Host)
+	if err != nil {
+		return nil, fmt.Errorf("address %.80q: %s", s, oneLine(err))
+	}
+	protocol := "dns"
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if protocol = "ip6"; ip.Unmap().Is4() {
+			protocol, host = "ip4", ip.Unmap().String()
+		}
+		if ip.IsUnspecified() || ip.Zone() != "" || ip.IsMulticast() {
+			return nil, fmt.Errorf("address %.80q: want one at which other computers reach this node", s)
+		}
+	} else if strings.HasPrefix(s, "/dns4/") || strings.HasPrefix(s, "/dns6/") {
+		protocol = s[1:5]
+	}
+	a, err := ma.NewMultiaddr("/" + protocol + "/" + host + "/tcp/" + port)
+	if err != nil {
+		return nil, fmt.Errorf("address %.80q: %s", s, oneLine(err))
+	}
+	return a, nil
 }
 
-// dialable reports whether a is an address for this node's transport: an IP address or DNS name and a TCP port.
-func dialable(a ma.Multiaddr) bool {
-	if len(a) != 2 || len(a.Bytes()) > 300 || a[1].Protocol().Code != ma.P_TCP {
-		return false
-	}
-	switch a[0].Protocol().Code {
-	case ma.P_IP4, ma.P_IP6, ma.P_DNS, ma.P_DNS4, ma.P_DNS6:
-		return true
-	}
-	return false
+func notInHost(r rune) bool {
+	return !unicode.IsPrint(r) || unicode.IsSpace(r) || strings.ContainsRune(`/\@?#"'`, r)
 }
 
 // seek finds out who is at a given address, and again whenever that peer is not connected: the address may be a

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,8 +21,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"meshnode/discovery/members"
 )
@@ -34,8 +38,9 @@ const (
 	// maxDialling connections being dialled: maxDials peers at a few addresses each.
 	maxDialling = 256
 	// maxStreams: a stream of the scheduler's in each direction, blobs in flight, and identify with everybody at once.
-	maxStreams        = 40 * MaxMembers
-	maxStreamsPerPeer = 256
+	maxStreams = 40 * MaxMembers
+	// maxStreamsPerPeer: a member that can be met through this node only has a circuit here for each other one.
+	maxStreamsPerPeer = 256 + MaxMembers
 	// peerMemory bounds the windows of one peer's streams, which is what it can make this node hold unread: 256 KiB each at
 	// least, and up to 16 MiB of one that carries much, as do the four fetches of blobs at once.
 	peerMemory = maxStreamsPerPeer<<18 + 64<<20
@@ -50,14 +55,19 @@ type HostConfig struct {
 	// Listen are the addresses to listen on. None: all interfaces, IPv4 and IPv6, on one port that is chosen on
 	// the first start and kept in Dir/port.
 	Listen []ma.Multiaddr
-	Deaf   bool   // listen on none at all
-	Dir    string // the membership folder; needed if Listen is empty
-	Agent  string // what the node tells of itself, as in "meshnode/0.1.0"
-	Logger *slog.Logger
+	Deaf   bool // listen on none at all
+	// Announce are addresses at which others can reach this node beside those that it sees itself: of a forwarded port, of a proxy.
+	// Each stands for all addresses of its kind (loopback, private or public) that the node would tell. With any, it
+	// counts as reachable.
+	Announce []ma.Multiaddr
+	MapPort  bool   // ask the router (UPnP, NAT-PMP, PCP) for a port that leads here
+	Dir      string // the membership folder; needed if Listen is empty
+	Agent    string // what the node tells of itself, as in "meshnode/0.1.0"
+	Logger   *slog.Logger
 }
 
-// NewHost makes the node's libp2p host: members only, TCP only, with limits for MaxMembers, each logged when it is hit. The
-// caller closes it.
+// NewHost makes the node's libp2p host: members only, TCP only (and circuits over it), with limits for MaxMembers, each logged
+// when it is hit. The caller closes it.
 func NewHost(c HostConfig) (host.Host, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -82,8 +92,13 @@ func NewHost(c HostConfig) (host.Host, error) {
 		}
 	}
 	for _, a := range c.Listen {
-		if !dialable(a) {
+		if !members.Dialable(a) {
 			return nil, fmt.Errorf("listen on %s: want an IP address and a TCP port, as in /ip4/0.0.0.0/tcp/4001", a)
+		}
+	}
+	for _, a := range c.Announce {
+		if !members.Dialable(a) || manet.IsIPUnspecified(a) {
+			return nil, fmt.Errorf("announce %s: want an IP address or DNS name and a TCP port at which others reach this node, as in /ip4/203.0.113.5/tcp/4001", a)
 		}
 	}
 	limits := rcmgr.PartialLimitConfig{
@@ -102,6 +117,8 @@ func NewHost(c HostConfig) (host.Host, error) {
 			Streams: maxStreamsPerPeer, StreamsInbound: maxStreamsPerPeer, StreamsOutbound: maxStreamsPerPeer, Memory: peerMemory,
 		},
 		ServiceDefault: rcmgr.ResourceLimits{Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams},
+		Service:        map[string]rcmgr.ResourceLimits{relay.ServiceName: {Streams: maxStreams, StreamsInbound: maxStreams, StreamsOutbound: maxStreams, Memory: relayMemory}},
+		ServicePeer:    map[string]rcmgr.ResourceLimits{relay.ServiceName: {Streams: maxStreamsPerPeer, StreamsInbound: maxStreamsPerPeer, StreamsOutbound: maxStreamsPerPeer, Memory: relayMemory}},
 	}.Build(rcmgr.DefaultLimits.AutoScale())
 	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits),
 		// Many members may be behind one router; strangers do not get as far as counting here.
@@ -115,23 +132,41 @@ func NewHost(c HostConfig) (host.Host, error) {
 	if c.Deaf {
 		listen = libp2p.NoListenAddrs
 	}
-	h, err := libp2p.New(
+	told := &told{announce: c.Announce}
+	options := []libp2p.Option{
 		libp2p.Identity(c.Members.Key()),
 		listen,
 		members.TransportOptions(c.Members),
 		libp2p.ResourceManager(resources),
 		// Every connection is a member's: a connection manager could only cut members off.
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
-		libp2p.DisableRelay(),
+		libp2p.AddrsFactory(told.addrs),
+		libp2p.SwarmOpts(swarm.WithDialRanker(directFirst)),
 		libp2p.DisableMetrics(),
-		libp2p.DisableIdentifyAddressDiscovery(),
 		libp2p.Ping(false), // beats do that
 		libp2p.UserAgent(c.Agent),
-	)
+	}
+	router := &router{log: c.Logger}
+	if c.Deaf {
+		options = append(options, libp2p.DisableRelay(), libp2p.DisableIdentifyAddressDiscovery())
+	} else {
+		options = append(options, libp2p.EnableRelay())
+		if c.MapPort && !slices.ContainsFunc(c.Listen, manet.IsIPLoopback) {
+			options = append(options, libp2p.NATManager(router.serve))
+		}
+	}
+	inner, err := libp2p.New(options...)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", joinAddrs(c.Listen), err)
 	}
-	if len(h.Network().ListenAddresses()) == 0 && !c.Deaf {
+	h := &meshHost{Host: inner, told: told, router: router}
+	if !c.Deaf {
+		if err := h.mayPunch(c.Logger); err != nil {
+			h.Close()
+			return nil, err
+		}
+	}
+	if !c.Deaf && !slices.ContainsFunc(h.Network().ListenAddresses(), members.Dialable) {
 		h.Close()
 		return nil, fmt.Errorf("listen on %s: no address could be taken", joinAddrs(c.Listen))
 	}

@@ -618,7 +618,7 @@ func peerIn(text []string) (p peer.ID, addrs []ma.Multiaddr) {
 		}
 		p = info.ID
 		for _, a := range info.Addrs {
-			if dialable(a) && len(addrs) < protocol.MaxMemberAddresses {
+			if members.Dialable(a) && len(addrs) < protocol.MaxMemberAddresses {
 				addrs = append(addrs, a)
 			}
 		}

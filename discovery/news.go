@@ -330,6 +330,9 @@ func (d *Discovery) record(p, to peer.ID, whole bool) *protocol.MemberRecord {
 // this node, but for addresses that it has no more.
 func (d *Discovery) ownAddrs(to peer.ID) []ma.Multiaddr {
 	out := slices.Clone(d.self)
+	if h, ok := d.host.(*meshHost); ok {
+		out = h.told.addrs(out)
+	}
 	for _, a := range d.host.Addrs() {
 		ip, ok := addrIP(a)
 		stale := ok && ma.Contains(d.past, a) && !d.nets.has(ip)
@@ -340,7 +343,7 @@ func (d *Discovery) ownAddrs(to peer.ID) []ma.Multiaddr {
 	if conns := d.host.Network().ConnsToPeer(to); len(conns) > 0 {
 		out = reachable(out, conns[0].RemoteMultiaddr())
 	}
-	return out[:min(len(out), protocol.MaxMemberAddresses)]
+	return best(out)
 }
 
 func send(ctx context.Context, h host.Host, to peer.ID, news *protocol.MemberNews, speak protocol.Versions) error {
@@ -531,10 +534,10 @@ const maxRecords = 2 * MaxMembers
 
 func addrsOf(raw [][]byte) []ma.Multiaddr {
 	var out []ma.Multiaddr
-	for _, b := range raw {
-		if a, err := ma.NewMultiaddrBytes(b); err == nil && dialable(a) && len(out) < protocol.MaxMemberAddresses {
+	for _, b := range raw[:min(len(raw), 4*protocol.MaxMemberAddresses)] {
+		if a, err := ma.NewMultiaddrBytes(b); err == nil {
 			out = append(out, a)
 		}
 	}
-	return out
+	return best(out)
 }

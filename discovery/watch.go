@@ -12,6 +12,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"meshnode/discovery/members"
 )
 
 // Times of the watcher of the machine's interfaces.
@@ -154,7 +156,7 @@ func listens(h host.Host, faces []face) []ma.Multiaddr {
 	var out []ma.Multiaddr
 	for _, l := range h.Network().ListenAddresses() {
 		ip, ok := addrIP(l)
-		if !ok || !dialable(l) {
+		if !ok || !members.Dialable(l) {
 			continue
 		}
 		for _, f := range faces {

@@ -75,8 +75,9 @@ type Peer struct {
 	Running  int      `json:"running"`
 	Queued   int      `json:"queued"`
 	RTT      float64  `json:"rtt_ms"`
-	Heard    float64  `json:"heard_ms"` // since the last message of it
-	Path     string   `json:"path"`     // direct, or relay
+	Heard    float64  `json:"heard_ms"`        // since the last message of it
+	Path     string   `json:"path"`            // direct, or relay
+	Relay    string   `json:"relay,omitempty"` // the ID of the member through which it is connected
 	Runtimes []string `json:"runtimes"`
 	Sandbox  string   `json:"sandbox"` // of what it runs for others: "wasm", or "wasm; python: none" where Python runs: it has none yet
 	Version  string   `json:"version"`

@@ -955,6 +955,11 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		default:
 			p.State, p.Name = "connected", cmp.Or(st.Name, p.Name)
 		}
+		if id, err := peer.Decode(string(st.ID)); err == nil && !st.Self {
+			if direct, relay := n.finder.Path(id); !direct && relay != "" {
+				p.Path, p.Relay = "relay", relay.String()
+			}
+		}
 		if s := n.sessions.get(st.ID); s != nil {
 			p.RTT = float64(s.pings.roundTrip()) / float64(time.Millisecond)
 			age := s.heardAge()
@@ -964,7 +969,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 			}
 			p.Protocol = s.version
 			// Of one that dialled us, the connection's address is not where it listens: that is known from what it says.
-			if c := s.stream.Conn(); c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0 {
+			if c := s.stream.Conn(); p.Path == "direct" && (c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0) {
 				p.Addrs = []string{c.RemoteMultiaddr().String()}
 			}
 		}

@@ -49,10 +49,14 @@ type Config struct {
 	Slots   int      // tasks at once; 0: it only submits
 	Listen  []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
 	Peers   []string // members to connect to: multiaddresses or HOST:PORT
-	MDNS    bool
-	DHT     bool     // look for members that moved by the mesh's private DHT, and serve it
-	Memory  uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
-	Labels  []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
+	// Announce are addresses at which others reach this node from outside, as a forwarded port: multiaddresses, or HOST:PORT. See
+	// discovery.HostConfig.
+	Announce []string
+	MapPort  bool // ask the router for a port that leads here
+	MDNS     bool
+	DHT      bool     // look for members that moved by the mesh's private DHT, and serve it
+	Memory   uint64   // bytes that tasks may use, all slots together; 0: the executor's default for each
+	Labels   []string // "key=value" or "key", for jobs to ask for; see tasks.CheckLabels
 	// Retain is how long ended detached jobs and their results are kept, in time that the computer is awake; attached ones
 	// at most a day of it. 0: 7 days.
 	Retain  time.Duration
@@ -235,10 +239,18 @@ func (n *Node) listen() error {
 			return err
 		}
 	}
+	var announce []ma.Multiaddr
+	for _, t := range n.cfg.Announce {
+		a, err := discovery.ParseAnnounce(t)
+		if err != nil {
+			return err
+		}
+		announce = append(announce, a)
+	}
 	dir := filepath.Join(n.cfg.DataDir, "membership")
 	var err error
 	n.host, err = discovery.NewHost(discovery.HostConfig{
-		Members: n.members, Listen: listen, Deaf: n.cfg.Private, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
+		Members: n.members, Listen: listen, Announce: announce, MapPort: n.cfg.MapPort, Deaf: n.cfg.Private, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
 	})
 	if err != nil {
 		return err

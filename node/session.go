@@ -17,6 +17,7 @@ import (
 	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	"google.golang.org/protobuf/proto"
 
+	"meshnode/discovery"
 	"meshnode/protocol"
 	"meshnode/tasks"
 )
@@ -52,8 +53,8 @@ type sessions struct {
 	mu   sync.Mutex // guards what follows
 	all  map[protocol.NodeID]*session
 	next uint64
-	// opening has the peers for which a goroutine opens streams.
-	opening map[peer.ID]bool
+	// opening has the peers for which a goroutine opens streams, and what tells it that a direct connection is there.
+	opening map[peer.ID]chan struct{}
 	closed  bool
 	asleep  bool // from sleep to wake there are no sessions
 	wg      sync.WaitGroup
@@ -100,7 +101,7 @@ type pings struct {
 }
 
 func (ss *sessions) open(n *Node) {
-	ss.n, ss.all, ss.opening = n, map[protocol.NodeID]*session{}, map[peer.ID]bool{}
+	ss.n, ss.all, ss.opening = n, map[protocol.NodeID]*session{}, map[peer.ID]chan struct{}{}
 }
 
 // start serves streams and opens them for each connection, from now on.
@@ -150,11 +151,16 @@ func (ss *sessions) connected(p peer.ID) {
 		return // it opens
 	}
 	ss.mu.Lock()
-	if ss.opening[p] {
+	if better := ss.opening[p]; better != nil {
 		ss.mu.Unlock()
+		select {
+		case better <- struct{}{}:
+		default:
+		}
 		return
 	}
-	ss.opening[p] = true
+	better := make(chan struct{}, 1)
+	ss.opening[p] = better
 	ss.mu.Unlock()
 	ss.run(func() {
 		defer func() {
@@ -168,12 +174,10 @@ func (ss *sessions) connected(p peer.ID) {
 		}()
 		pause := reopenFirst
 		for ss.n.ctx.Err() == nil && ss.n.host.Network().Connectedness(p) == network.Connected {
-			ctx, cancel := context.WithTimeout(network.WithNoDial(ss.n.ctx, "stream of a connection"), helloTimeout)
-			s, err := ss.n.host.NewStream(ctx, p, ss.protocols()...)
-			cancel()
+			s, err := ss.openStream(p)
 			if err == nil {
 				began := time.Now()
-				err = ss.serve(s)
+				err = ss.serveBest(s, better)
 				if time.Since(began) > reopenMost {
 					pause = reopenFirst
 				}
@@ -188,6 +192,45 @@ func (ss *sessions) connected(p peer.ID) {
 			pause = min(2*pause, reopenMost)
 		}
 	})
+}
+
+func (ss *sessions) openStream(p peer.ID) (network.Stream, error) {
+	ctx, cancel := context.WithTimeout(network.WithNoDial(ss.n.ctx, "stream of a connection"), helloTimeout)
+	defer cancel()
+	return ss.n.host.NewStream(ctx, p, ss.protocols()...) // on a direct connection, if there is one
+}
+
+// serveBest runs a session until it ends. One that goes through a relay moves once a direct connection is there: a new stream takes its
+// place when the Hellos on it have said what each side holds, so that no lease is in doubt in between.
+func (ss *sessions) serveBest(s network.Stream, better <-chan struct{}) error {
+	serve := func(s network.Stream) <-chan error {
+		ended := make(chan error, 1)
+		go func() { ended <- ss.serve(s) }()
+		return ended
+	}
+	ended := serve(s)
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-better:
+		}
+		if _, through := discovery.Relayed(s.Conn()); !through {
+			continue
+		}
+		next, err := ss.openStream(s.Conn().RemotePeer())
+		if err != nil {
+			continue // the connection is gone again; if not, the relayed one is closed before long, and that opens one anew
+		}
+		if _, through := discovery.Relayed(next.Conn()); through {
+			next.Reset()
+			continue
+		}
+		old := ended
+		s, ended = next, serve(next)
+		err = <-old // replaced; or lost, like any
+		ss.n.log.Debug("stream moved to a direct connection", "peer", s.Conn().RemotePeer(), "err", err)
+	}
 }
 
 func (ss *sessions) incoming(s network.Stream) {

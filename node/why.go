@@ -86,6 +86,9 @@ func (n *Node) WhyPeer(ctx context.Context, id string) (Why, error) {
 				w.Reasons = append([]tasks.Reason{{Code: "membership", Text: trouble, Fix: "see meshnode status"}}, w.Reasons...)
 			}
 		}
+		if p.Path == "relay" {
+			w.Reasons = append(w.Reasons, tasks.ThroughRelay(p.Name, cmp.Or(n.nameOf(protocol.NodeID(p.Relay)), p.Relay)))
+		}
 		if p.State == "gone" { // discovery knows more than the scheduler
 			gone := tasks.NotConnected.Reason(p.Name, "")
 			if p.Reason != "" {

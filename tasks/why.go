@@ -52,6 +52,7 @@ const (
 	Halting    // {what} is why
 	Disk       // {what} is what is wrong with it
 	Network    // {what} is what is wrong with it
+	Relayed    // {what} is the relay's name
 
 	Elsewhere // {what} is how long yet
 	TooFar    // {what} is how long the bytes take
@@ -156,6 +157,7 @@ var table = [codes]Reason{
 	AlreadyEnded: {"task_ended", "the task has ended", "meshnode results JOB has its result"},
 	Disk:         {"disk", "this node's disk: {what}", "make room on the disk of its data directory (meshnode status names it); results wait for it, and all goes on by itself"},
 	Network:      {"network", "this node's network: {what}", "look at this computer's network (cable, Wi-Fi, flight mode); members are found again by themselves"},
+	Relayed:      {"relayed", "{node} is connected through {what}, which relays: what goes between the two takes as long as both ways and shares that node's bandwidth", "nothing: a direct connection is tried again now and then; to have one, forward a port to one of the two in its router and start it with --announce"},
 	Halting:      {"halting", "nothing more of it starts: {what}", "nothing: it ends with what runs; submit with another --halt, or without"},
 
 	TooFar:    {"too_far", "{node} is too far away: the bytes of a task need {what} to get there, and by then the others have done it", "nothing, or a faster network between the two: tasks whose bytes are there already go there"},
@@ -208,6 +210,9 @@ func FullDisk(what string) Reason { return Disk.Reason("", what) }
 
 // NoNetwork is the Reason of a node whose own network is away. The node adds it.
 func NoNetwork(what string) Reason { return Network.Reason("", what) }
+
+// ThroughRelay is the Reason of a node that is connected through a relay, which the scheduler does not see either.
+func ThroughRelay(node, relay string) Reason { return Relayed.Reason(node, relay) }
 
 // called is a node's name in a sentence.
 func (p *peer) called() string {

@@ -56,7 +56,7 @@ var rooms = map[string]room{
 	"discovery/members": {
 		ours: "protocol discovery/paced",
 		others: "github.com/libp2p/go-libp2p github.com/libp2p/go-yamux/v5 github.com/multiformats/go-multiaddr github.com/multiformats/go-multistream " +
-			"google.golang.org/protobuf github.com/shirou/gopsutil/v4 filippo.io/cpace go.uber.org/fx", // fx: libp2p takes options of its transports through it
+			"google.golang.org/protobuf github.com/shirou/gopsutil/v4 filippo.io/cpace golang.org/x/sys go.uber.org/fx", // fx: libp2p takes options of its transports through it
 	},
 
 	"node": {

@@ -58,6 +58,16 @@ func (c *cli) completePeers(cmd *cobra.Command, _ []string, _ string) ([]string,
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// relayOf is the name of the member through which p is connected, "" if it is connected directly or not at all.
+func relayOf(peers []node.Peer, p node.Peer) string {
+	for _, r := range peers {
+		if r.ID == p.Relay {
+			return r.Name
+		}
+	}
+	return p.Relay
+}
+
 func (c *cli) peersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "peers [-w]",
@@ -96,9 +106,9 @@ not heard for a while; gone, with the reason and what is tried.`,
 				return nil
 			}
 			wide := c.format == "wide"
-			head := []string{"NAME", "STATE", "SLOTS", "RUNNING", "QUEUED", "RTT", "ID", "REASON"}
+			head := []string{"NAME", "STATE", "SLOTS", "RUNNING", "QUEUED", "RTT", "PATH", "ID", "REASON"}
 			if wide {
-				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "PATH", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "MAY HERE", "MAY THERE", "LAST SEEN", "VIA", "ADDRESSES")
+				head = append(head, "OS", "ARCH", "CPUS", "MEMORY", "LABELS", "RELAY", "RUNTIMES", "SANDBOX", "VERSION", "OWNER", "MAY HERE", "MAY THERE", "LAST SEEN", "VIA", "ADDRESSES")
 			}
 			rows := [][]string{head}
 			lastSeen := func(p node.Peer) string {
@@ -112,12 +122,16 @@ not heard for a while; gone, with the reason and what is tried.`,
 				if !wide && len(id) > 8 {
 					id = id[len(id)-8:]
 				}
+				path := ""
+				if p.State == "connected" || p.State == "suspect" {
+					path = p.Path
+				}
 				if p.RTT > 0 {
 					rtt = strconv.FormatFloat(p.RTT, 'f', 1, 64) + " ms"
 				}
-				row := []string{p.Name, p.State, strconv.Itoa(p.Slots), strconv.Itoa(p.Running), strconv.Itoa(p.Queued), rtt, id, p.Reason}
+				row := []string{p.Name, p.State, strconv.Itoa(p.Slots), strconv.Itoa(p.Running), strconv.Itoa(p.Queued), rtt, path, id, p.Reason}
 				if wide {
-					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), p.Path, strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.MayUseHere, ","), strings.Join(p.MayUseThere, ","), lastSeen(p), p.Via, strings.Join(p.Addrs, " "))
+					row = append(row, p.OS, p.Arch, strconv.Itoa(int(p.CPUs)), executor.Size(p.Memory), strings.Join(p.Labels, ","), relayOf(peers, p), strings.Join(p.Runtimes, ","), p.Sandbox, p.Version, p.Owner, strings.Join(p.MayUseHere, ","), strings.Join(p.MayUseThere, ","), lastSeen(p), p.Via, strings.Join(p.Addrs, " "))
 				}
 				rows = append(rows, row)
 			}

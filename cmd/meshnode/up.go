@@ -48,8 +48,8 @@ type upFlags struct {
 	retain                                      duration
 	name, slots, memory, dht, control, logLevel string
 	python, secretFile                          string
-	listen, peers, labels                       []string
-	noMDNS, noWork, detach, private             bool
+	listen, peers, labels, announce             []string
+	noMDNS, noWork, detach, private, noPortMap  bool
 	detached, withParent                        bool // hidden
 }
 
@@ -77,6 +77,8 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 	fs.StringArrayVar(&f.listen, "listen", nil, "`MULTIADDR` to listen on; may be repeated (default: all interfaces, on a port that is kept)")
 	fs.StringArrayVar(&f.peers, "peer", nil, "`ADDRESS` of a member, HOST:PORT or a multiaddr; may be repeated")
 	fs.StringVar(&f.secretFile, "secret-file", "", "`FILE` whose first line admits nodes that have the same: they run each other's WebAssembly and Python; -: standard input")
+	fs.StringArrayVar(&f.announce, "announce", nil, "`ADDRESS` at which others reach this node, as a port that a router forwards to it: a multiaddr or HOST:PORT; may be repeated")
+	fs.BoolVar(&f.noPortMap, "no-port-map", false, "do not ask the router (UPnP, NAT-PMP) to forward a port to this node")
 	fs.BoolVar(&f.noMDNS, "no-mdns", false, "do not look for members in the local network")
 	fs.StringVar(&f.dht, "dht", "off", "look for members that moved by the mesh's own DHT, too: `private` or off")
 	fs.BoolVar(&f.noWork, "no-work", false, "submit only, run nothing")
@@ -99,7 +101,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 
 // nodeConfig makes the node's configuration of flags.
 func (f *upFlags) nodeConfig(cmd *cobra.Command, dataDir string, log *slog.Logger) (node.Config, error) {
-	cfg := node.Config{DataDir: dataDir, Name: f.name, Listen: f.listen, Peers: f.peers, MDNS: !f.noMDNS, Version: version, Logger: log}
+	cfg := node.Config{DataDir: dataDir, Name: f.name, Listen: f.listen, Peers: f.peers, MDNS: !f.noMDNS, Announce: f.announce, MapPort: !f.noPortMap, Version: version, Logger: log}
 	if f.name != "" && (len(f.name) > 64 || strings.IndexFunc(f.name, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) >= 0) {
 		return cfg, usage(cmd, "--name %q: want up to 64 printable characters without blanks", f.name)
 	}

@@ -110,10 +110,18 @@ func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
 }
 
 // admitIn is the listening side. What it reads is bounded by maxPreAdmission, until it has judged the other side a member and calls grow.
-func (m *Membership) admitIn(c sec.SecureConn, grow func(bytes int64)) (*Cert, error) {
+func (m *Membership) admitIn(c sec.SecureConn, relayed bool, grow func(bytes int64)) (*Cert, error) {
 	a := &protocol.Admission{}
 	if err := readMsg(c, a, protocol.MaxAdmission); err != nil {
 		return nil, fmt.Errorf("read its certificate: %w", err)
+	}
+	if relayed && (a.Pair != nil || a.Join != nil) {
+		// Tickets and codes are good on the direct way only, where tries are counted by address.
+		reply := &protocol.AdmissionReply{Denial: protocol.Denial_BAD_CERTIFICATE, Reason: "not admitted: through a relay come members only"}
+		if err := writeMsg(c, reply); err == nil {
+			awaitDone(c)
+		}
+		return nil, errJoinRelayed
 	}
 	if a.Pair != nil {
 		return nil, m.pairIn(c, a.Pair)

@@ -395,7 +395,7 @@ func multiaddrs(raw [][]byte) []peer.AddrInfo {
 	var all []ma.Multiaddr
 	for _, b := range raw[:min(len(raw), protocol.MaxMemberAddresses)] {
 		if a, err := ma.NewMultiaddrBytes(b); err == nil {
-			if t, id := peer.SplitAddr(a); id != "" && dialable(t) {
+			if t, id := peer.SplitAddr(a); id != "" && Dialable(t) {
 				all = append(all, a)
 			}
 		}

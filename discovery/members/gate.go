@@ -309,12 +309,13 @@ func (g *gate) outOfFiles(err error) {
 }
 
 var (
-	errTurn     = errors.New("more handshakes than this node does: its turn did not come in time")
-	errTooMuch  = errors.New("more bytes than an admission has")
-	errNoneOfUs = errors.New("it does not speak the admission protocol, or said nothing")
-	errProbe    = errors.New("closed after a probe")
-	errJoined   = errors.New("closed after a join")
-	errRenewed  = errors.New("this node's certificate had ended and was renewed")
+	errTurn        = errors.New("more handshakes than this node does: its turn did not come in time")
+	errTooMuch     = errors.New("more bytes than an admission has")
+	errNoneOfUs    = errors.New("it does not speak the admission protocol, or said nothing")
+	errJoinRelayed = errors.New("it is no member yet, and came through a relay")
+	errProbe       = errors.New("closed after a probe")
+	errJoined      = errors.New("closed after a join")
+	errRenewed     = errors.New("this node's certificate had ended and was renewed")
 )
 
 // pendingConn is an accepted connection: bounded in bytes until it is admitted.

@@ -71,7 +71,7 @@ func (m *Membership) Join(ctx context.Context, ticket string, o JoinOptions) err
 	}
 	var addrs []ma.Multiaddr
 	for _, b := range t.Addresses {
-		if a, err := ma.NewMultiaddrBytes(b); err == nil && dialable(a) {
+		if a, err := ma.NewMultiaddrBytes(b); err == nil && Dialable(a) {
 			addrs = append(addrs, a)
 		}
 	}
@@ -320,17 +320,4 @@ func (m *Membership) dialHost(ctx context.Context, network, host string, p peer.
 		return nil, err
 	}
 	return sc, nil
-}
-
-// dialable reports whether a is an address that this node's transport can dial: an IP address or DNS name with a TCP
-// port, and nothing else.
-func dialable(a ma.Multiaddr) bool {
-	if len(a) != 2 || len(a.Bytes()) > 300 || a[1].Protocol().Code != ma.P_TCP {
-		return false
-	}
-	switch a[0].Protocol().Code {
-	case ma.P_IP4, ma.P_IP6, ma.P_DNS, ma.P_DNS4, ma.P_DNS6:
-		return true
-	}
-	return false
 }

@@ -69,6 +69,7 @@ type Membership struct {
 	self    peer.ID
 	opened  Opened
 	gate    *gate
+	ports   *ports
 	tries   *tries
 	refused *OnceIn
 
@@ -156,7 +157,7 @@ func Open(dir string, o Options) (*Membership, error) {
 		dir:   dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
 		tries: newTries(), refused: NewOnceIn(time.Minute), inMesh: elsewhere(state{}), subs: map[chan struct{}]bool{},
 	}
-	m.gate = newGate(m)
+	m.gate, m.ports = newGate(m), &ports{all: map[*portListener]bool{}}
 	if m.name == "" {
 		m.name = "node"
 	}

@@ -768,7 +768,7 @@ func (m *Membership) introducers(not peer.ID) [][]byte {
 	var out [][]byte
 	for _, c := range found {
 		for _, a := range m.pairing.where(c.Peer) {
-			if len(out) < protocol.MaxMemberAddresses && dialable(a) {
+			if len(out) < protocol.MaxMemberAddresses && Dialable(a) {
 				out = append(out, a.Encapsulate(ma.StringCast("/p2p/"+c.Peer.String())).Bytes())
 			}
 		}

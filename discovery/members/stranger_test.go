@@ -122,7 +122,7 @@ func TestStrangers(t *testing.T) {
 	done.Wait()
 	// And there is nothing else to dial.
 	for _, a := range listen(t, open(t, "", Options{})).Network().ListenAddresses() {
-		if !dialable(a) {
+		if !Dialable(a) {
 			t.Errorf("listens on %s", a)
 		}
 	}

@@ -91,7 +91,7 @@ func (m *Membership) Invite(o InviteOptions) (string, error) {
 		ExpiresUnixS: t.Expires, Capabilities: t.Capabilities,
 	}
 	for _, a := range o.Addrs {
-		if len(w.Addresses) < protocol.MaxMemberAddresses && dialable(a) {
+		if len(w.Addresses) < protocol.MaxMemberAddresses && Dialable(a) {
 			w.Addresses = append(w.Addresses, a.Bytes())
 		}
 	}

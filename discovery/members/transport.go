@@ -16,7 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	tptu "github.com/libp2p/go-libp2p/p2p/net/upgrader"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
-	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"go.uber.org/fx"
 
@@ -47,11 +47,8 @@ func TransportOptions(m *Membership) libp2p.Option {
 	}
 	return libp2p.ChainOptions(
 		libp2p.ChainOptions(security...),
-		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) (*tcp.TcpTransport, error) {
-			// Dialling from the listening port would let two nodes that dial each other at the same moment meet in
-			// one TCP connection that both take for their own; and listening with SO_REUSEPORT would let two
-			// programs share a port without noticing.
-			return tcp.NewTCPTransport(gatedUpgrader{u, m.gate}, r, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(connectTimeout))
+		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) (*tcpTransport, error) {
+			return newTCP(gatedUpgrader{u, m.gate}, r, m.ports)
 		}),
 		libp2p.Muxer(yamux.ID, countedMuxer{paced.Transport{}}),
 		// libp2p.New has no option for the upgrader's; its constructor takes them from here. The default holds a
@@ -76,8 +73,7 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 	}
 	refuse := func(p peer.ID, err error) error {
 		if !errors.Is(err, errProbe) && !errors.Is(err, errJoined) {
-			addr, _ := manet.FromNetAddr(insecure.RemoteAddr())
-			s.m.logRefused(p, addr, err)
+			s.m.logRefused(p, remoteOf(insecure), err)
 		}
 		return err
 	}
@@ -99,7 +95,8 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 			pending.more.Store(n)
 		}
 	}
-	if _, err := s.m.admitIn(c, grow); err != nil {
+	_, relayed := Circuit(remoteOf(insecure))
+	if _, err := s.m.admitIn(c, relayed, grow); err != nil {
 		err = refuse(c.RemotePeer(), err)
 		c.Close()
 		return nil, err
@@ -124,4 +121,13 @@ func (s *secured) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.
 	}
 	c.SetDeadline(time.Time{})
 	return c, nil
+}
+
+// remoteOf is where a connection comes from: an address, or a relay's and /p2p-circuit.
+func remoteOf(c net.Conn) ma.Multiaddr {
+	if m, ok := c.(manet.Conn); ok {
+		return m.RemoteMultiaddr()
+	}
+	a, _ := manet.FromNetAddr(c.RemoteAddr())
+	return a
 }
