@@ -236,13 +236,18 @@ func (c *cli) withNode(cmd *cobra.Command, ctx context.Context, do func(membersh
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	asked := false
 	var result error
 	err = runNode(ctx, n, ln, log, func() error {
+		asked = true
 		if result = do(n); result != nil && n.RecoveryCode() != "" {
 			c.tellRecovery(n.RecoveryCode()) // the node was made, and stays in its own mesh
 		}
 		cancel()
 		return nil
 	})
+	if err == nil && !asked {
+		return ctx.Err() // it was interrupted before the node was ready
+	}
 	return errors.Join(result, err)
 }

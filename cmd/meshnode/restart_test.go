@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -219,5 +220,16 @@ func TestResumeAfterKill(t *testing.T) {
 		if n != 1 {
 			t.Errorf("task %s is %d times in the log", number, n)
 		}
+	}
+}
+
+// A join that is interrupted before its node is ready has joined nothing, and does not say otherwise.
+func TestInterruptedJoin(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, out, errs := call(ctx, env{}, "--data-dir", t.TempDir(), "join", "meshnode-ticket-x")
+	if code != exitInterrupted || out != "" || strings.Contains(errs, "joined") {
+		t.Errorf("exit code %d, %q, %q", code, out, errs)
 	}
 }
