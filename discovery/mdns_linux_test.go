@@ -254,3 +254,36 @@ func TestMDNSIsQuiet(t *testing.T) {
 		t.Logf("then %d frames, %d KiB in %v", f-f0, (o-o0)>>10, time.Since(begun).Round(time.Second))
 	}
 }
+
+// Where there is IPv6 alone, and the kernel has not yet made sure that nobody else has the address: it is used as soon as it can be.
+func TestIPv6Alone(t *testing.T) {
+	if lab.Inside() == "" {
+		t.Parallel()
+		l := lab.New(t)
+		h := l.Host("alone")
+		h.Plug(l.Switch(), "")
+		h.Rerun(t)
+		return
+	}
+	any := "/ip6/::/tcp/0"
+	dirA, dirB := t.TempDir(), t.TempDir()
+	a := start(t, dirA, "a")
+	a.admit(t, member(t, dirB, "b"))
+	a.stop()
+	a, b := startAt(t, any, true, dirA, "a"), startAt(t, any, true, dirB, "b")
+	for _, args := range []string{"addr add fd00:77::1/64 dev eth0", "link set eth0 up"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	begun := time.Now()
+	tentative := false
+	until(t, 10*time.Second, "the address can be used", func() bool {
+		n := len(tentativeAddrs())
+		tentative = tentative || n > 0
+		return tentative && n == 0
+	})
+	usable := time.Now()
+	until(t, 10*time.Second, "they connect", func() bool { return a.has(b) && b.has(a) })
+	t.Logf("the address could be used after %v; connected after %v more", usable.Sub(begun).Round(time.Millisecond), time.Since(usable).Round(time.Millisecond))
+}
