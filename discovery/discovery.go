@@ -166,7 +166,8 @@ type known struct {
 	cert      *members.Cert
 	addrs     hints
 	up        bool // connected, as far as the events tell
-	met       bool // and it has said where it is
+	met       bool // and it has said what it speaks
+	placed    bool // and where it is now: libp2p's word on that may be a minute old
 	public    bool // the other members know of it, or have been told
 	dialing   int  // dials that go on: a second one if a new address is heard of meanwhile
 	stopDials []context.CancelFunc
@@ -328,7 +329,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 		case <-changes:
 			d.meshChanged()
 		case <-d.again:
-			d.rediscover()
+			d.rediscover(true)
 		case <-keep.C:
 			d.upkeep()
 		case <-arrange.C:
@@ -601,7 +602,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 	if up == k.up {
 		return
 	}
-	k.up, k.met, k.round = up, false, 0
+	k.up, k.met, k.placed, k.round = up, false, false, 0
 	k.lastSeen = time.Now()
 	if up {
 		k.backoff.reset()
@@ -684,7 +685,10 @@ func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 		k.met = true
 		d.greet(e.Peer, k)
 	}
-	d.tellOf(e.Peer)
+	if members.ConnVersion(e.Conn) < 2 { // it says no more than that
+		k.placed = true
+		d.tellOf(e.Peer)
+	}
 }
 
 // saysItself takes up the addresses that a member says it has, on a connection of its own.
@@ -725,10 +729,11 @@ func (d *Discovery) Rediscover() {
 	}
 }
 
-func (d *Discovery) rediscover() {
+// rediscover says anew on the local networks where this node is: on all of them, or on those that have changed.
+func (d *Discovery) rediscover(all bool) {
 	d.news.fire()
 	if d.lan != nil {
-		d.lan.use(d.nets, true)
+		d.lan.use(d.nets, all)
 	}
 	for _, l := range d.joins {
 		l.use(d.nets, true)
@@ -766,7 +771,7 @@ func (d *Discovery) networksChanged(n networks) {
 			d.do(ctx, d.cutStale)
 		}
 	})
-	d.rediscover()
+	d.rediscover(false)
 	d.sayOwn()
 	d.wayMoved()
 }

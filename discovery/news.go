@@ -426,6 +426,7 @@ func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.Mem
 	}
 	if len(news.Addresses) > 0 && !conn.IsClosed() {
 		d.saysItself(from, k, conn, addrsOf(news.Addresses))
+		k.placed = true
 		d.tellOf(from)
 	}
 	byShort := make(map[uint64]peer.ID, len(d.peers))
@@ -462,7 +463,7 @@ func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.Mem
 			if !ok || p == from {
 				continue
 			}
-			if o := d.peers[p]; o.up && o.met {
+			if o := d.peers[p]; o.up && o.placed {
 				l := d.outbox.to(from)
 				l.records[p] = l.records[p]
 				d.outbox.soon()
