@@ -140,6 +140,7 @@ func (n *Node) serveCheck(s network.Stream) error {
 		at := seenAt(s.Conn())
 		if at.IsValid() {
 			ans.SeenAt = at.WithZone("").String()
+			ans.SeenPort = uint32(portOf(s.Conn().RemoteMultiaddr()))
 		}
 		if len(req.Ports) > 0 {
 			ans.Ports = n.tryPorts(s.Conn().RemotePeer(), at, req.Ports)
@@ -150,6 +151,13 @@ func (n *Node) serveCheck(s network.Stream) error {
 		}
 	}
 	return nil
+}
+
+// portOf is the TCP port of an address; 0: none.
+func portOf(a ma.Multiaddr) uint16 {
+	s, _ := a.ValueForProtocol(ma.P_TCP)
+	p, _ := strconv.ParseUint(s, 10, 16)
+	return uint16(p)
 }
 
 // seenAt is where the other side of a connection is; invalid if it comes through a relay.
@@ -240,6 +248,8 @@ type checked struct {
 	roundTrip time.Duration
 	ahead     time.Duration // the member's clock before this one's
 	seenAt    netip.Addr    // where it sees this node; invalid: through a relay
+	seenPort  uint16        // and at which port of the connection
+	port      uint16        // which here is this one; 0: the member connected to this node
 	ports     []*protocol.PortAnswer
 }
 
@@ -294,7 +304,10 @@ func (n *Node) check(ctx context.Context, p peer.ID, ports []uint32) (checked, e
 	out.roundTrip = took
 	out.ahead = time.UnixMilli(ans.UnixMs).Sub(n.wall().Add(-took / 2))
 	if a, err := netip.ParseAddr(ans.SeenAt); err == nil {
-		out.seenAt = a.Unmap()
+		out.seenAt, out.seenPort = a.Unmap(), uint16(ans.SeenPort)
+		if s.Conn().Stat().Direction == network.DirOutbound {
+			out.port = portOf(s.Conn().LocalMultiaddr())
+		}
 	}
 	if len(ports) > 0 {
 		if ans, _, err = ask(&protocol.CheckRequest{Ports: ports[:min(len(ports), protocol.MaxCheckPorts)]}); err != nil {

@@ -53,7 +53,7 @@ func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	looks := []func(context.Context) []doctor.Finding{
 		m.Look, n.keptPort,
 		func(ctx context.Context) []doctor.Finding { return n.examine(ctx, known) },
-		n.membership, n.versions, n.askOthers,
+		n.membership, n.versions, n.sleep, n.askOthers,
 	}
 	found := make([][]doctor.Finding, len(looks))
 	var wg sync.WaitGroup
@@ -235,6 +235,15 @@ func (n *Node) membership(context.Context) []doctor.Finding {
 	return out
 }
 
+// sleep says whether this machine has slept, and when it woke: what was lost then is found again within seconds.
+func (n *Node) sleep(context.Context) []doctor.Finding {
+	f := doctor.Finding{Check: doctor.CheckSleep, State: doctor.OK, Text: "this computer has not slept since the node was started"}
+	if at := n.wokeAt.Load(); at != 0 {
+		f.Text = fmt.Sprintf("this computer woke from a sleep %v ago; members are looked for anew then", time.Since(time.Unix(at, 0)).Round(time.Second))
+	}
+	return []doctor.Finding{f}
+}
+
 // versions names who came here and speaks another version. Who it was is not known: it did not come as far as that.
 func (n *Node) versions(context.Context) []doctor.Finding {
 	var out []doctor.Finding
@@ -287,7 +296,7 @@ func (n *Node) askOthers(ctx context.Context) []doctor.Finding {
 		})
 	}
 	wg.Wait()
-	return slices.Concat(n.judgeClock(answers), judgeReach(answers, ports), n.judgeNAT(answers))
+	return slices.Concat(n.judgeClock(answers), judgeReach(answers, ports), judgeNAT(answers, doctor.Own, slices.ContainsFunc(n.host.Addrs(), manet.IsPublicAddr)))
 }
 
 type answered struct {
@@ -409,26 +418,45 @@ func openPort(port int) string {
 		"Windows, as administrator: netsh advfirewall firewall add rule name=\"meshnode\" dir=in action=allow protocol=TCP localport=%[1]d · macOS: System Settings, Network, Firewall, Options", port)
 }
 
-// judgeNAT says whether a router that translates addresses is between this node and others.
-func (n *Node) judgeNAT(answers []answered) []doctor.Finding {
+// judgeNAT says whether a router that translates addresses is between this node and others, and of which kind.
+func judgeNAT(answers []answered, own func(netip.Addr) bool, public bool) []doctor.Finding {
 	var elsewhere []string
-	asked := 0
+	asked, kept, changed := 0, 0, 0
 	for _, a := range answers {
 		if a.err != nil || !a.seenAt.IsValid() {
 			continue
 		}
 		asked++
-		if !doctor.Own(a.seenAt) && !slices.Contains(elsewhere, a.seenAt.String()) {
+		if own(a.seenAt) {
+			continue
+		}
+		if !slices.Contains(elsewhere, a.seenAt.String()) {
 			elsewhere = append(elsewhere, a.seenAt.String())
 		}
+		switch a.port {
+		case 0: // the member connected to this node: the router lets it in
+		case a.seenPort:
+			kept++
+		default:
+			changed++
+		}
 	}
+	f := doctor.Finding{Check: doctor.CheckNAT, State: doctor.OK}
 	switch {
 	case asked == 0:
 		return nil
 	case len(elsewhere) > 0:
-		return []doctor.Finding{{Check: doctor.CheckNAT, State: doctor.OK, Text: "this node is behind a router that translates addresses: members see it at " + strings.Join(elsewhere, ", ")}}
-	case slices.ContainsFunc(n.host.Addrs(), manet.IsPublicAddr):
-		return []doctor.Finding{{Check: doctor.CheckNAT, State: doctor.OK, Text: "members see this node at its own address, and it has a public one: no router translates"}}
+		f.Text = "this node is behind a router that translates addresses: members see it at " + strings.Join(elsewhere, ", ")
+		switch {
+		case changed > 0:
+			f.Text += ". The router takes other ports for connections that go out, perhaps one for each (a symmetric one): members behind such routers reach each other through a relay, that is a member which can be reached"
+		case kept > 0:
+			f.Text += ". The router keeps the ports of connections that go out: direct connections to members behind other routers can work"
+		}
+	case public:
+		f.Text = "members see this node at its own address, and it has a public one: no router translates"
+	default:
+		f.Text = "members see this node at its own address: no router translates between them"
 	}
-	return []doctor.Finding{{Check: doctor.CheckNAT, State: doctor.OK, Text: "members see this node at its own address: no router translates between them"}}
+	return []doctor.Finding{f}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,6 +191,45 @@ func TestJudgeReach(t *testing.T) {
 			t.Errorf("%s: %+v", c.what, fs)
 		}
 	}
+}
+
+// What members see says which kind of router there is.
+func TestJudgeNAT(t *testing.T) {
+	t.Parallel()
+	home, router := netip.MustParseAddr("192.168.1.2"), netip.MustParseAddr("8.8.1.1")
+	own := func(a netip.Addr) bool { return a == home }
+	at := func(seen netip.Addr, port, seenPort uint16) answered {
+		return answered{checked: checked{seenAt: seen, port: port, seenPort: seenPort}}
+	}
+	for _, c := range []struct {
+		what    string
+		answers []answered
+		public  bool
+		words   string
+	}{
+		{"nobody", nil, false, ""},
+		{"a relay alone", []answered{at(netip.Addr{}, 0, 0)}, false, ""},
+		{"a LAN", []answered{at(home, 5, 5)}, false, "no router translates between"},
+		{"the Internet", []answered{at(home, 5, 5)}, true, "has a public one"},
+		{"port-preserving", []answered{at(home, 4, 4), at(router, 5, 5), at(router, 6, 6)}, false, "keeps the ports"},
+		{"symmetric", []answered{at(router, 5, 1005), at(router, 6, 6)}, false, "a symmetric one"},
+		{"forwarded", []answered{at(router, 0, 99)}, false, "members see it at 8.8.1.1"},
+	} {
+		fs := judgeNAT(c.answers, own, c.public)
+		if text := fmt.Sprint(fs); (c.words == "") != (len(fs) == 0) || !strings.Contains(text, c.words) {
+			t.Errorf("%s: %+v", c.what, fs)
+		}
+	}
+}
+
+func TestDoctorSeesASleep(t *testing.T) {
+	t.Parallel()
+	var slept atomic.Int64
+	n, stop := startIn(t, t.TempDir(), "a", 0, func(c *Config) { c.sleptSoFar = func() time.Duration { return time.Duration(slept.Load()) } })
+	t.Cleanup(stop)
+	finding(t, n.sleep(t.Context()), doctor.CheckSleep, "", doctor.OK, "has not slept")
+	slept.Store(int64(time.Hour))
+	await(t, "the sleep is noticed", func() bool { return strings.Contains(n.sleep(t.Context())[0].Text, "woke from a sleep") })
 }
 
 // What a member may have us do is bounded, and what breaks the protocol ends its stream.

@@ -124,6 +124,7 @@ type Node struct {
 	sleptSoFar  func() time.Duration
 	incarnation uint64
 	steppedAt   atomic.Int64 // scheduler time of the last Step
+	wokeAt      atomic.Int64 // when a sleep was noticed last, Unix seconds; 0: none was
 	slept       atomic.Int64 // how much the machine has slept, as it was last read, ns
 	roomAt      atomic.Int64 // when the disk had room, as loop.now; 0: not asked yet
 }

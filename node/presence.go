@@ -95,6 +95,7 @@ func (p *presence) look() {
 	if slept-p.slept > sleepCounts {
 		n.log.Info("this computer has slept", "for", (slept - p.slept).Round(time.Second))
 		p.slept, woke = slept, true
+		n.wokeAt.Store(time.Now().Unix())
 		n.post(input{}) // the loop looks at the clocks itself, before anything else
 	}
 	open := map[peer.ID]bool{}

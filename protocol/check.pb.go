@@ -142,6 +142,7 @@ type CheckAnswer struct {
 	UnixMs        int64                  `protobuf:"varint,2,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"` // the answering side's wall clock
 	SeenAt        string                 `protobuf:"bytes,3,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`  // the IP address that it sees the asker at; empty: through a relay
 	Ports         []*PortAnswer          `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	SeenPort      uint32                 `protobuf:"varint,5,opt,name=seen_port,json=seenPort,proto3" json:"seen_port,omitempty"` // the TCP port of the asker's side of this connection, as the answering side sees it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +203,13 @@ func (x *CheckAnswer) GetPorts() []*PortAnswer {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *CheckAnswer) GetSeenPort() uint32 {
+	if x != nil {
+		return x.SeenPort
+	}
+	return 0
 }
 
 type PortAnswer struct {
@@ -271,12 +279,13 @@ const file_check_proto_rawDesc = "" +
 	"\vcheck.proto\x12\bmeshnode\"8\n" +
 	"\fCheckRequest\x12\x12\n" +
 	"\x04echo\x18\x01 \x01(\fR\x04echo\x12\x14\n" +
-	"\x05ports\x18\x02 \x03(\rR\x05ports\"\x7f\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\"\x9c\x01\n" +
 	"\vCheckAnswer\x12\x12\n" +
 	"\x04echo\x18\x01 \x01(\fR\x04echo\x12\x17\n" +
 	"\aunix_ms\x18\x02 \x01(\x03R\x06unixMs\x12\x17\n" +
 	"\aseen_at\x18\x03 \x01(\tR\x06seenAt\x12*\n" +
-	"\x05ports\x18\x04 \x03(\v2\x14.meshnode.PortAnswerR\x05ports\"d\n" +
+	"\x05ports\x18\x04 \x03(\v2\x14.meshnode.PortAnswerR\x05ports\x12\x1b\n" +
+	"\tseen_port\x18\x05 \x01(\rR\bseenPort\"d\n" +
 	"\n" +
 	"PortAnswer\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12)\n" +

@@ -172,9 +172,22 @@ func TestDoctorBehindRouter(t *testing.T) {
 	home := l.Host("home")
 	home.Plug(lan, "192.168.1.2/24")
 	home.Gateway("192.168.1.1")
-	n := Start(t, 2, Options{Hosts: []*lab.Host{public, home}})
+	lan2 := l.Switch()
+	l.Router("router2", lan2, "192.168.2.1/24", internet, "8.8.2.1/16", lab.Symmetric)
+	home2 := l.Host("home2")
+	home2.Plug(lan2, "192.168.2.2/24")
+	home2.Gateway("192.168.2.1")
+	n := Start(t, 3, Options{Hosts: []*lab.Host{public, home, home2}, Apart: true}) // the homes cannot meet, or through a relay only
+	ticket := strings.TrimSpace(n.Node(1).CLI("invite", "--mine", "--uses", "2").Stdout)
+	for i := 2; i <= 3; i++ {
+		if out := n.Node(i).CLI("join", ticket); out.Code != 0 {
+			t.Fatalf("join: %+v", out)
+		}
+	}
+	n.Node(1).AwaitPeers(2)
+	doctorOf(t, n.Node(3)).has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.2.1", "a symmetric one")
 	r := doctorOf(t, n.Node(2))
-	r.has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.1.1")
+	r.has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.1.1", "keeps the ports")
 	r.has(doctor.CheckReach, "", doctor.Warn, "8.8.1.1", "no answer", "which is a router's")
 	r = doctorOf(t, n.Node(1))
 	r.has(doctor.CheckReach, "", doctor.OK, "8.8.0.1")
