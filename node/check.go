@@ -347,7 +347,7 @@ func (n *Node) Ping(ctx context.Context, id string) (Ping, error) {
 		return out, &Error{Code: CodeNoPeer, Message: "no member " + id, Fix: "meshnode peers lists them"}
 	}
 	st := known[at]
-	out.Name = cmp.Or(st.Name, out.Name)
+	out.Name = cmp.Or(out.Name, st.Name)
 	if n.host.Network().Connectedness(p) != network.NotConnected {
 		for _, c := range n.host.Network().ConnsToPeer(p) {
 			out.Path, out.Addr = pathOf(c), c.RemoteMultiaddr().String()

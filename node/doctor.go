@@ -142,7 +142,10 @@ func (n *Node) examine(ctx context.Context, known []discovery.State) []doctor.Fi
 	examined := 0
 	var wg sync.WaitGroup
 	for i, st := range known {
-		name := cmp.Or(st.Name, n.nameOf(protocol.NodeID(st.Peer.String())))
+		name := st.Name
+		if st.Peer != "" {
+			name = cmp.Or(n.nameOf(protocol.NodeID(st.Peer.String())), name)
+		}
 		out[i] = doctor.Finding{Check: doctor.CheckMember, Subject: name, State: doctor.OK}
 		f := &out[i]
 		switch {

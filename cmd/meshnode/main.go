@@ -302,7 +302,7 @@ which is for all. A flag wins over a variable. Without a command, meshnode does 
 		c.upCommand(), c.downCommand(), c.statusCommand(),
 		c.inviteCommand(), c.joinCommand(), c.leaveCommand(), c.recoverCommand(), c.peersCommand(), c.allowCommand(), c.denyCommand(),
 		c.submitCommand(), c.runCommand(), c.jobsCommand(), c.jobCommand(), c.waitCommand(), c.resultsCommand(), c.cancelCommand(), c.rerunCommand(), c.logsCommand(),
-		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.doctorCommand(), c.blobCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
+		c.slotsCommand(), c.pauseCommand(), c.resumeCommand(), c.drainCommand(), c.whyCommand(), c.doctorCommand(), c.bugreportCommand(), c.blobCommand(), c.pythonCommand(), c.demoCommand(), c.versionCommand(), workerCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
