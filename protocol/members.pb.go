@@ -732,6 +732,7 @@ type AdmissionDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refused       string                 `protobuf:"bytes,1,opt,name=refused,proto3" json:"refused,omitempty"`
 	Revoked       []*Revocation          `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`   // with refused: what revokes the receiver; else all that the sender holds
+	Issued        *Chain                 `protobuf:"bytes,3,opt,name=issued,proto3" json:"issued,omitempty"`     // with refused, if the receiver's chain was good but for its time: the new chain
 	Pair          *PairProof             `protobuf:"bytes,5,opt,name=pair,proto3" json:"pair,omitempty"`         // to a PairAnswer
 	Standing      *PairStanding          `protobuf:"bytes,6,opt,name=standing,proto3" json:"standing,omitempty"` // to a PairProof
 	Gift          *PairGift              `protobuf:"bytes,7,opt,name=gift,proto3" json:"gift,omitempty"`         // to a PairVerdict that asks for one
@@ -779,6 +780,13 @@ func (x *AdmissionDone) GetRefused() string {
 func (x *AdmissionDone) GetRevoked() []*Revocation {
 	if x != nil {
 		return x.Revoked
+	}
+	return nil
+}
+
+func (x *AdmissionDone) GetIssued() *Chain {
+	if x != nil {
+		return x.Issued
 	}
 	return nil
 }
@@ -1766,10 +1774,11 @@ const file_members_proto_rawDesc = "" +
 	"\x04pair\x18\b \x01(\v2\x14.meshnode.PairAnswerR\x04pair\x12)\n" +
 	"\x05proof\x18\t \x01(\v2\x13.meshnode.PairProofR\x05proof\x12/\n" +
 	"\averdict\x18\n" +
-	" \x01(\v2\x15.meshnode.PairVerdictR\averdict\"\xde\x01\n" +
+	" \x01(\v2\x15.meshnode.PairVerdictR\averdict\"\x87\x02\n" +
 	"\rAdmissionDone\x12\x18\n" +
 	"\arefused\x18\x01 \x01(\tR\arefused\x12.\n" +
 	"\arevoked\x18\x02 \x03(\v2\x14.meshnode.RevocationR\arevoked\x12'\n" +
+	"\x06issued\x18\x03 \x01(\v2\x0f.meshnode.ChainR\x06issued\x12'\n" +
 	"\x04pair\x18\x05 \x01(\v2\x13.meshnode.PairProofR\x04pair\x122\n" +
 	"\bstanding\x18\x06 \x01(\v2\x16.meshnode.PairStandingR\bstanding\x12&\n" +
 	"\x04gift\x18\a \x01(\v2\x12.meshnode.PairGiftR\x04gift\"S\n" +
@@ -1928,29 +1937,30 @@ var file_members_proto_depIdxs = []int32{
 	12, // 10: meshnode.AdmissionReply.proof:type_name -> meshnode.PairProof
 	14, // 11: meshnode.AdmissionReply.verdict:type_name -> meshnode.PairVerdict
 	16, // 12: meshnode.AdmissionDone.revoked:type_name -> meshnode.Revocation
-	12, // 13: meshnode.AdmissionDone.pair:type_name -> meshnode.PairProof
-	13, // 14: meshnode.AdmissionDone.standing:type_name -> meshnode.PairStanding
-	15, // 15: meshnode.AdmissionDone.gift:type_name -> meshnode.PairGift
-	5,  // 16: meshnode.PairStanding.chain:type_name -> meshnode.Chain
-	2,  // 17: meshnode.PairVerdict.step:type_name -> meshnode.PairStep
-	5,  // 18: meshnode.PairVerdict.chain:type_name -> meshnode.Chain
-	5,  // 19: meshnode.PairVerdict.issued:type_name -> meshnode.Chain
-	5,  // 20: meshnode.PairGift.chain:type_name -> meshnode.Chain
-	5,  // 21: meshnode.PairGift.issued:type_name -> meshnode.Chain
-	5,  // 22: meshnode.Revocation.target:type_name -> meshnode.Chain
-	5,  // 23: meshnode.Revocation.issuer:type_name -> meshnode.Chain
-	0,  // 24: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
-	20, // 25: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
-	5,  // 26: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
-	16, // 27: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
-	21, // 28: meshnode.MemberNews.summary:type_name -> meshnode.MemberSummary
-	22, // 29: meshnode.MemberNews.wants:type_name -> meshnode.MemberWants
-	5,  // 30: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	5,  // 13: meshnode.AdmissionDone.issued:type_name -> meshnode.Chain
+	12, // 14: meshnode.AdmissionDone.pair:type_name -> meshnode.PairProof
+	13, // 15: meshnode.AdmissionDone.standing:type_name -> meshnode.PairStanding
+	15, // 16: meshnode.AdmissionDone.gift:type_name -> meshnode.PairGift
+	5,  // 17: meshnode.PairStanding.chain:type_name -> meshnode.Chain
+	2,  // 18: meshnode.PairVerdict.step:type_name -> meshnode.PairStep
+	5,  // 19: meshnode.PairVerdict.chain:type_name -> meshnode.Chain
+	5,  // 20: meshnode.PairVerdict.issued:type_name -> meshnode.Chain
+	5,  // 21: meshnode.PairGift.chain:type_name -> meshnode.Chain
+	5,  // 22: meshnode.PairGift.issued:type_name -> meshnode.Chain
+	5,  // 23: meshnode.Revocation.target:type_name -> meshnode.Chain
+	5,  // 24: meshnode.Revocation.issuer:type_name -> meshnode.Chain
+	0,  // 25: meshnode.Ticket.capabilities:type_name -> meshnode.Capability
+	20, // 26: meshnode.MemberNews.members:type_name -> meshnode.MemberRecord
+	5,  // 27: meshnode.MemberNews.renewed:type_name -> meshnode.Chain
+	16, // 28: meshnode.MemberNews.revocations:type_name -> meshnode.Revocation
+	21, // 29: meshnode.MemberNews.summary:type_name -> meshnode.MemberSummary
+	22, // 30: meshnode.MemberNews.wants:type_name -> meshnode.MemberWants
+	5,  // 31: meshnode.MemberRecord.chain:type_name -> meshnode.Chain
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_members_proto_init() }

@@ -78,7 +78,11 @@ func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
 	}
 	cert, _, err := m.judge(reply.Chain, c.RemotePeer())
 	if err != nil {
-		sayDone(c, err)
+		var issued *protocol.Chain
+		if errors.Is(err, ErrExpired) {
+			issued = m.Renew(cert)
+		}
+		sayDone(c, err, issued)
 		return nil, &Rejected{c.RemotePeer(), err}
 	}
 	differ := differ(digest, reply.Revocations)
@@ -99,7 +103,7 @@ func (m *Membership) admitOut(c sec.SecureConn, probe bool) (*Cert, error) {
 			return nil, refusedBy(c.RemotePeer(), second)
 		}
 		if cert, err = m.hearHeld(second.Revoked, reply.Chain, c.RemotePeer()); err != nil {
-			sayDone(c, err)
+			sayDone(c, err, nil)
 			return nil, &Rejected{c.RemotePeer(), err}
 		}
 		if err := writeMsg(c, &protocol.AdmissionDone{}); err != nil {
@@ -212,7 +216,7 @@ func (m *Membership) hearHeld(set []*protocol.Revocation, chain *protocol.Chain,
 	return cert, err
 }
 
-// hearDenial and hearRefusal take up what revokes this node itself. Who says so need not be a member any more than this node is: the
+// hearDenial and hearRefusal take up what revokes this node itself, or its renewal. Who says so need not be a member any more than this node is: the
 // signatures count.
 func (m *Membership) hearDenial(r *protocol.AdmissionReply) {
 	if r.Denial == protocol.Denial_REVOKED {
@@ -220,7 +224,15 @@ func (m *Membership) hearDenial(r *protocol.AdmissionReply) {
 	}
 }
 
-func (m *Membership) hearRefusal(d *protocol.AdmissionDone) { m.hearOwn(d.Revoked) }
+func (m *Membership) hearRefusal(d *protocol.AdmissionDone) {
+	m.hearOwn(d.Revoked)
+	if d.Issued == nil {
+		return
+	}
+	if err := m.TakeRenewal(d.Issued); err != nil {
+		m.log.Warn("a renewed certificate is no good", "err", err)
+	}
+}
 
 func (m *Membership) hearOwn(proof []*protocol.Revocation) {
 	if len(proof) > maxChain {
@@ -302,8 +314,8 @@ func plain(s string) string {
 
 // sayDone ends an exchange that this side breaks off, and gives the other side the time to read why: closing at once
 // could reset the connection under it.
-func sayDone(c sec.SecureConn, reason error) {
-	if writeMsg(c, &protocol.AdmissionDone{Refused: plain(reason.Error()), Revoked: proofOf(reason)}) == nil {
+func sayDone(c sec.SecureConn, reason error, issued *protocol.Chain) {
+	if writeMsg(c, &protocol.AdmissionDone{Refused: plain(reason.Error()), Revoked: proofOf(reason), Issued: issued}) == nil {
 		awaitDone(c)
 	}
 }

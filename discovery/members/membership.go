@@ -458,11 +458,20 @@ func (m *Membership) Maintain() error {
 	defer m.mu.Unlock()
 	now := m.now()
 	var errs []error
+	// That so much time has passed is believed where somebody's certificate is good now: else it is this machine's clock.
+	passed := false
+	for _, c := range m.met {
+		passed = passed || now.Before(c.NotAfter)
+	}
+	forgot := false
 	for p, c := range m.met {
-		if now.Sub(c.NotAfter) > lifetime {
+		if passed && now.Sub(c.NotAfter) > lifetime {
 			delete(m.met, p)
-			errs = append(errs, m.saveMet())
+			forgot = true
 		}
+	}
+	if forgot {
+		errs = append(errs, m.saveMet())
 	}
 	m.st.Tickets = slices.DeleteFunc(m.st.Tickets, func(t *ticket) bool { return now.Unix()-t.Expires > int64(ticketMemory/time.Second) })
 	m.dropCodes(now)

@@ -176,7 +176,7 @@ func (m *Membership) pairBy(ctx context.Context, at Place, nameplate uint32, sec
 	p := &Paired{Peer: c.RemotePeer(), Name: x.other, Addr: addr, Mesh: MeshID(x.answer.Mesh)}
 	if nameplate > 0 {
 		if err := m.enterBy(c, x, reply.Chain, reply.Issued, addr); err != nil {
-			sayDone(c, err)
+			sayDone(c, err, nil)
 			return nil, err
 		}
 		return p, writeMsg(c, &protocol.AdmissionDone{})
@@ -465,20 +465,20 @@ func (x *pact) settle(p *Paired, o PairOptions) error {
 		return nil
 	case protocol.PairStep_ENTER:
 		if err := m.enterBy(x.c, x, v.Chain, v.Issued, p.Addr); err != nil {
-			sayDone(x.c, err)
+			sayDone(x.c, err, nil)
 			return err
 		}
 		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{}})
 	case protocol.PairStep_TAKE:
 		if err := m.takeCircle(v.Circle, v.Chain, x.c.RemotePeer()); err != nil {
-			sayDone(x.c, err)
+			sayDone(x.c, err, nil)
 			return err
 		}
 		return x.finish(&protocol.AdmissionDone{Gift: &protocol.PairGift{Chain: m.Own().chain}})
 	case protocol.PairStep_GIVE:
 		gift, err := x.gift(v.Chain)
 		if err != nil {
-			sayDone(x.c, err)
+			sayDone(x.c, err, nil)
 			return err
 		}
 		if err := x.finish(&protocol.AdmissionDone{Gift: gift}); err != nil {
