@@ -34,7 +34,7 @@ func admission(a, b *Membership) (dialer, listener error) {
 	y.SetDeadline(limit)
 	done := make(chan error, 1)
 	go func() {
-		_, err := b.admitIn(&tunnel{y, b.self, a.self}, func(int64) {})
+		_, err := b.admitIn(&tunnel{y, b.self, a.self}, false, func(int64) {})
 		y.Close()
 		done <- err
 	}()
@@ -298,8 +298,8 @@ func TestClockNeverSet(t *testing.T) {
 	if _, _, err := pi.judge(brief.own.chain, brief.self); !errors.Is(err, ErrExpired) {
 		t.Errorf("after a start in 2015: %v", err)
 	}
-	// Its certificate is renewed in time, and what it revokes counts.
-	c.forward(40 * day)
+	// Its certificate is renewed, though by what it knows that is far ahead; and what it revokes counts.
+	c.forward(95 * day)
 	desk.Maintain()
 	if err := together(desk, pi); err != nil {
 		t.Fatal(err)
@@ -343,6 +343,15 @@ func TestClockFarAhead(t *testing.T) {
 	}
 	if err := together(lap, desk); err != nil {
 		t.Fatal(err)
+	}
+	// A hundred days ahead it takes theirs for ended, and would renew them.
+	ends := lap.Own().NotAfter
+	far.forward(100 * 24 * time.Hour)
+	if err, _ := admission(lap, desk); err == nil {
+		t.Error("a hundred days ahead, it takes everybody's certificates for good")
+	}
+	if !lap.Own().NotAfter.Equal(ends) {
+		t.Errorf("took a certificate until %v by a clock a hundred days ahead", lap.Own().NotAfter)
 	}
 	far.set(time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC))
 	desk = open(t, desk.dir, Options{Name: "desk", Now: far.now})
