@@ -46,7 +46,9 @@ const (
 	peerMemory = maxStreamsPerPeer<<18 + 64<<20
 	// allMemory of all windows: reserved, not used; a peer's stream holds what was sent and not read. 300 peers with two streams each take 150 MiB.
 	allMemory = 1 << 30
-	portFile  = "port"
+	// wantedFiles: a descriptor for each of these connections, and as many as a journal, blobs and worker processes take.
+	wantedFiles = maxConns + 600
+	portFile    = "port"
 )
 
 // HostConfig of NewHost. Members is required.
@@ -100,6 +102,10 @@ func NewHost(c HostConfig) (host.Host, error) {
 		if !members.Dialable(a) || manet.IsIPUnspecified(a) {
 			return nil, fmt.Errorf("announce %s: want an IP address or DNS name and a TCP port at which others reach this node, as in /ip4/203.0.113.5/tcp/4001", a)
 		}
+	}
+	if n := openFiles(); n < wantedFiles {
+		c.Logger.Warn("this process may open few files", "limit", n, "wanted", wantedFiles,
+			"means", "with many members, or strangers that flood this node, connections and jobs may fail: raise the limit (ulimit -n, LimitNOFILE)")
 	}
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{

@@ -32,7 +32,9 @@ const (
 	sessionFew     = 64
 	// helloTimeout bounds opening a stream, both Hellos included.
 	helloTimeout = 5 * time.Second
-	// writeTimeout of one batch of frames: a peer that reads nothing for so long is gone.
+	// sessionPiece bytes are written at once, with a beat in between if it is due, and a deadline each: at 1 Mbit/s one takes half a second.
+	sessionPiece = 64 << 10
+	// writeTimeout of a piece: a peer that reads nothing for so long is gone.
 	writeTimeout = 10 * time.Second
 	// byeTime is how long a clean stop waits for streams to take the last frames.
 	byeTime = time.Second
@@ -489,21 +491,14 @@ func (s *session) write() {
 				s.end(err)
 				return
 			}
-			if len(buf) >= 256<<10 {
-				if !s.flush(buf) {
+			if len(buf) >= sessionPiece {
+				if !s.flush(s.repeatBeat(buf)) { // a long queue on a slow link must not keep the next beat waiting
 					return
 				}
 				buf = buf[:0]
 			}
 		}
-		if s.lastBeat != nil && time.Since(s.beatAt) >= s.again {
-			// What a beat lists is true for the grants that it has counted, however old it is.
-			s.beatAt = time.Now()
-			s.fill(s.lastBeat)
-			if b, err := protocol.AppendMessage(buf, s.lastBeat); err == nil {
-				buf = b
-			}
-		}
+		buf = s.repeatBeat(buf)
 		if bye != nil {
 			buf, _ = protocol.AppendMessage(buf, bye)
 		}
@@ -522,6 +517,20 @@ func (s *session) write() {
 		case <-timer.C:
 		}
 	}
+}
+
+// repeatBeat appends the last beat again if its time has come. What a beat lists is true for the grants that it has counted, however
+// old it is.
+func (s *session) repeatBeat(buf []byte) []byte {
+	if s.lastBeat == nil || time.Since(s.beatAt) < s.again {
+		return buf
+	}
+	s.beatAt = time.Now()
+	s.fill(s.lastBeat)
+	if b, err := protocol.AppendMessage(buf, s.lastBeat); err == nil {
+		return b
+	}
+	return buf
 }
 
 // heard notes that something was read.
@@ -546,10 +555,14 @@ func (s *session) fill(b *protocol.Beat) {
 }
 
 func (s *session) flush(buf []byte) bool {
-	s.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
-	if _, err := s.stream.Write(buf); err != nil {
-		s.end(fmt.Errorf("write: %w", err))
-		return false
+	for len(buf) > 0 {
+		n := min(len(buf), sessionPiece)
+		s.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := s.stream.Write(buf[:n]); err != nil {
+			s.end(fmt.Errorf("write: %w", err))
+			return false
+		}
+		buf = buf[n:]
 	}
 	return true
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +48,8 @@ type Options struct {
 	// Hosts puts node i, from 1, and the commands that talk to it, on Hosts[i-1] and not on loopback. Unless Args or
 	// ArgsOf say otherwise, it listens as nodes do: on all interfaces, at a port that it keeps.
 	Hosts []*lab.Host
+	// Under is a command that starts each node, with the node's command line as its last arguments.
+	Under []string
 	MDNS  bool // nodes look for each other in the local network, too
 }
 
@@ -156,7 +159,7 @@ func (nd *Node) begin(bin string) {
 	if nd.net.o.ArgsOf != nil {
 		args = append(args, nd.net.o.ArgsOf(nd.i)...)
 	}
-	nd.cmd = nd.place(context.Background(), append([]string{bin}, args...)...)
+	nd.cmd = nd.place(context.Background(), slices.Concat(nd.net.o.Under, []string{bin}, args)...)
 	nd.cmd.Env = nd.net.Environ()
 	log, err := os.OpenFile(nd.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
