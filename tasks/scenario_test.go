@@ -111,6 +111,7 @@ type actor struct {
 	facts       Facts
 	s           *Scheduler // nil: its process is dead
 	frozen      bool
+	asleep      bool // and has said so
 	slots       int
 	window      int
 	retain      Retention
@@ -293,6 +294,11 @@ func (st *stage) command(s string) error {
 			return strings.FieldsFunc(l.key(key, ""), func(r rune) bool { return r == ',' })
 		}
 		n.do(SetPolicy{Peer: protocol.NodeID(m.name), MayUseHere: list("here"), MayUseThere: list("there")})
+	case "sleep":
+		n.sleep(l.text)
+	case "wake":
+		n.asleep = false
+		n.do(Woke{})
 	case "bye":
 		n.bye()
 	case "kill":
@@ -635,7 +641,7 @@ func (st *stage) close(y *stream, side int, clean bool) {
 		return
 	}
 	y.closed[side] = true
-	y.ends[side].do(PeerDown{Peer: protocol.NodeID(y.ends[1-side].name), Session: y.number, Clean: clean})
+	y.ends[side].do(PeerDown{Peer: protocol.NodeID(y.ends[1-side].name), Session: y.number, Clean: clean, Asleep: clean && y.ends[1-side].asleep})
 }
 
 // deliver hands the frames from n to m, all or the first few, and those that this makes m send stay on their way.
@@ -852,6 +858,22 @@ func (n *actor) kill(silent bool) {
 }
 
 // bye ends a node that was shut down, after everything that it sent was read.
+// sleep is what a node does that is told that its machine will sleep: its streams end with a Bye behind all that it says.
+func (n *actor) sleep(reason string) {
+	n.do(Sleep{reason})
+	n.asleep = true
+	for _, y := range n.st.streams {
+		if i := slices.Index(y.ends[:], n); i >= 0 && !y.closed[i] {
+			for len(y.frames[i]) > 0 {
+				n.st.read(y, i)
+			}
+			y.frames = [2][]frame{}
+			n.st.close(y, 1-i, true)
+			n.st.close(y, i, false)
+		}
+	}
+}
+
 func (n *actor) bye() {
 	for _, y := range n.st.streams {
 		if i := slices.Index(y.ends[:], n); i >= 0 {

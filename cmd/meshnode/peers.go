@@ -73,7 +73,8 @@ func (c *cli) peersCommand() *cobra.Command {
 		Use:   "peers [-w]",
 		Short: "The members of the mesh, as this node sees them",
 		Long: `Lists this node first, then the other members. State: self; connected; suspect, when it was
-not heard for a while; gone, with the reason and what is tried.`,
+not heard for a while; asleep, when it said before that it goes to sleep; gone, with the reason and
+what is tried.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(c.pingCommand(), c.revokeCommand(), c.renameCommand(), c.forgetCommand())
