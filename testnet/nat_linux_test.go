@@ -1,7 +1,12 @@
 package testnet
 
 import (
+	"context"
 	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -64,4 +69,108 @@ func TestHolePunch(t *testing.T) {
 	}
 	within(t, 2*time.Second, "connected through the relay", func() bool { p, _ := a.pathTo(t, b); return p != "" })
 	within(t, 5*time.Second, "connected directly", func() bool { p, _ := a.pathTo(t, b); return p == "direct" })
+}
+
+// digest has another node read 64 MiB, which it fetches from the node of this program.
+const digest = `
+import hashlib, os, pickle, time
+import meshnode
+
+def digest(data):
+    import hashlib
+    return hashlib.sha256(data).hexdigest()
+
+data = os.urandom(64 << 20)
+with meshnode.Client(private=False) as client:
+    ref = client.put(pickle.PickleBuffer(data))
+    began = time.time()
+    assert client.submit(digest, ref).result(timeout=90) == hashlib.sha256(data).hexdigest()
+    print("%.2f" % (time.time() - began))
+`
+
+// Behind routers that show another port to everybody no hole can be punched. The relay carries what there is, whole, and small messages beside it; when it
+// dies the other one takes its place.
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	interpreters := clients()
+	if len(interpreters) == 0 {
+		t.Skip("no Python 3.8 or later")
+	}
+	l := lab.New(t)
+	hosts := behind(l, 2, lab.Symmetric, lab.Symmetric)
+	n := Start(t, 4, Options{Hosts: hosts, ArgsOf: func(i int) []string {
+		if i < 4 {
+			return []string{"--no-port-map", "--no-work"}
+		}
+		return []string{"--no-port-map"}
+	}})
+	a, b := n.Node(3), n.Node(4)
+	within(t, 2*time.Second, "connected through a relay", func() bool { p, _ := a.pathTo(t, b); return p == "relay" })
+	_, relay := a.pathTo(t, b)
+	var carries, spare *Node
+	for _, nd := range []*Node{n.Node(1), n.Node(2)} {
+		st, err := nd.Client().Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.ID == relay {
+			carries = nd
+		} else {
+			spare = nd
+		}
+	}
+	if carries == nil || spare == nil {
+		t.Fatalf("the relay is %s", relay)
+	}
+	why := a.CLI("why", "node4")
+	if !strings.Contains(why.Stdout, "which relays") {
+		t.Errorf("why: %+v", why)
+	}
+
+	idle := resident(carries.PID())
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := a.place(ctx, interpreters[len(interpreters)-1].path, "-c", digest)
+	cmd.Env = append(n.Environ("MESHNODE_DATA_DIR="+a.Dir), "PYTHONPATH="+filepath.Join(root, "python"))
+	done := make(chan struct{})
+	var out []byte
+	go func() { out, err = cmd.CombinedOutput(); close(done) }()
+	var most int64
+	var trips []time.Duration
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		case <-time.After(10 * time.Millisecond):
+			most = max(most, resident(carries.PID()))
+			p, err := a.Client().Ping(ctx, "node4")
+			if err != nil || p.RTT == 0 {
+				t.Errorf("ping: %+v, %v", p, err)
+			}
+			trips = append(trips, time.Duration(p.RTT*float64(time.Millisecond)))
+		}
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	slices.Sort(trips)
+	took, _ := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	t.Logf("64 MiB through the relay in %.2f s, %.0f MB/s; the relay needed %d MB beside the %d that it has idle; %d pings meanwhile, median %v, 99 %% below %v",
+		took, 67.1/took, (most-idle)/1e6, idle/1e6, len(trips), trips[len(trips)/2], trips[len(trips)*99/100])
+	if p, _ := a.pathTo(t, b); p != "relay" {
+		t.Errorf("connected %q through symmetric routers", p)
+	}
+	if most-idle > 150e6 {
+		t.Errorf("the relay needed %d MB", (most-idle)/1e6)
+	}
+	carries.Kill()
+	within(t, 5*time.Second, "the other relay takes its place", func() bool {
+		_, r := a.pathTo(t, b)
+		st, err := spare.Client().Status(t.Context())
+		return err == nil && r == st.ID
+	})
 }
