@@ -75,6 +75,7 @@ func startWith(t testing.TB, at, dir, name string, config func(*Config), given .
 	}
 	c := Config{Host: n.host, Members: n.Membership, Dir: filepath.Join(dir, "membership"), Logger: log}
 	config(&c)
+	n.host = c.Host
 	for _, s := range given {
 		g, err := ParseGiven(s)
 		if err != nil {

@@ -85,7 +85,7 @@ type ways struct {
 }
 
 func newWays() ways {
-	return ways{held: map[peer.ID]*reservation{}, proven: map[netip.Addr]time.Time{}, upgrades: map[peer.ID]*upgrade{}}
+	return ways{changed: true, held: map[peer.ID]*reservation{}, proven: map[netip.Addr]time.Time{}, upgrades: map[peer.ID]*upgrade{}}
 }
 
 // close ends what Run began.

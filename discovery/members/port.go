@@ -26,7 +26,7 @@ import (
 //     others can reach (MeetAt): what such a node has dialled from there is where it can be met, and no unplanned dial gets through to it. A dial to
 //     one behind another router would be worse than useless: what it leaves in this one's tables spoils the punch that follows.
 //   - The port is taken as any, and fails if another program has it. Sharing is allowed for the few microseconds in which a
-//     socket that dials takes it.
+//     socket that dials takes it, and only for that one's own address. So no two nodes share a port, and no other program does without asking for just that.
 type tcpTransport struct {
 	*tcp.TcpTransport
 	up    transport.Upgrader
@@ -116,36 +116,43 @@ func (l *portListener) Close() error {
 
 // DialContext implements tcp.ContextDialer.
 func (p *ports) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	var d net.Dialer
-	if from := p.from(ctx, network, address); from != nil {
-		d.Control = func(_, _ string, c syscall.RawConn) error {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			if p.all[from] {
-				// One that cannot be had so is dialled from any port: a connection between the same two ports may be ending.
-				from.share(c)
-			}
-			return nil
-		}
+	var plain net.Dialer
+	from, local := p.from(ctx, address)
+	if from == nil {
+		return plain.DialContext(ctx, network, address)
 	}
-	return d.DialContext(ctx, network, address)
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.all[from] {
+			from.share(c, netip.AddrPortFrom(local, from.addr.Port())) // if it cannot be had, any port will do
+		}
+		return nil
+	}}
+	c, err := d.DialContext(ctx, network, address)
+	if taken(err) {
+		// There is a connection between the same two ports: one that nothing comes through any more, and nobody has noticed yet.
+		return plain.DialContext(ctx, network, address)
+	}
+	return c, err
 }
 
-// from is the listener whose port a dial is to come from, or nil.
-func (p *ports) from(ctx context.Context, protocol, address string) *portListener {
+// from is the listener whose port a dial is to come from, and the address of this machine that it is to come from; or nil.
+func (p *ports) from(ctx context.Context, address string) (*portListener, netip.Addr) {
+	var none netip.Addr
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return nil
+		return nil, none
 	}
 	punch, _, _ := network.GetSimultaneousConnect(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !punch && !p.met[netip.AddrPortFrom(to.Addr().Unmap(), to.Port())] {
-		return nil
+		return nil, none
 	}
 	local := sourceOf(to)
 	if !local.IsValid() || !punch && isPublic(local) {
-		return nil
+		return nil, none
 	}
 	var any *portListener
 	for l := range p.all {
@@ -153,12 +160,12 @@ func (p *ports) from(ctx context.Context, protocol, address string) *portListene
 		switch {
 		case at.Is4() != local.Is4():
 		case at == local:
-			return l
+			return l, local
 		case at.IsUnspecified():
 			any = l
 		}
 	}
-	return any
+	return any, local
 }
 
 // sourceOf is the address of this machine that the system's routes choose for a connection to a. Nothing is sent for it.
