@@ -31,7 +31,12 @@ the ticket from standard input. A node that is in a mesh with others has to leav
 
 A code, as in 7-kitchen-sunset, comes from "meshnode invite --code". The machine that shows it is looked for in the local network;
 elsewhere --peer says where it listens. Capitals, blanks in place of hyphens and a slip of typing in a word do no harm.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error { // a code may be several words
+			if len(args) == 0 {
+				return usage(cmd, "join: give a ticket, a code, or -")
+			}
+			return noneEmpty(cmd, args)
+		},
 		ValidArgsFunction: func(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
