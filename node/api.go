@@ -256,6 +256,7 @@ type Joined struct {
 	Mesh string `json:"mesh"`
 	Peer string `json:"peer,omitempty"` // whom this node joined
 	Name string `json:"name,omitempty"`
+	Mine bool   `json:"mine,omitempty"` // as a machine of the same owner, which runs all that the others do
 }
 
 // The methods of Node that serve clients, as an interface here only to have one list of them with their

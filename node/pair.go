@@ -79,7 +79,9 @@ func (n *Node) JoinCode(ctx context.Context, code, at string) (Joined, error) {
 	var refused *members.Refused
 	switch {
 	case err == nil:
-		return Joined{Mesh: p.Mesh.String(), Peer: p.Peer.String(), Name: p.Name}, nil
+		c, ok := n.members.Certificate(p.Peer)
+		mine := ok && c.Owner == n.members.Own().Owner
+		return Joined{Mesh: p.Mesh.String(), Peer: p.Peer.String(), Name: p.Name, Mine: mine}, nil
 	case errors.Is(err, members.ErrWrongSecret):
 		return Joined{}, &Error{Code: CodeRefused, Message: "the machine that answered does not know this code", Fix: "ask for a new code, and name the machine that gives it out: --peer HOST:PORT"}
 	case errors.As(err, &refused), errors.Is(err, members.ErrLeaveFirst):

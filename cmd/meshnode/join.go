@@ -93,7 +93,11 @@ elsewhere --peer says where it listens. Capitals, blanks in place of hyphens and
 			return err
 		}
 		if joined.Name != "" {
-			fmt.Fprintf(c.stderr, "joined %s, in mesh %s\n", oneLine(joined.Name), oneLine(joined.Mesh))
+			as := ""
+			if joined.Mine {
+				as = ", as a machine of the same owner: they run each other's Python"
+			}
+			fmt.Fprintf(c.stderr, "joined %s, in mesh %s%s\n", oneLine(joined.Name), oneLine(joined.Mesh), as)
 			return nil
 		}
 		fmt.Fprintf(c.stderr, "joined mesh %s\n", oneLine(joined.Mesh))

@@ -3,6 +3,7 @@ package members
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -195,6 +196,11 @@ func (m *Membership) enterBy(c sec.SecureConn, x *pact, chain, issued *protocol.
 		addrs = append(addrs, addr)
 	}
 	old := m.Mesh()
+	if x.start.Nameplate == 0 {
+		if err := m.checkGiven(issued, MeshID(mesh)); err != nil {
+			return err
+		}
+	}
 	if err := m.enter(&protocol.Ticket{Mesh: mesh}, &protocol.AdmissionReply{Chain: chain, Issued: issued}, c.RemotePeer(), addrs); err != nil {
 		return err
 	}
@@ -206,6 +212,34 @@ func (m *Membership) enterBy(c sec.SecureConn, x *pact, chain, issued *protocol.
 	m.st.BySecret = true
 	m.pairing.entered = time.Now()
 	return m.saveState()
+}
+
+// checkGiven sees to it that a certificate that a secret got is for no more than a secret gives: who knows it must not make this
+// node a machine of theirs, on which they could run commands.
+func (m *Membership) checkGiven(chain *protocol.Chain, mesh MeshID) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	c, err := verify(chain, mesh, m.now())
+	if err != nil {
+		return err
+	}
+	own := &protocol.CertificateBody{Owner: m.rawKey.Public().(ed25519.PublicKey)}
+	if m.own.Mesh == mesh {
+		own = m.own.body
+	}
+	within := func(what bool) {
+		if !what && err == nil {
+			err = fmt.Errorf("%w: it is not what a shared secret gives", ErrCertificate)
+		}
+	}
+	within(len(c.body.Circle) == circleSize && bytes.Equal(c.body.Owner, own.Owner) && c.Brief == !m.sync)
+	for _, k := range c.Capabilities {
+		within(slices.Contains(circleCapabilities, k) || slices.Contains(own.Capabilities, k))
+	}
+	for _, r := range c.Runtimes {
+		within(slices.Contains(circleRuntimes, r) || slices.Contains(own.Runtimes, r))
+	}
+	return err
 }
 
 // pact is one exchange of two sides that may know the same code or secret.
