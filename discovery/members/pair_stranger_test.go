@@ -47,7 +47,7 @@ func heard(m *Membership, c sec.SecureConn) <-chan error {
 	ended := make(chan error, 1)
 	go func() {
 		defer c.Close()
-		_, err := m.admitIn(c, func(int64) {})
+		_, err := m.admitIn(c, false, func(int64) {})
 		ended <- err
 	}()
 	return ended
