@@ -85,6 +85,12 @@ func twoMembers(t *testing.T) (now, old *Membership) {
 	h := listen(t, now)
 	old = open(t, "", Options{Name: "old"})
 	join(t, old, invite(t, now, h, InviteOptions{Mine: true, Uses: 1}))
+	// Somebody is revoked, of which the older one does not know, and cannot be told.
+	gone := open(t, "", Options{Name: "gone"})
+	join(t, gone, invite(t, now, h, InviteOptions{Mine: true, Uses: 1}))
+	if _, err := now.Revoke(gone.Self(), RevokeOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	return now, old
 }
 
