@@ -162,7 +162,7 @@ func portOf(a ma.Multiaddr) uint16 {
 
 // seenAt is where the other side of a connection is; invalid if it comes through a relay.
 func seenAt(c network.Conn) netip.Addr {
-	if _, err := c.RemoteMultiaddr().ValueForProtocol(ma.P_CIRCUIT); err == nil {
+	if _, through := discovery.Relayed(c); through {
 		return netip.Addr{}
 	}
 	a, err := manet.ToNetAddr(c.RemoteMultiaddr())
@@ -349,8 +349,15 @@ func (n *Node) Ping(ctx context.Context, id string) (Ping, error) {
 	st := known[at]
 	out.Name = cmp.Or(out.Name, st.Name)
 	if n.host.Network().Connectedness(p) != network.NotConnected {
+		direct, _ := n.finder.Path(p)
+		out.Path = "relay"
+		if direct {
+			out.Path = "direct"
+		}
 		for _, c := range n.host.Network().ConnsToPeer(p) {
-			out.Path, out.Addr = pathOf(c), c.RemoteMultiaddr().String()
+			if _, through := discovery.Relayed(c); through != direct {
+				out.Addr = c.RemoteMultiaddr().String()
+			}
 		}
 		ch, err := n.check(ctx, p, nil)
 		switch s := n.sessions.get(protocol.NodeID(id)); {
@@ -382,11 +389,3 @@ func (n *Node) Ping(ctx context.Context, id string) (Ping, error) {
 }
 
 func milli(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// pathOf says how a connection leads to its peer.
-func pathOf(c network.Conn) string {
-	if _, err := c.RemoteMultiaddr().ValueForProtocol(ma.P_CIRCUIT); err == nil {
-		return "relay"
-	}
-	return "direct"
-}

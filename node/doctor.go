@@ -169,10 +169,8 @@ func (n *Node) examine(ctx context.Context, known []discovery.State) []doctor.Fi
 
 func (n *Node) sayConnected(p peer.ID, name string, f *doctor.Finding) {
 	how := "direct"
-	for _, c := range n.host.Network().ConnsToPeer(p) {
-		if how = pathOf(c); how == "direct" {
-			break
-		}
+	if direct, relay := n.finder.Path(p); !direct && relay != "" {
+		how = "through the relay " + n.nameOf(protocol.NodeID(relay.String()))
 	}
 	f.Text = fmt.Sprintf("%s is connected, %s", name, how)
 	if s := n.sessions.get(protocol.NodeID(p.String())); s == nil {

@@ -165,19 +165,7 @@ func TestDoctor(t *testing.T) {
 func TestDoctorBehindRouter(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
-	lan, internet := l.Switch(), l.Switch()
-	public := l.Host("public")
-	public.Plug(internet, "8.8.0.1/16")
-	l.Router("router", lan, "192.168.1.1/24", internet, "8.8.1.1/16", lab.PortPreserving)
-	home := l.Host("home")
-	home.Plug(lan, "192.168.1.2/24")
-	home.Gateway("192.168.1.1")
-	lan2 := l.Switch()
-	l.Router("router2", lan2, "192.168.2.1/24", internet, "8.8.2.1/16", lab.Symmetric)
-	home2 := l.Host("home2")
-	home2.Plug(lan2, "192.168.2.2/24")
-	home2.Gateway("192.168.2.1")
-	n := Start(t, 3, Options{Hosts: []*lab.Host{public, home, home2}, Apart: true}) // the homes cannot meet, or through a relay only
+	n := Start(t, 3, Options{Hosts: behind(l, 1, lab.PortPreserving, lab.Symmetric), Apart: true})
 	ticket := strings.TrimSpace(n.Node(1).CLI("invite", "--mine", "--uses", "2").Stdout)
 	for i := 2; i <= 3; i++ {
 		if out := n.Node(i).CLI("join", ticket); out.Code != 0 {
@@ -185,12 +173,15 @@ func TestDoctorBehindRouter(t *testing.T) {
 		}
 	}
 	n.Node(1).AwaitPeers(2)
-	doctorOf(t, n.Node(3)).has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.2.1", "a symmetric one")
-	r := doctorOf(t, n.Node(2))
+	within(t, 20*time.Second, "they meet through the relay", func() bool { p, _ := n.Node(3).pathTo(t, n.Node(2)); return p == "relay" })
+	r := doctorOf(t, n.Node(3))
+	r.has(doctor.CheckMember, "", doctor.OK, "is connected, through the relay")
+	r.has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.2.1", "a symmetric one")
+	r = doctorOf(t, n.Node(2))
 	r.has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.1.1", "keeps the ports")
 	r.has(doctor.CheckReach, "", doctor.Warn, "8.8.1.1", "no answer", "which is a router's")
 	r = doctorOf(t, n.Node(1))
-	r.has(doctor.CheckReach, "", doctor.OK, "8.8.0.1")
+	r.has(doctor.CheckReach, "", doctor.OK, "8.8.100.1")
 	r.has(doctor.CheckNAT, "", doctor.OK, "public")
 	if _, err := exec.LookPath("ping"); err == nil { // and the round trip is that of the network
 		out := n.Node(2).CLI("peers", "ping", "-c", "2", strings.Fields(n.Node(1).Ready)[1])
