@@ -139,6 +139,7 @@ type Discovery struct {
 	// Of Run's goroutine:
 	ctx     context.Context
 	mesh    members.MeshID
+	serial  uint64 // of this node's own certificate, as the others know it
 	peers   map[peer.ID]*known
 	unmet   map[peer.ID]*unmet
 	circle  string // of its own certificate
@@ -258,7 +259,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 	for p := range d.book.peers {
 		d.members.Expect(d.book.addrs(p))
 	}
-	d.mesh, d.circle = d.members.Mesh(), d.members.Own().Circle
+	d.mesh, d.circle, d.serial = d.members.Mesh(), d.members.Own().Circle, d.members.Own().Serial
 	defer d.openToSecret(ctx)()
 	d.sync()
 	for _, k := range d.peers {
@@ -872,11 +873,12 @@ func (d *Discovery) meshChanged() {
 	if mesh == d.mesh {
 		d.sync() // the certificate was renewed, or somebody was revoked
 		d.expel()
+		d.tellRenewed()
 		d.circleChanged()
 		return
 	}
 	d.log.Info("the node is in another mesh", "mesh", mesh.String())
-	d.mesh, d.circle = mesh, d.members.Own().Circle
+	d.mesh, d.circle, d.serial = mesh, d.members.Own().Circle, d.members.Own().Serial
 	d.peers, d.unmet, d.inviter = map[peer.ID]*known{}, map[peer.ID]*unmet{}, ""
 	d.outbox = newOutbox()
 	clear(d.ways.held)

@@ -63,7 +63,12 @@ func startAt(t testing.TB, at string, mdns bool, dir, name string, given ...stri
 
 func startWith(t testing.TB, at, dir, name string, config func(*Config), given ...string) *testNode {
 	t.Helper()
-	n := &testNode{Membership: member(t, dir, name), dir: dir, log: &lines{}}
+	return startMember(t, member(t, dir, name), at, dir, name, config, given...)
+}
+
+func startMember(t testing.TB, m *members.Membership, at, dir, name string, config func(*Config), given ...string) *testNode {
+	t.Helper()
+	n := &testNode{Membership: m, dir: dir, log: &lines{}}
 	listen, err := ma.NewMultiaddr(at)
 	if err != nil {
 		t.Fatal(err)

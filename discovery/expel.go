@@ -54,6 +54,30 @@ func (d *Discovery) tellRevoked(to peer.ID, revocations []*protocol.Revocation) 
 	}
 }
 
+// tellRenewed tells all that are connected of this node's own certificate when it has another: they would go by the old one until they
+// meet it again, and cut it off when that ends.
+func (d *Discovery) tellRenewed() {
+	own := d.members.Own()
+	if own.Serial == d.serial {
+		return
+	}
+	d.serial = own.Serial
+	news := &protocol.MemberNews{Members: []*protocol.MemberRecord{{Chain: own.Chain()}}}
+	ctx := d.ctx
+	for to, k := range d.peers {
+		if !k.up {
+			continue
+		}
+		d.spawn(func() {
+			ctx, cancel := context.WithTimeout(network.WithNoDial(ctx, "news for the connected"), newsTimeout)
+			defer cancel()
+			if err := send(ctx, d.host, to, news, d.members.Speaks()); err != nil {
+				d.log.Debug("tell a member of this node's new certificate", "peer", to.String(), "protocol", protocol.MembersProtocol, "err", err)
+			}
+		})
+	}
+}
+
 // Tell sends revocations to all members that are connected now and returns how many have taken them, when all have or ctx ends: the
 // last word of a node that leaves.
 func (d *Discovery) Tell(ctx context.Context, revocations []*protocol.Revocation) int {

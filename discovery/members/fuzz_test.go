@@ -157,3 +157,44 @@ func FuzzCertificate(f *testing.F) {
 		mayUse(cert, m.own)
 	})
 }
+
+// FuzzRevocation: any bytes in place of a revocation, rightly signed by the root or an admin gone mad or not signed at all, are refused or make
+// sense, and void nothing but what they name.
+func FuzzRevocation(f *testing.F) {
+	m, lap := open(f, "", Options{}), open(f, "", Options{})
+	admit(f, m, lap, InviteOptions{Mine: true})
+	root := ed25519.NewKeyFromSeed(m.st.Root)
+	body := &protocol.RevocationBody{Mesh: m.st.Mesh, Key: lap.own.body.Key, Issuer: pub(root), Number: 1}
+	for _, b := range []*protocol.RevocationBody{body, {Mesh: m.st.Mesh, Key: m.own.body.Key, Issuer: lap.own.body.Key, Number: math.MaxUint64, Serial: 7, Kept: []uint64{1}}} {
+		raw, err := proto.Marshal(b)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for by := range byte(3) {
+			f.Add(raw, by, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, body []byte, by byte, chains bool) {
+		msg := &protocol.Revocation{Body: body}
+		switch by {
+		case 0:
+			msg.Signature = ed25519.Sign(root, append([]byte(revokeContext), body...))
+		case 1:
+			msg.Signature = ed25519.Sign(lap.rawKey, append([]byte(revokeContext), body...))
+		}
+		if chains {
+			msg.Target, msg.Issuer = lap.own.chain, lap.own.chain
+		}
+		r, err := checkRevocation(msg, m.Mesh())
+		if err != nil {
+			return
+		}
+		set, _, _ := newRevocations(nil).with([]*revocation{r})
+		if by > 1 || r.body.Reason != plain(r.body.Reason) || departure(r).String() == "" {
+			t.Errorf("good: %v", r.body)
+		}
+		if set.voidedBy(m.own) != nil && string(r.body.Key) != string(m.own.body.Key) {
+			t.Errorf("%v voids another certificate", r.body)
+		}
+	})
+}
