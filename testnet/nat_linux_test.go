@@ -15,9 +15,8 @@ import (
 
 // behind is a network of homes with one machine each behind a router of its own, and machines with public addresses: nodes 1 to
 // open are those.
-func behind(l *lab.Lab, open int, nats ...lab.NAT) []*lab.Host {
+func behind(l *lab.Lab, open int, nats ...lab.NAT) (hosts, routers []*lab.Host) {
 	internet := l.Switch()
-	var hosts []*lab.Host
 	for i := range open {
 		h := l.Host(fmt.Sprint("public", i+1))
 		h.Plug(internet, fmt.Sprintf("8.8.%d.1/16", 100+i))
@@ -25,13 +24,13 @@ func behind(l *lab.Lab, open int, nats ...lab.NAT) []*lab.Host {
 	}
 	for i, nat := range nats {
 		lan := l.Switch()
-		l.Router(fmt.Sprint("router", i+1), lan, "192.168.1.1/24", internet, fmt.Sprintf("8.8.%d.1/16", i+1), nat)
+		routers = append(routers, l.Router(fmt.Sprint("router", i+1), lan, "192.168.1.1/24", internet, fmt.Sprintf("8.8.%d.1/16", i+1), nat))
 		h := l.Host(fmt.Sprint("home", i+1))
 		h.Plug(lan, fmt.Sprintf("192.168.1.%d/24", i+2))
 		h.Gateway("192.168.1.1")
 		hosts = append(hosts, h)
 	}
-	return hosts
+	return hosts, routers
 }
 
 // pathTo is how nd is connected to other, "" if it is not, and through which relay.
@@ -57,7 +56,8 @@ func (nd *Node) pathTo(t *testing.T, other *Node) (path, relay string) {
 func TestHolePunch(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
-	n := Start(t, 3, Options{Apart: true, Hosts: behind(l, 1, lab.PortPreserving, lab.PortPreserving), Args: []string{"--log-level", "debug", "--no-port-map"}})
+	hosts, _ := behind(l, 1, lab.PortPreserving, lab.PortPreserving)
+	n := Start(t, 3, Options{Apart: true, Hosts: hosts, Args: []string{"--log-level", "debug", "--no-port-map"}})
 	a, b := n.Node(2), n.Node(3)
 	ticket := n.Node(1).CLI("invite", "--mine", "--uses", "2").Stdout
 	if out := a.CLI("join", ticket); out.Code != 0 {
@@ -97,7 +97,7 @@ func TestRelay(t *testing.T) {
 		t.Skip("no Python 3.8 or later")
 	}
 	l := lab.New(t)
-	hosts := behind(l, 2, lab.Symmetric, lab.Symmetric)
+	hosts, _ := behind(l, 2, lab.Symmetric, lab.Symmetric)
 	n := Start(t, 4, Options{Hosts: hosts, ArgsOf: func(i int) []string {
 		if i < 4 {
 			return []string{"--no-port-map", "--no-work"}
@@ -172,5 +172,50 @@ func TestRelay(t *testing.T) {
 		_, r := a.pathTo(t, b)
 		st, err := spare.Client().Status(t.Context())
 		return err == nil && r == st.ID
+	})
+}
+
+// Where only the relay led to the other node, the direct way is tried again. When it opens, what was under way moves to it: no task is lost, and none
+// runs twice.
+func TestDirectLater(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	hosts, routers := behind(l, 1, lab.PortPreserving, lab.PortPreserving)
+	l.Drop(routers[0], routers[1])
+	n := Start(t, 3, Options{Hosts: hosts, Args: []string{"--no-port-map", "--log-level", "debug"}, ArgsOf: func(i int) []string {
+		if i < 3 {
+			return []string{"--no-work"}
+		}
+		return nil
+	}})
+	a, b := n.Node(2), n.Node(3)
+	until := time.Now().Add(time.Minute)
+	jobs, tasks := 0, 0
+	for direct := false; !direct; {
+		if p, _ := a.pathTo(t, b); p == "direct" {
+			direct = true // one job more
+		} else if time.Now().After(until) {
+			t.Fatalf("connected by %q all the time", p)
+		}
+		if jobs == 1 {
+			l.Pass(routers[0], routers[1])
+		}
+		args := []string{"submit", "--json", "--stats", sumPrimes, ":::"}
+		for i := range 200 {
+			args = append(args, strconv.Itoa(20000+i))
+		}
+		out := a.CLI(args...)
+		lines := strings.Split(strings.TrimSpace(out.Stdout), "\n")
+		if out.Code != 0 || len(lines) != 201 || strings.Count(out.Stdout, `"attempts":1,`) != 200 || !strings.Contains(lines[len(lines)-1], `"reissued":0`) {
+			t.Fatalf("job %d: exit code %d, %d lines, %d tasks ran once: %.2000s\n%s", jobs, out.Code, len(lines), strings.Count(out.Stdout, `"attempts":1,`), lines[len(lines)-1], out.Stderr)
+		}
+		jobs, tasks = jobs+1, tasks+200
+	}
+	if !strings.Contains(a.Log()+b.Log(), "stream moved to a direct connection") {
+		t.Error("no stream moved")
+	}
+	t.Logf("%d jobs of %d tasks, while the way changed", jobs, tasks)
+	within(t, 10*time.Second, "the relayed connection is closed", func() bool {
+		return strings.Contains(a.Log()+b.Log(), "a direct connection took the relayed one's place")
 	})
 }
