@@ -15,7 +15,13 @@ import (
 
 // behind is a network of homes with one machine each behind a router of its own, and machines with public addresses: nodes 1 to
 // open are those.
-func behind(l *lab.Lab, open int, nats ...lab.NAT) (hosts, routers []*lab.Host) {
+func behind(l *lab.Lab, open int, nats ...lab.NAT) []*lab.Host {
+	hosts, _ := routed(l, open, nats...)
+	return hosts
+}
+
+// routed is behind, with the routers.
+func routed(l *lab.Lab, open int, nats ...lab.NAT) (hosts, routers []*lab.Host) {
 	internet := l.Switch()
 	for i := range open {
 		h := l.Host(fmt.Sprint("public", i+1))
@@ -56,8 +62,7 @@ func (nd *Node) pathTo(t *testing.T, other *Node) (path, relay string) {
 func TestHolePunch(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
-	hosts, _ := behind(l, 1, lab.PortPreserving, lab.PortPreserving)
-	n := Start(t, 3, Options{Apart: true, Hosts: hosts, Args: []string{"--log-level", "debug", "--no-port-map"}})
+	n := Start(t, 3, Options{Apart: true, Hosts: behind(l, 1, lab.PortPreserving, lab.PortPreserving), Args: []string{"--log-level", "debug", "--no-port-map"}})
 	a, b := n.Node(2), n.Node(3)
 	ticket := n.Node(1).CLI("invite", "--mine", "--uses", "2").Stdout
 	if out := a.CLI("join", ticket); out.Code != 0 {
@@ -97,7 +102,7 @@ func TestRelay(t *testing.T) {
 		t.Skip("no Python 3.8 or later")
 	}
 	l := lab.New(t)
-	hosts, _ := behind(l, 2, lab.Symmetric, lab.Symmetric)
+	hosts := behind(l, 2, lab.Symmetric, lab.Symmetric)
 	n := Start(t, 4, Options{Hosts: hosts, ArgsOf: func(i int) []string {
 		if i < 4 {
 			return []string{"--no-port-map", "--no-work"}
@@ -180,7 +185,7 @@ func TestRelay(t *testing.T) {
 func TestDirectLater(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
-	hosts, routers := behind(l, 1, lab.PortPreserving, lab.PortPreserving)
+	hosts, routers := routed(l, 1, lab.PortPreserving, lab.PortPreserving)
 	l.Drop(routers[0], routers[1])
 	n := Start(t, 3, Options{Hosts: hosts, Args: []string{"--no-port-map", "--log-level", "debug"}, ArgsOf: func(i int) []string {
 		if i < 3 {
