@@ -179,9 +179,10 @@ func (l *logind) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error)
 		r.Read(make([]byte, 1)) // ends when nobody holds the other end
 		close(k.released)
 	}()
+	fd := dbus.UnixFD(w.Fd())
 	time.AfterFunc(200*time.Millisecond, func() { w.Close() }) // by then it is on its way, which dup()s it
 	l.locks <- k
-	return dbus.UnixFD(w.Fd()), nil
+	return fd, nil
 }
 
 func (l *logind) awaitLock(t *testing.T, ctx context.Context) *lock {
