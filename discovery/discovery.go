@@ -417,7 +417,7 @@ func (d *Discovery) hint(p peer.ID, r rank, source string, addrs ...ma.Multiaddr
 		k.backoff.reset()
 		k.hot = now.Add(hot)
 		d.planAlso(p, k, d.turn(p))
-	case now.Sub(k.sign) >= signGap: // it is there, says somebody, where it was
+	case now.Sub(k.sign) >= signGap && k.version == nil: // it is there, says somebody, where it was; of another version it dials itself, once updated
 		k.sign = now
 		k.backoff.reset()
 		d.plan(p, k, d.turn(p))
