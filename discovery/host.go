@@ -130,6 +130,7 @@ func NewHost(c HostConfig) (host.Host, error) {
 		// Many members may be behind one router; strangers do not get as far as counting here.
 		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: maxConns}}, []rcmgr.ConnLimitPerSubnet{{PrefixLength: 64, ConnCount: maxConns}}),
 		rcmgr.WithConnRateLimiters(&rate.Limiter{}),
+		rcmgr.WithMetricsDisabled(), // nobody reads them, and they took a twentieth of what becoming a mesh costs
 		rcmgr.WithMetrics(&limitLog{log: c.Logger}))
 	if err != nil {
 		return nil, err

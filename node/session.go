@@ -277,7 +277,7 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	if _, err := stream.Write(b); err != nil {
 		return fmt.Errorf("send hello: %w", err)
 	}
-	r := bufio.NewReaderSize(stream, 64<<10)
+	r := bufio.NewReaderSize(stream, 16<<10) // each of 300 peers has one; what is larger is read past it
 	m, err := protocol.ReadMessage(r)
 	if err != nil {
 		return ss.readError(stream, fmt.Errorf("read hello: %w", err))

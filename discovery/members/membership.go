@@ -302,6 +302,12 @@ func (m *Membership) changed() {
 func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
 	m.mu.RLock()
 	mesh, now := MeshID(m.st.Mesh), m.now()
+	// Most of what members tell is held already: when sixty start, each hears of each from each.
+	chains = slices.DeleteFunc(slices.Clone(chains), func(ch *protocol.Chain) bool {
+		p, err := Subject(ch)
+		c := m.met[p]
+		return err == nil && c != nil && proto.Equal(c.chain, ch)
+	})
 	m.mu.RUnlock()
 	var good []*Cert // checked outside the lock: 600 chains take 100 ms
 	for _, ch := range chains {
