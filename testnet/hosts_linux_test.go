@@ -1,25 +1,15 @@
 package testnet
 
 import (
-	"fmt"
 	"strings"
 	"testing"
-
-	"meshnode/testnet/lab"
 )
 
 // A mesh on hosts of its own: one that moves to another address while its node is down finds the others, whose addresses it
 // has.
 func TestHosts(t *testing.T) {
 	t.Parallel()
-	l := lab.New(t)
-	lan := l.Switch()
-	var hosts []*lab.Host
-	for i := range 3 {
-		h := l.Host(fmt.Sprint("node", i+1))
-		h.Plug(lan, fmt.Sprintf("10.99.0.%d/24", i+1))
-		hosts = append(hosts, h)
-	}
+	_, _, hosts := office(t, 3)
 	n := Start(t, 3, Options{Hosts: hosts})
 	if !strings.Contains(n.Node(1).Ready, "/ip4/10.99.0.1/tcp/") {
 		t.Errorf("node 1 is not on its host: %s", n.Node(1).Ready)
