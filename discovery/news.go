@@ -465,7 +465,9 @@ func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.Mem
 			}
 			if o := d.peers[p]; o.up && o.placed {
 				l := d.outbox.to(from)
-				l.records[p] = l.records[p]
+				if _, ok := l.records[p]; !ok {
+					l.records[p] = false // without its certificate
+				}
 				d.outbox.soon()
 				continue
 			}

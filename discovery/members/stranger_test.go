@@ -480,11 +480,6 @@ func TestFloodFromTheMembersAddress(t *testing.T) {
 	}
 }
 
-func isTimeout(err error) bool {
-	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
-}
-
 func TestProbe(t *testing.T) {
 	t.Parallel()
 	a, b := open(t, "", Options{}), open(t, "", Options{Name: "b"})
