@@ -17,9 +17,11 @@ import (
 //	I4  attempts of a task only rise, across crashes too; an epoch is synced before it is used checkOutgoing, checkEpoch
 //	I5  nothing is told as durable that a crash could lose                                    checkNotice, checkKept
 //	I6  a worker drops an outcome only after its origin's answer, or long after it went away  checkRecord
+//	    (or because the origin is no member any more)
 //	I7  pending + leased + terminal = accepted                                                Scheduler.Check, book.add
 //	I9  what a stale or foreign message asks for changes nothing                              checkStart, checkRecord
 //	I10 after faults stop every job ends and no worker holds anything unanswered              finished
+//	I12 of who is no member any more nothing is held                                          step
 //
 // And: a result is the right one, its bytes are on the origin's disk and pinned; what never killed a worker process never
 // fails; the lease of a healthy worker is never taken back; what was given back or revoked is not started.
@@ -403,6 +405,9 @@ func (n *node) checkRecord(rec tasks.Record) {
 	case tasks.AnsweredRecord:
 		if since, away := n.disk.book.away[r.Origin]; away && w.retention.Outcomes > 0 && n.clock() >= n.awayAt[awayKey{r.Origin, since}]+w.retention.Outcomes {
 			return // its origin did not come back in time
+		}
+		if n.p != nil && n.p.expelled[r.Origin] {
+			return // it was no member any more
 		}
 		if n.p != nil && !n.p.answered[heldKey{r.Origin, r.Attempt}] && !n.p.gone[r.Attempt.Job] {
 			w.fail("I6: %v drops its outcome of %v, which %v did not answer", n, r.Attempt, w.byID[r.Origin])

@@ -119,6 +119,7 @@ type process struct {
 	s           *tasks.Scheduler
 	incarnation uint64
 	session     uint64
+	expelled    map[protocol.NodeID]bool
 	ends        map[uint64]*end // streams, by session; also broken ones until their PeerDown
 	inbox       []waiting
 	turning     bool  // a turn is planned
@@ -186,7 +187,7 @@ func (n *node) start() {
 	n.write([]tasks.Record{tasks.EpochRecord{Epoch: epoch}})
 	n.disk.synced = len(n.disk.batches)
 	n.life++
-	p := &process{n: n, incarnation: n.lives.Uint64(), ends: map[uint64]*end{}, slot: map[int]*slot{}, hasSlots: n.slots,
+	p := &process{n: n, incarnation: n.lives.Uint64(), ends: map[uint64]*end{}, expelled: map[protocol.NodeID]bool{}, slot: map[int]*slot{}, hasSlots: n.slots,
 		prepared: map[programKey]bool{}, answered: map[heldKey]bool{}, gone: map[protocol.JobID]bool{},
 		revoked: map[protocol.Attempt]bool{}, gave: map[heldKey]bool{}, stale: map[heldKey]bool{}, seenNow: map[protocol.NodeID]uint64{}, current: map[protocol.NodeID]uint64{},
 		limits: map[protocol.JobID]told{}, restored: map[protocol.JobID]bool{}, born: n.clock()}
@@ -595,7 +596,13 @@ func (p *process) step(now int64, ev tasks.Event) error {
 		}
 	}
 	n.stepped = now
-	return p.s.Step(now, ev)
+	err := p.s.Step(now, ev)
+	if x, ok := ev.(tasks.Expelled); ok {
+		if h := p.s.Hello(x.Peer); len(h.Held)+len(h.Unanswered) > 0 {
+			n.w.fail("I12: %v keeps what %v wanted done, which is no member any more", n, n.w.byID[x.Peer])
+		}
+	}
+	return err
 }
 
 func cpuOf(ev tasks.Event) int64 {

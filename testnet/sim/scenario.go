@@ -198,6 +198,29 @@ var scenarios = map[string]func(*world){
 		w.plague(w.between(400*ms, 2*sec), faultSlots, faultPause, faultUnable)
 		w.plague(3*sec, faultShutdown, faultSlow)
 	},
+	// Members are put out of the mesh while work goes on, by one side first or by both, and come back.
+	"expelled": func(w *world) {
+		w.small(3, 5)
+		w.plague(w.between(600*ms, 2*sec), func(w *world) {
+			l := w.anyLink()
+			first := w.rng.IntN(2)
+			for i, n := range []*node{l.n[first], l.n[1-first]} {
+				other := l.n[first].id
+				if i == 0 {
+					other = l.n[1-first].id
+				}
+				w.after(int64(i)*w.between(0, 300*ms), func() {
+					if n.p != nil && !n.p.dead {
+						n.p.expelled[other] = true
+						n.p.post(tasks.Expelled{Peer: other, Reason: "it was revoked"})
+					}
+					if l.conn != nil {
+						l.conn.cut(cutReset)
+					}
+				})
+			}
+		})
+	},
 	"liar": func(w *world) {
 		w.small(3, 5)
 		w.lowerJobs()

@@ -116,6 +116,7 @@ func TestFaultsHappen(t *testing.T) {
 		"blobs":        {"fetches", "unpins"},
 		"reads":        {"obtains", "unpins", "no room for the blob", "dies"},
 		"liar":         {"1099511627776"},
+		"expelled":     {"Expelled"},
 		"deaf":         {"partition n"},
 		"silent":       {"n1 is", "n1 dies"},
 		"thaw":         {"n1 goes on", "Revoke"},
