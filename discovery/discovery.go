@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -48,7 +49,11 @@ const (
 	wakeHot = 10 * time.Second
 	// yield is how much later than the lower peer ID the higher one dials, so that usually one of them does: a dial within a
 	// building takes a tenth of it. Over slower links both may, and one connection of the two stays.
-	yield = 300 * time.Millisecond
+	// Where many start at once and machines are busy with that, a dial takes longer: yieldEach for every member that is missed,
+	// mostYield at most.
+	yield     = 300 * time.Millisecond
+	yieldEach = 20 * time.Millisecond
+	mostYield = 2 * time.Second
 	// minDialGap between two dials of one peer.
 	minDialGap  = time.Second
 	dialTimeout = 10 * time.Second
@@ -58,6 +63,10 @@ const (
 	signGap = 10 * time.Second
 	// maxDials at once: a node that starts in a mesh of 300 must not flood its router.
 	maxDials = 32
+	// Dials whose handshakes break off or take too long halve how many there may be, down to leastDials, once in cutGap; each that succeeds
+	// allows one more. Machines that are too busy to shake 32 hands in 3 s would else try for ever.
+	leastDials = 2
+	cutGap     = time.Second
 	// duplicateWindow: two connections of one peer, one from each side, that began within it come from both dialling at once,
 	// and the older stays. Beyond it the newer stays: whoever dialled it had lost the older. A handshake over a slow link
 	// takes a second.
@@ -147,6 +156,8 @@ type Discovery struct {
 	given   map[string]givenState
 	book    *book
 	dialing int
+	window  int // dials that may go on at once
+	cut     time.Time
 	inviter string // whose ticket's addresses were taken up
 	nets    networks
 	self    []ma.Multiaddr // own addresses on nets
@@ -215,7 +226,7 @@ func New(c Config) (*Discovery, error) {
 		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
-		ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{}, ways: newWays(),
+		window: maxDials / 2, ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{}, ways: newWays(),
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -433,10 +444,16 @@ const (
 
 // turn is how long this node leaves the dial to p, if both have just heard of each other.
 func (d *Discovery) turn(p peer.ID) time.Duration {
-	if d.host.ID() > p {
-		return yield
+	if d.host.ID() < p {
+		return 0
 	}
-	return 0
+	missing := 0
+	for _, k := range d.peers {
+		if !k.up {
+			missing++
+		}
+	}
+	return min(yield+yieldEach*time.Duration(missing), mostYield)
 }
 
 // plan sets the next dial of a peer that has just been lost or heard of, after wait or sooner.
@@ -482,7 +499,9 @@ func (k *known) again(now time.Time) time.Time {
 func (d *Discovery) dialDue() time.Duration {
 	now := time.Now()
 	wait := time.Hour
-	for _, p := range d.order() {
+	order := d.order()
+	slices.SortStableFunc(order, func(a, b peer.ID) int { return d.peers[a].next.Compare(d.peers[b].next) }) // who waits longest
+	for _, p := range order {
 		k := d.peers[p]
 		if k.up || k.next.IsZero() {
 			continue
@@ -491,7 +510,7 @@ func (d *Discovery) dialDue() time.Duration {
 			wait = min(wait, left)
 			continue
 		}
-		if d.dialing >= maxDials {
+		if d.dialing >= d.window {
 			continue // the end of any of them comes back here
 		}
 		d.dial(p, k)
@@ -539,7 +558,32 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		d.host.Peerstore().AddAddrs(p, append(ways, addrs...), peerstore.TempAddrTTL)
 		c, err := d.host.Network().DialPeer(ctx, p)
 		err = d.incompatible(ctx, err)
-		d.do(d.ctx, func() { d.dialled(p, k, addrs, c, err) })
+		d.do(d.ctx, func() {
+			d.pace(err, time.Since(now))
+			d.dialled(p, k, addrs, c, err)
+		})
+	})
+}
+
+// pace sets how many dials there may be by how one ended.
+func (d *Discovery) pace(err error, took time.Duration) {
+	now := time.Now()
+	var refused *members.Refused
+	var rejected *members.Rejected
+	switch {
+	case err == nil:
+		d.window = min(d.window+1, maxDials)
+	case errors.As(err, &refused), errors.As(err, &rejected):
+	case now.Sub(d.cut) >= cutGap && (took > members.ConnectTimeout+members.ConnectTimeout/4 || brokeOff(err)):
+		d.window, d.cut = max(d.window/2, leastDials), now
+	}
+}
+
+// brokeOff reports whether somebody was there and the handshake came to no end.
+func brokeOff(err error) bool {
+	var dialErr *swarm.DialError
+	return errors.As(err, &dialErr) && slices.ContainsFunc(dialErr.DialErrors, func(e swarm.TransportError) bool {
+		return errors.Is(e.Cause, io.EOF) || errors.Is(e.Cause, syscall.EPIPE) || errors.Is(e.Cause, syscall.ECONNRESET)
 	})
 }
 

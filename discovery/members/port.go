@@ -34,7 +34,7 @@ type tcpTransport struct {
 }
 
 func newTCP(up transport.Upgrader, r network.ResourceManager, p *ports) (*tcpTransport, error) {
-	t, err := tcp.NewTCPTransport(up, r, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(connectTimeout),
+	t, err := tcp.NewTCPTransport(up, r, nil, tcp.DisableReuseport(), tcp.WithConnectionTimeout(ConnectTimeout),
 		tcp.WithDialerForAddr(func(ma.Multiaddr) (tcp.ContextDialer, error) { return p, nil }))
 	return &tcpTransport{t, up, p}, err
 }

@@ -24,10 +24,10 @@ import (
 	"meshnode/protocol"
 )
 
-// connectTimeout is how long a dial waits for the other side's kernel: two of the packets that ask for a connection fit, the first and
+// ConnectTimeout is how long a dial waits for the other side's kernel: two of the packets that ask for a connection fit, the first and
 // the one after a second. A third would come after three and the fourth after seven; whoever lost sight of its network for a while
 // asks sooner by dialling anew.
-const connectTimeout = 2500 * time.Millisecond
+const ConnectTimeout = 2500 * time.Millisecond
 
 // TransportOptions makes a libp2p host that only members of m's mesh can connect to, and that connects to nobody
 // else. It sets the transports (TCP alone), the security protocol (TLS 1.3, then the exchange of certificates) and the
