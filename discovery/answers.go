@@ -148,7 +148,9 @@ func isErrno(err error, unix, windows syscall.Errno) bool {
 }
 
 // Advice is what to do where no address of a member answers.
-func Advice(answers []Answer) string {
+func Advice(answers []Answer) string { return advice(runtime.GOOS, answers) }
+
+func advice(system string, answers []Answer) string {
 	has := func(c Code) bool { return slices.ContainsFunc(answers, func(a Answer) bool { return a.Code == c }) }
 	switch {
 	case has(OtherVersion):
@@ -165,6 +167,8 @@ func Advice(answers []Answer) string {
 		return "start the node there: meshnode up -d"
 	case has(Silence):
 		return "wake that machine and see that it is in a network that this one can reach; run meshnode doctor there: its firewall may drop what comes in"
+	case has(NoWay) && system == "darwin": // what it says, too, where it denies in silence
+		return "see that this Mac is in that network, and allow meshnode, or the program that it is started from (Terminal), in System Settings, Privacy & Security, Local Network; then start the node again"
 	case has(OtherIdentity):
 		return "it has moved; when it is up in the same network, or connected to another member, it is found again; or give its address: meshnode up --peer HOST:PORT"
 	}

@@ -44,8 +44,11 @@ func TestAnswerOf(t *testing.T) {
 		if code != c.code || text == "" || strings.Contains(text, "\n") {
 			t.Errorf("%v: %s %q, want %s", c.err, code, text, c.code)
 		}
-		if advice := Advice([]Answer{{Code: code}}); !strings.Contains(advice, c.words) {
+		if advice := advice("linux", []Answer{{Code: code}}); !strings.Contains(advice, c.words) {
 			t.Errorf("%v: %q", c.err, advice)
 		}
+	}
+	if s := advice("darwin", []Answer{{Code: NoWay}}); !strings.Contains(s, "Local Network") {
+		t.Error(s)
 	}
 }

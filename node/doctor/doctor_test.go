@@ -107,6 +107,9 @@ func TestSendFixNamesLocalNetwork(t *testing.T) {
 	if s := sendFix("darwin", os.ErrDeadlineExceeded); !strings.Contains(s, "Local Network") {
 		t.Error(s)
 	}
+	if s := openUDP("darwin"); !strings.Contains(s, "Local Network") {
+		t.Error(s)
+	}
 }
 
 func TestKinds(t *testing.T) {

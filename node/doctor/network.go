@@ -286,7 +286,7 @@ func openUDP(system string) string {
 	case "windows":
 		return `netsh advfirewall firewall add rule name="mDNS for meshnode" dir=in action=allow protocol=UDP localport=5353 profile=private,domain`
 	case "darwin":
-		return "System Settings, Network, Firewall: allow incoming connections for meshnode"
+		return "System Settings, Privacy & Security, Local Network: allow meshnode, or the program that it is started from (Terminal); and Network, Firewall: allow incoming connections for it"
 	case "linux":
 		return "ufw: sudo ufw allow 5353/udp · firewalld: sudo firewall-cmd --permanent --add-service=mdns && sudo firewall-cmd --reload · nftables or iptables: accept udp dport 5353"
 	}
