@@ -3,17 +3,21 @@ package discovery
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 
+	"meshnode/discovery/members"
 	"meshnode/protocol"
 )
 
@@ -84,17 +88,17 @@ func TestNobodyIsFlooded(t *testing.T) {
 	n := networks{faces: []face{{addrs: []netip.Prefix{netip.MustParsePrefix("192.168.1.2/24")}}}}
 	e := newEndpoints()
 	port, ports := maddr(t, "/ip4/8.8.8.8/tcp/443"), many(t, "/ip4/8.8.4.4/tcp/%d", 800)
-	members := make([]hints, 100)
+	absent := make([]hints, 100)
 	start := time.Now()
-	for i := range members {
-		members[i].take(start, itself, "itself", port)
-		members[i].take(start, hearsay, "member x", ports[i*8:i*8+8]...)
+	for i := range absent {
+		absent[i].take(start, itself, "itself", port)
+		absent[i].take(start, hearsay, "member x", ports[i*8:i*8+8]...)
 	}
 	onePort, oneHost := 0, 0
 	const minutes = 5
 	for now := start; now.Before(start.Add(minutes * time.Minute)); now = now.Add(time.Second) {
-		for i := range members {
-			addrs, _ := members[i].choose(now, 4, n, e, nil)
+		for i := range absent {
+			addrs, _ := absent[i].choose(now, 4, n, e, nil)
 			for _, a := range addrs {
 				if a.Equal(port) {
 					onePort++
@@ -102,7 +106,7 @@ func TestNobodyIsFlooded(t *testing.T) {
 					oneHost++
 				}
 			}
-			members[i].dialled(now, addrs, nil, e)
+			absent[i].dialled(now, addrs, nil, e)
 		}
 	}
 	if most := manyFails + minutes + 2; onePort > most || onePort < manyFails {
@@ -240,5 +244,43 @@ func TestBookIsSavedSoon(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(a.dir, "membership", bookFile))
 	if err != nil || len(raw) == 0 || slices.Contains(a.d.book.peers[b.Self()].Addrs, "/ip4/127.0.0.1/tcp/9") {
 		t.Errorf("hearsay in the book: %s, %v", raw, err)
+	}
+}
+
+// Handshakes that break off halve how many dials go on at once, once a second; dials that reach nobody do not, and one that succeeds allows one more.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	failed := func(cause error) error {
+		return &swarm.DialError{DialErrors: []swarm.TransportError{{Cause: fmt.Errorf("handshake: %w", cause)}}}
+	}
+	d := &Discovery{window: 16}
+	for range 3 {
+		d.pace(failed(io.EOF), time.Second)
+	}
+	if d.window != 8 {
+		t.Errorf("after three that broke off at once: %d", d.window)
+	}
+	d.cut = time.Time{}
+	d.pace(failed(syscall.ECONNREFUSED), time.Millisecond)
+	d.pace(failed(os.ErrDeadlineExceeded), members.ConnectTimeout)
+	if d.window != 8 {
+		t.Errorf("after two that reached nobody: %d", d.window)
+	}
+	d.pace(failed(os.ErrDeadlineExceeded), 2*members.ConnectTimeout)
+	if d.window != 4 {
+		t.Errorf("after one that took too long: %d", d.window)
+	}
+	for range 3 {
+		d.cut = time.Time{}
+		d.pace(failed(syscall.EPIPE), time.Second)
+	}
+	if d.window != leastDials {
+		t.Errorf("after many: %d", d.window)
+	}
+	for range 2 * maxDials {
+		d.pace(nil, time.Millisecond)
+	}
+	if d.window != maxDials {
+		t.Errorf("after many that succeeded: %d", d.window)
 	}
 }
