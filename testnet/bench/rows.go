@@ -39,6 +39,11 @@ var groups = append([]group{
 		{"command.xargs", "tasks/s", goal{}, "xargs -P2 -n1 true: a native process for each task"},
 		{"command.parallel", "tasks/s", goal{}, "GNU parallel -j2 true: a native process for each task"},
 	}, 3 * time.Minute, command},
+	{"bulk", []row{
+		{"bulk.call.p50", "ms", goal{}, "calls as in call.other, while tasks with 4 MiB of input that return it go over the same connection"},
+		{"bulk.call.p99", "ms", goal{"≤", 30}, ""},
+		{"bulk.bytes", "MB/s", goal{}, "what these carry meanwhile, there and back"},
+	}, 3 * time.Minute, bulk},
 	{"call", []row{
 		{"call.local.p50", "ms", goal{"≤", 0.2}, callNote},
 		{"call.local.p99", "ms", goal{"≤", 1}, callNote},
@@ -159,37 +164,12 @@ func command(b *bench) {
 
 func call(b *bench) {
 	const calls = 1000
-	// one measures calls one by one in an open job, in ms.
-	one := func(o *testnet.Node, spec node.JobSpec, n int) []float64 {
-		var took []float64
-		back := make(chan struct{})
-		var sent time.Time
-		input := []byte("0123456789abcdef")
-		b.submit(o, spec, func(yield func([]byte, error) bool) {
-			for range n {
-				sent = time.Now()
-				if !yield(input, nil) {
-					return
-				}
-				select {
-				case <-back:
-				case <-b.ctx.Done():
-					return
-				}
-			}
-		}, func(r control.Result) {
-			took = append(took, time.Since(sent).Seconds()*1000)
-			b.mustEqual("call", r.Output, input)
-			back <- struct{}{}
-		})
-		return took
-	}
 	local, other := b.twoNodes(true, 1).Node(1), b.twoNodes(false, 1).Node(1)
 	spec, spec2 := b.program(local, echoReactor), b.program(other, echoReactor)
-	one(local, spec, 100)
-	one(other, spec2, 100)
+	b.calls(local, spec, 100)
+	b.calls(other, spec2, 100)
 	for range b.rounds {
-		l, r := one(local, spec, calls), one(other, spec2, calls)
+		l, r := b.calls(local, spec, calls), b.calls(other, spec2, calls)
 		b.add("call.local.p50", median(l))
 		b.add("call.local.p99", quantile(l, 0.99))
 		b.add("call.other.p50", median(r))
@@ -623,6 +603,66 @@ func beat(b *bench) {
 			b.Fatal(err)
 		}
 		b.add("beat.late", d.Seconds()*1000)
+	}
+}
+
+// calls measures calls one by one in an open job, in ms.
+func (b *bench) calls(o *testnet.Node, spec node.JobSpec, n int) []float64 {
+	var took []float64
+	back := make(chan struct{})
+	var sent time.Time
+	input := []byte("0123456789abcdef")
+	b.submit(o, spec, func(yield func([]byte, error) bool) {
+		for range n {
+			sent = time.Now()
+			if !yield(input, nil) {
+				return
+			}
+			select {
+			case <-back:
+			case <-b.ctx.Done():
+				return
+			}
+		}
+	}, func(r control.Result) {
+		took = append(took, time.Since(sent).Seconds()*1000)
+		b.mustEqual("call", r.Output, input)
+		back <- struct{}{}
+	})
+	return took
+}
+
+// bulk has calls go to another node while blobs go there and back over the same connection.
+func bulk(b *bench) {
+	const size, count = 4 << 20, 16
+	o := b.twoNodes(false, 3).Node(1)
+	spec := b.program(o, echoReactor)
+	b.calls(o, spec, 100)
+	ins := random(count, size)
+	for round := range b.rounds {
+		stop, ended := make(chan struct{}), make(chan float64, 1)
+		go func() {
+			began, moved := time.Now(), 0
+			defer func() { ended <- float64(moved) / 1e6 / time.Since(began).Seconds() }()
+			for n := uint64(1); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				for _, in := range ins { // what was sent before would not be sent again
+					binary.LittleEndian.PutUint64(in, uint64(round)<<32|n)
+				}
+				b.submit(o, spec, all(ins), nil)
+				moved += 2 * count * size
+			}
+		}()
+		time.Sleep(time.Second)
+		took := b.calls(o, spec, 200)
+		close(stop)
+		b.add("bulk.call.p50", median(took))
+		b.add("bulk.call.p99", quantile(took, 0.99))
+		b.add("bulk.bytes", <-ended)
 	}
 }
 
