@@ -70,8 +70,8 @@ func (c *cli) upPrivate(cmd *cobra.Command, f *upFlags) (err error) {
 	f.listen, f.labels, f.retain = nil, nil, duration(time.Hour)
 	lan := slices.Contains(f.peers, anybody)
 	f.peers = slices.DeleteFunc(f.peers, func(p string) bool { return p == anybody })
-	if f.secretFile == "" && (lan || len(f.peers) > 0) {
-		return usage(cmd, "--private and --peer: a private node is a member of no mesh, so it takes a secret to be admitted there; give --secret-file")
+	if f.secretFile == "" { // it is a member of no mesh, and nothing admits it; MESHNODE_PEER may be there for other nodes
+		f.peers, lan = nil, false
 	}
 	dir, err := os.MkdirTemp(privateRoot(), privatePrefix) // 0700
 	if err != nil {
