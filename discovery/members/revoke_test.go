@@ -449,7 +449,14 @@ func TestFloodOfRevocations(t *testing.T) {
 	if _, err := c.desk.Revoke(c.lap.Self(), RevokeOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := meet(t, c.pad, c.desk); err != nil {
+	// Each side checks some hundred signatures within the time of an admission; a machine that is too slow for that knows them by the next one.
+	var err error
+	for range 5 {
+		if err = meet(t, c.pad, c.desk); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if !c.pad.Revoked(c.lap.Self()) || c.pad.rev.bytes > maxRevocationBytes {
