@@ -39,7 +39,7 @@ func TestCertificatesOnLiveConnections(t *testing.T) {
 		until(t, 10*time.Second, "everybody has a new certificate", func() bool {
 			for _, n := range nodes {
 				for _, o := range nodes {
-					if x, ok := n.Certificate(o.Self()); !ok || x.NotAfter.Sub(time.Now()) < d+80*day {
+					if x, ok := n.Certificate(o.Self()); !ok || time.Until(x.NotAfter) < d+80*day {
 						return false
 					}
 				}
