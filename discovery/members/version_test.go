@@ -88,6 +88,7 @@ func twoMembers(t *testing.T) (now, old *Membership) {
 	// Somebody is revoked, of which the older one does not know, and cannot be told.
 	gone := open(t, "", Options{Name: "gone"})
 	join(t, gone, invite(t, now, h, InviteOptions{Mine: true, Uses: 1}))
+	eventually(t, 5*time.Second, "the inviter knows who joined", func() bool { _, ok := now.Certificate(gone.Self()); return ok })
 	if _, err := now.Revoke(gone.Self(), RevokeOptions{}); err != nil {
 		t.Fatal(err)
 	}
