@@ -16,7 +16,7 @@ func TestOtherVersionIsTriedRarely(t *testing.T) {
 	t.Parallel()
 	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
 	a.admit(t, b.Membership)
-	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
+	until(t, 5*time.Second, "a and b connect, and a knows where b is", func() bool { return a.has(b) && b.has(a) && len(a.state(b.Self()).Addrs) > 0 })
 	b.stop()
 	until(t, 5*time.Second, "b is gone", func() bool { return a.state(b.Self()).State != Connected && len(a.state(b.Self()).Addrs) > 0 })
 	addrs := slices.Clone(a.state(b.Self()).Addrs)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -360,17 +361,22 @@ func (n *Node) Ping(ctx context.Context, id string) (Ping, error) {
 			}
 		}
 		ch, err := n.check(ctx, p, nil)
+		late := errors.Is(err, context.DeadlineExceeded) || os.IsTimeout(err)
 		switch s := n.sessions.get(protocol.NodeID(id)); {
 		case err == nil:
 			out.Answered, out.RTT = true, milli(ch.roundTrip)
 		case errors.Is(err, errNoChecks) && s != nil:
 			out.Answered, out.RTT = true, milli(s.pings.roundTrip())
 			out.Reason = err.Error() + ": this is the round trip of its beats"
-		default:
+		case late || n.host.Network().Connectedness(p) != network.NotConnected && s != nil:
 			out.Reason = "it is connected, and does not answer: " + err.Error()
 			out.Fix = "wake that machine; after 3 s without a sign of life its connection counts as lost"
 		}
-		return out, nil
+		if out.Answered || out.Reason != "" {
+			return out, nil
+		}
+		// The connection ended meanwhile: what do its addresses say?
+		out.Path, out.Addr, st.Reason = "", "", cmp.Or(st.Reason, "the connection was lost")
 	}
 	out.Reason = st.Reason
 	out.Addresses = n.finder.Ask(ctx, p, st.Addrs)

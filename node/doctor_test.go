@@ -93,6 +93,7 @@ func TestWhyAMemberIsNotThere(t *testing.T) {
 			if !said {
 				t.Errorf("ping: %+v, want %s of %s", p, c.code, addr)
 			}
+			await(t, "its connection has ended", func() bool { return len(a.host.Network().ConnsToPeer(b.host.ID())) == 0 })
 			r, err := a.Doctor(t.Context())
 			if err != nil {
 				t.Fatal(err)
