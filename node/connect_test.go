@@ -69,6 +69,7 @@ func TestAwayMember(t *testing.T) {
 		}
 		return Peer{}
 	}
+	await(t, "b has said where it is", func() bool { return peer().Via == "itself" })
 	if p := peer(); p.State != "connected" || p.NextTry != nil || p.LastSeen == nil || p.Via != "itself" || p.Reason != "" {
 		t.Errorf("while it is there: %+v", p)
 	}
