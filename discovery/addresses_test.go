@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -247,7 +248,7 @@ func TestBookIsSavedSoon(t *testing.T) {
 	}
 }
 
-// Handshakes that break off halve how many dials go on at once, once a second; dials that reach nobody do not, and one that succeeds allows one more.
+// Handshakes that break off halve how many dials go on at once, once a second; dials that reach nobody do not, and a window of them that succeed allows one more.
 func TestPace(t *testing.T) {
 	t.Parallel()
 	failed := func(cause error) error {
@@ -258,29 +259,73 @@ func TestPace(t *testing.T) {
 		d.pace(failed(io.EOF), time.Second)
 	}
 	if d.window != 8 {
-		t.Errorf("after three that broke off at once: %d", d.window)
+		t.Errorf("after three that broke off at once: %v", d.window)
 	}
 	d.cut = time.Time{}
 	d.pace(failed(syscall.ECONNREFUSED), time.Millisecond)
 	d.pace(failed(os.ErrDeadlineExceeded), members.ConnectTimeout)
 	if d.window != 8 {
-		t.Errorf("after two that reached nobody: %d", d.window)
+		t.Errorf("after two that reached nobody: %v", d.window)
 	}
 	d.pace(failed(os.ErrDeadlineExceeded), 2*members.ConnectTimeout)
 	if d.window != 4 {
-		t.Errorf("after one that took too long: %d", d.window)
+		t.Errorf("after one that took too long: %v", d.window)
 	}
 	for range 3 {
 		d.cut = time.Time{}
 		d.pace(failed(syscall.EPIPE), time.Second)
 	}
-	if d.window != leastDials {
-		t.Errorf("after many: %d", d.window)
+	if d.window != leastWindow {
+		t.Errorf("after many: %v", d.window)
 	}
-	for range 2 * maxDials {
+	for range maxWindow * maxWindow {
 		d.pace(nil, time.Millisecond)
 	}
-	if d.window != maxDials {
-		t.Errorf("after many that succeeded: %d", d.window)
+	if int(d.window) != maxWindow {
+		t.Errorf("after many that succeeded: %v", d.window)
 	}
+}
+
+// A dial counts while it is young, and then only while it shakes hands: members that are off answer nothing, and hold up nobody.
+func TestPlaces(t *testing.T) {
+	t.Parallel()
+	a := start(t, t.TempDir(), "a")
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := member(t, t.TempDir(), "busy")
+	a.admit(t, busy)
+	until(t, 10*time.Second, "a knows it", func() bool { return a.state(busy.Self()).Name == "busy" })
+	a.hint(busy.Self(), fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", silent.Addr().(*net.TCPAddr).Port))
+	until(t, 10*time.Second, "the handshake has begun", func() bool { return a.Shaking(busy.Self()) })
+
+	now := time.Now()
+	d := &Discovery{members: a.Membership, window: 4.9, peers: map[peer.ID]*known{}}
+	add := func(n int, age time.Duration) {
+		for i := range n {
+			d.peers[peer.ID(fmt.Sprint(age, i))] = &known{dialing: 1, lastDial: now.Add(-age)}
+			d.dialing++
+		}
+	}
+	check := func(when string, places int, more time.Duration) {
+		t.Helper()
+		if n, m := d.places(now); n != places || m != more {
+			t.Errorf("%s: %d places, more after %v; want %d and %v", when, n, m, places, more)
+		}
+	}
+	check("nothing goes on", 4, time.Hour)
+	add(30, answerTime)
+	check("30 that do not answer", 4, time.Hour)
+	d.peers[busy.Self()] = &known{dialing: 1, lastDial: now.Add(-time.Second)}
+	check("one shakes hands", 3, time.Hour)
+	add(1, answerTime/4)
+	add(1, answerTime/2)
+	check("two are young", 1, answerTime/2)
+	add(3, 0)
+	check("five are", 0, answerTime/2)
+	add(maxDials, time.Hour)
+	check("too many in all", 0, answerTime/2)
+	silent.Close()
+	until(t, 10*time.Second, "the handshake has ended", func() bool { return !a.Shaking(busy.Self()) })
 }

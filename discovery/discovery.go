@@ -61,12 +61,18 @@ const (
 	noWayRetry = 30 * time.Second
 	// signGap is how often a sign of life of a member at a known address has it dialled at once.
 	signGap = 10 * time.Second
-	// maxDials at once: a node that starts in a mesh of 300 must not flood its router.
-	maxDials = 32
-	// Dials whose handshakes break off or take too long halve how many there may be, down to leastDials, once in cutGap; each that succeeds
-	// allows one more. Machines that are too busy to shake 32 hands in 3 s would else try for ever.
-	leastDials = 2
-	cutGap     = time.Second
+	// maxDials at once: a node that starts in a mesh of 300 must not flood its router. Of these only a window of maxWindow handshakes,
+	// and dials that are younger than answerTime: a member that is off answers nothing for seconds, and holds up nobody.
+	maxDials   = 64
+	maxWindow  = 32
+	answerTime = 200 * time.Millisecond
+	// The window is firstWindow in the beginning, and one more for as many that succeed as there may be: with 16 each, sixty nodes that start
+	// at once on two cores spent half of their handshakes on admissions that did not end in time.
+	firstWindow = 4
+	// Dials whose handshakes break off or take too long halve it, down to leastWindow, once in cutGap. Machines that
+	// are too busy for them would else try for ever.
+	leastWindow = 2
+	cutGap      = time.Second
 	// duplicateWindow: two connections of one peer, one from each side, that began within it come from both dialling at once,
 	// and the older stays. Beyond it the newer stays: whoever dialled it had lost the older. A handshake over a slow link
 	// takes a second.
@@ -156,7 +162,7 @@ type Discovery struct {
 	given   map[string]givenState
 	book    *book
 	dialing int
-	window  int // dials that may go on at once
+	window  float64 // see maxWindow
 	cut     time.Time
 	inviter string // whose ticket's addresses were taken up
 	nets    networks
@@ -226,7 +232,7 @@ func New(c Config) (*Discovery, error) {
 		secret: c.Secret, brief: c.Brief, pairers: make(chan struct{}, maxPairers),
 		calls: make(chan func(), 64), again: make(chan struct{}, 1), mesh: c.Members.Mesh(),
 		peers: map[peer.ID]*known{}, unmet: map[peer.ID]*unmet{}, given: map[string]givenState{}, book: b,
-		window: maxDials / 2, ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{}, ways: newWays(),
+		window: firstWindow, ends: newEndpoints(), outbox: newOutbox(), joins: map[string]*lan{}, ways: newWays(),
 	}
 	d.view.Store(new([]State))
 	return d, nil
@@ -499,10 +505,8 @@ func (k *known) again(now time.Time) time.Time {
 func (d *Discovery) dialDue() time.Duration {
 	now := time.Now()
 	wait := time.Hour
-	order := d.order()
-	slices.SortStableFunc(order, func(a, b peer.ID) int { return d.peers[a].next.Compare(d.peers[b].next) }) // who waits longest
-	for _, p := range order {
-		k := d.peers[p]
+	var due []peer.ID
+	for p, k := range d.peers {
 		if k.up || k.next.IsZero() {
 			continue
 		}
@@ -510,12 +514,42 @@ func (d *Discovery) dialDue() time.Duration {
 			wait = min(wait, left)
 			continue
 		}
-		if d.dialing >= d.window {
-			continue // the end of any of them comes back here
+		due = append(due, p)
+	}
+	if len(due) == 0 {
+		return wait
+	}
+	slices.SortFunc(due, func(a, b peer.ID) int { return d.peers[a].next.Compare(d.peers[b].next) }) // who waits longest
+	places, more := d.places(now)
+	for _, p := range due[:min(len(due), places)] {
+		k := d.peers[p]
+		if d.dial(p, k); !k.next.IsZero() {
+			wait = min(wait, k.next.Sub(now)) // there was no way
 		}
-		d.dial(p, k)
+	}
+	if len(due) > places {
+		wait = min(wait, more) // the end of any dial comes back here, too
 	}
 	return wait
+}
+
+// places is how many dials may begin now, and after what time it may be more.
+func (d *Discovery) places(now time.Time) (n int, more time.Duration) {
+	busy := 0
+	more = time.Hour
+	for p, k := range d.peers {
+		if k.dialing == 0 {
+			continue
+		}
+		young := k.lastDial.Add(answerTime).Sub(now)
+		if young > 0 {
+			more = min(more, young)
+		}
+		if young > 0 || d.members.Shaking(p) {
+			busy++
+		}
+	}
+	return max(0, min(int(d.window)-busy, maxDials-d.dialing)), more
 }
 
 func (d *Discovery) order() []peer.ID {
@@ -572,10 +606,10 @@ func (d *Discovery) pace(err error, took time.Duration) {
 	var rejected *members.Rejected
 	switch {
 	case err == nil:
-		d.window = min(d.window+1, maxDials)
+		d.window = min(d.window+1/d.window, maxWindow)
 	case errors.As(err, &refused), errors.As(err, &rejected):
 	case now.Sub(d.cut) >= cutGap && (took > members.ConnectTimeout+members.ConnectTimeout/4 || brokeOff(err)):
-		d.window, d.cut = max(d.window/2, leastDials), now
+		d.window, d.cut = max(d.window/2, leastWindow), now
 	}
 }
 
@@ -721,9 +755,6 @@ func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 	k := d.peers[e.Peer]
 	if k == nil || e.Conn == nil || d.otherStreams(e.Peer, k, e.Protocols) {
 		return
-	}
-	if len(d.book.addrs(e.Peer)) == 0 {
-		k.public = false // nobody could say where it is
 	}
 	d.saysItself(e.Peer, k, e.Conn, e.ListenAddrs)
 	if !k.met {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/transport"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -253,7 +255,8 @@ func (b *bucket) wait(ctx context.Context) error {
 	return nil
 }
 
-// gatedUpgrader puts the gate where connections are accepted, before anything is read from them.
+// gatedUpgrader puts the gate where connections are accepted, before anything is read from them, and counts the handshakes of those
+// that are dialled.
 type gatedUpgrader struct {
 	transport.Upgrader
 	gate *gate
@@ -261,6 +264,11 @@ type gatedUpgrader struct {
 
 func (u gatedUpgrader) GateMaListener(l manet.Listener) transport.GatedMaListener {
 	return u.Upgrader.GateMaListener(&gateListener{l, u.gate})
+}
+
+func (u gatedUpgrader) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn, dir network.Direction, p peer.ID, scope network.ConnManagementScope) (transport.CapableConn, error) {
+	defer u.gate.m.shaking.begin(p)()
+	return u.Upgrader.Upgrade(ctx, t, c, dir, p, scope)
 }
 
 type gateListener struct {

@@ -72,6 +72,7 @@ type Membership struct {
 	ports   *ports
 	tries   *tries
 	refused *OnceIn
+	shaking ongoing // handshakes of dials
 
 	mu sync.RWMutex // guards what follows, and the files in membership/
 	inMesh

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -121,6 +122,38 @@ func (s *secured) SecureOutbound(ctx context.Context, insecure net.Conn, p peer.
 	}
 	c.SetDeadline(time.Time{})
 	return c, nil
+}
+
+// Shaking reports whether a dial to p has come as far as its handshake: somebody is there, and it goes on. It may be called concurrently.
+func (m *Membership) Shaking(p peer.ID) bool { return m.shaking.has(p) }
+
+// ongoing counts what goes on, by peer. The zero value counts nothing; it may be used concurrently.
+type ongoing struct {
+	mu sync.Mutex // guards n
+	n  map[peer.ID]int
+}
+
+// begin counts one until end is called.
+func (o *ongoing) begin(p peer.ID) (end func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.n == nil {
+		o.n = map[peer.ID]int{}
+	}
+	o.n[p]++
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.n[p]--; o.n[p] == 0 {
+			delete(o.n, p)
+		}
+	}
+}
+
+func (o *ongoing) has(p peer.ID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.n[p] > 0
 }
 
 // remoteOf is where a connection comes from: an address, or a relay's and /p2p-circuit.
