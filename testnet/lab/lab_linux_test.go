@@ -317,6 +317,38 @@ func TestMulticast(t *testing.T) {
 	}
 }
 
+// What a thread has started with endWithParent ends with it: so no thread may end that others use as well.
+func TestDoEndsNobody(t *testing.T) {
+	t.Parallel()
+	h := New(t).Host("a")
+	var ended []<-chan error
+	for range 20 {
+		cmd := h.Command(t.Context(), "sleep", "60")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c := make(chan error, 1)
+		ended = append(ended, c)
+		go func() { c <- cmd.Wait() }()
+		var wait sync.WaitGroup
+		for range 4 {
+			wait.Go(func() {
+				if err := h.Do(func() error { return nil }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wait.Wait()
+	}
+	for i, c := range ended {
+		select {
+		case err := <-c:
+			t.Errorf("command %d: %v", i, err)
+		default:
+		}
+	}
+}
+
 func TestRerun(t *testing.T) {
 	if name := Inside(); name != "" {
 		addrs, err := net.InterfaceAddrs()
