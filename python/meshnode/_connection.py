@@ -278,6 +278,7 @@ class Connection:
     def _open(self) -> Tuple[socket.socket, bytes]:
         s, at = connect(self.data_dir, 5.0)
         try:
+            s.settimeout(_CALL_TIMEOUT)
             s.sendall(self._head(at, "POST /v1/stream HTTP/1.1", "Connection: Upgrade\r\nUpgrade: meshnode/1\r\n"))
             status, rest, _ = _read_head(s)
             if status != 101:
@@ -296,6 +297,9 @@ class Connection:
                         continue
                 raise _error(rest, True)
             s.settimeout(None)
+        except socket.timeout:
+            s.close()
+            raise Lost("the node does not answer: it took more than %.0f s" % _CALL_TIMEOUT) from None
         except OSError as e:
             s.close()
             raise Lost("the node went away: %s" % e) from None

@@ -1,10 +1,14 @@
 """Client with real nodes: values sent once, jobs that outlive the program, other nodes, options."""
 
+import json
 import os
 import re
+import socket
+import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 from running import LIMIT, PYTHON, Limited, mesh
 
@@ -263,6 +267,22 @@ class ThreeNodes(Limited):
         fs = [self.client.submit(length, data, bytes(i)) for i in range(40)]
         self.assertEqual([f.result(LIMIT) for f in fs], [len(data) + i for i in range(40)])
 
+
+class NoAnswer(Limited):
+    def test_a_node_that_is_frozen(self):
+        listener = socket.socket()
+        self.addCleanup(listener.close)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(5)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        with open(os.path.join(folder.name, "control.json"), "w") as f:
+            json.dump({"address": "127.0.0.1:%d" % listener.getsockname()[1], "token": "t"}, f)
+        with mock.patch("meshnode._connection._CALL_TIMEOUT", 0.3):
+            client = Client(folder.name, private=False)
+            self.addCleanup(client.close)
+            with self.assertRaisesRegex(NoNodeError, "the node does not answer"):
+                client.submit(square, 5)
 
 
 if __name__ == "__main__":
