@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // python is an interpreter that is here.
@@ -104,6 +105,7 @@ func startProgram(t *testing.T, nd *Node, p python, seed uint64) *program {
 		g.cmd.Process.Kill()
 		<-g.ended
 	})
+	ready := make(chan struct{})
 	go func() {
 		defer close(g.ended)
 		done := false
@@ -112,11 +114,20 @@ func startProgram(t *testing.T, nd *Node, p python, seed uint64) *program {
 			if n, err := strconv.Atoi(words[len(words)-1]); err == nil {
 				g.calls = n
 			}
-			done = words[0] == "done"
+			if done = words[0] == "done"; words[0] == "ready" {
+				close(ready)
+			}
 		}
 		if g.err = g.cmd.Wait(); g.err == nil && !done {
 			g.err = fmt.Errorf("it ended before it was done")
 		}
 	}()
+	// A program that finds no node when it starts ends; one that has met its node waits for it.
+	select {
+	case <-ready:
+	case <-g.ended:
+	case <-time.After(startTimeout):
+		t.Fatalf("Python %s at node %d had no result within %v", p, nd.i, startTimeout)
+	}
 	return g
 }

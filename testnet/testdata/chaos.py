@@ -52,6 +52,9 @@ def main():
     rnd = random.Random(int(seed))
     calls = rounds = 0
     with meshnode.Executor(data_dir=data_dir) as executor:
+        if executor.submit(work, 50_000).result() != expected(50_000):
+            sys.exit("the first result is wrong")
+        print("ready", flush=True)
         while not stop.is_set():
             numbers = [rnd.randrange(50_000, 300_000) for _ in range(rnd.randrange(10, 60))]
             if rounds % 2:
