@@ -44,7 +44,7 @@ func ParseGiven(s string) (Given, error) {
 	}
 	a, err := ma.NewMultiaddr(s)
 	if err != nil {
-		return Given{}, fmt.Errorf("address %.80q: %s", s, oneLine(err))
+		return Given{}, fmt.Errorf("address %.80q: want HOST:PORT (192.168.1.5:4001) or a multiaddr (/ip4/192.168.1.5/tcp/4001)", s)
 	}
 	a, id := peer.SplitAddr(a)
 	g.Peer = id

@@ -23,7 +23,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +44,7 @@ import (
 // Config is what a node needs. DataDir and Runtimes are required; the caller holds the data directory's lock.
 type Config struct {
 	DataDir string
-	Name    string   // default: the host's name
+	Name    string   // kept in DataDir until another is given; default: the one that is kept, else the host's name
 	Slots   int      // tasks at once; 0: it only submits
 	Listen  []string // multiaddresses; default: TCP on all interfaces, at a port that is chosen once and kept
 	Peers   []string // members to connect to: multiaddresses or HOST:PORT
@@ -134,18 +133,18 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Name == "" {
-		cfg.Name, _ = os.Hostname()
-	}
 	if cfg.MinFree == 0 {
 		cfg.MinFree = minFree
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	cfg.Name = strings.ToValidUTF8(cfg.Name[:min(len(cfg.Name), protocol.MaxName)], "")
 	if err := tasks.CheckLabels(cfg.Labels); err != nil {
 		return nil, &Error{Code: CodeBadRequest, Message: err.Error()}
+	}
+	where, err := cfg.addresses()
+	if err != nil {
+		return nil, err
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), runtimes: map[string]executor.Runtime{},
@@ -168,6 +167,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.members, err = members.Open(cfg.DataDir, members.Options{Name: cfg.Name, Volatile: cfg.Private, Speak: cfg.Speak, Now: cfg.Now, Logger: n.log}); err != nil {
 		return nil, err
 	}
+	n.cfg.Name = n.members.Name()
 	opened := n.members.Opened()
 	for _, s := range opened.Notices {
 		n.log.Warn("membership", "notice", s)
@@ -206,7 +206,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err := n.loop.open(n); err != nil {
 		return nil, err
 	}
-	if err := n.listen(); err != nil {
+	if err := n.listen(where); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -225,51 +225,63 @@ func setAside(path string) error {
 	}
 }
 
-// listen opens the libp2p host and what it serves.
-func (n *Node) listen() error {
-	var listen []ma.Multiaddr
-	for _, t := range n.cfg.Listen {
+// addresses are those of a Config, read.
+type addresses struct {
+	listen, announce []ma.Multiaddr
+	given            []discovery.Given
+}
+
+// addresses reads what people type, before anything is made or opened: a slip of typing must not cost a first start its mesh.
+func (c *Config) addresses() (at addresses, err error) {
+	bad := func(flag string, err error) (addresses, error) {
+		return addresses{}, &Error{Code: CodeBadRequest, Message: flag + ": " + err.Error(), Fix: "see meshnode help up"}
+	}
+	for _, t := range c.Listen {
 		a, err := ma.NewMultiaddr(t)
 		if err != nil {
-			return fmt.Errorf("listen on %q: want a multiaddress like /ip4/0.0.0.0/tcp/4001: %w", t, err)
+			return bad("--listen", fmt.Errorf("address %.80q: want a multiaddr, as /ip4/0.0.0.0/tcp/4001", t))
 		}
-		listen = append(listen, a)
+		at.listen = append(at.listen, a)
 	}
-	if n.cfg.Secret != "" {
-		if err := checkSecret(n.cfg.Secret, n.cfg.Private || len(listen) > 0 && !slices.ContainsFunc(listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })); err != nil {
-			return err
-		}
-	}
-	var announce []ma.Multiaddr
-	for _, t := range n.cfg.Announce {
+	for _, t := range c.Announce {
 		a, err := discovery.ParseAnnounce(t)
 		if err != nil {
-			return err
+			return bad("--announce", err)
 		}
-		announce = append(announce, a)
+		at.announce = append(at.announce, a)
 	}
+	for _, t := range c.Peers {
+		g, err := discovery.ParseGiven(t)
+		if err != nil {
+			return bad("--peer", err)
+		}
+		at.given = append(at.given, g)
+	}
+	if c.Secret != "" {
+		local := len(at.listen) > 0 && !slices.ContainsFunc(at.listen, func(a ma.Multiaddr) bool { return !manet.IsIPLoopback(a) })
+		if err := checkSecret(c.Secret, c.Private || local); err != nil {
+			return addresses{}, err
+		}
+	}
+	return at, nil
+}
+
+// listen opens the libp2p host and what it serves.
+func (n *Node) listen(at addresses) error {
 	dir := filepath.Join(n.cfg.DataDir, "membership")
 	var err error
 	n.host, err = discovery.NewHost(discovery.HostConfig{
-		Members: n.members, Listen: listen, Announce: announce, MapPort: n.cfg.MapPort, Deaf: n.cfg.Private, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
+		Members: n.members, Listen: at.listen, Announce: at.announce, MapPort: n.cfg.MapPort, Deaf: n.cfg.Private, Dir: dir, Agent: "meshnode/" + n.cfg.Version, Logger: n.log,
 	})
 	if err != nil {
 		return err
-	}
-	var given []discovery.Given
-	for _, t := range n.cfg.Peers {
-		g, err := discovery.ParseGiven(t)
-		if err != nil {
-			return err
-		}
-		given = append(given, g)
 	}
 	n.sessions.open(n)
 	n.presence.open(n)
 	n.serveBlobs()
 	n.serveChecks()
 	n.finder, err = discovery.New(discovery.Config{
-		Host: n.host, Members: n.members, Dir: dir, Given: given, MDNS: n.cfg.MDNS, DHT: n.cfg.DHT, Secret: n.cfg.Secret, Brief: n.cfg.Private, Logger: n.log,
+		Host: n.host, Members: n.members, Dir: dir, Given: at.given, MDNS: n.cfg.MDNS, DHT: n.cfg.DHT, Secret: n.cfg.Secret, Brief: n.cfg.Private, Logger: n.log,
 	})
 	return err
 }
@@ -283,8 +295,11 @@ func (n *Node) ID() protocol.NodeID { return n.self }
 // Name is this node's label.
 func (n *Node) Name() string { return n.cfg.Name }
 
-// RecoveryCode is the code of a mesh that was made by this start, "" otherwise. It is to be shown once.
+// RecoveryCode is the code of a mesh that was made here and that nobody was shown yet, "" otherwise. Who shows it calls RecoveryTold then.
 func (n *Node) RecoveryCode() string { return n.members.Opened().RecoveryCode }
+
+// RecoveryTold says that a person was shown RecoveryCode.
+func (n *Node) RecoveryTold() error { return n.members.RecoveryTold() }
 
 // Addrs are the addresses under which others can reach this node, with its ID.
 func (n *Node) Addrs() []string {

@@ -72,7 +72,7 @@ token as in control.json there, pid, id, name, version and slots; or, if it cann
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.up(cmd, &f) },
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&f.name, "name", "", "what people call this node (default: the computer's name)")
+	fs.StringVar(&f.name, "name", "", "what people call this node; kept until another is given (default: the computer's name)")
 	fs.StringVar(&f.slots, "slots", "auto", "how many tasks run at once: `K`, or auto for one per core")
 	fs.StringArrayVar(&f.listen, "listen", nil, "`MULTIADDR` to listen on; may be repeated (default: all interfaces, on a port that is kept)")
 	fs.StringArrayVar(&f.peers, "peer", nil, "`ADDRESS` of a member, HOST:PORT or a multiaddr; may be repeated")
@@ -192,6 +192,9 @@ func pythonRuntime(ctx context.Context, named string, log *slog.Logger) (executo
 		return nil, err
 	}
 	found, err := python.Find(ctx, named, filepath.Join(packages, "interpreters"))
+	if ctx.Err() != nil { // it was interrupted: that says nothing of interpreters
+		return nil, ctx.Err()
+	}
 	if err != nil {
 		log.Warn("this node runs no Python functions", "err", err, "fix", "install Python 3.6 or later, or name an interpreter with --python, and start the node again")
 	} else if found.Path != "" {
@@ -282,17 +285,17 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	ln, err := control.Listen(c.dataDir, f.control)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
 	rt, err := pythonRuntime(cmd.Context(), f.python, log)
 	if err != nil {
 		return err
 	}
 	cfg.Runtimes = append(cfg.Runtimes, rt)
 	runtime.GOMAXPROCS(nodeProcessors())
-	ln, err := control.Listen(c.dataDir, f.control)
-	if err != nil {
-		return err
-	}
-	defer ln.Close()
 	cfg.Journal = c.journal
 	n, err := node.New(cfg)
 	if err != nil {
@@ -306,12 +309,15 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 			cancel()
 		}()
 	}
-	// At once: the mesh was made, and its code is not to be had again, whatever becomes of this start.
+	// A start that ended before it came so far, or a join that failed, has left it to be told.
 	if code := n.RecoveryCode(); code != "" {
 		if f.detached {
 			fmt.Fprintln(c.stdout, recoveryPrefix+code)
 		} else {
 			c.tellRecovery(code)
+		}
+		if err := n.RecoveryTold(); err != nil {
+			log.Warn("the recovery code will be shown again by the next start", "err", err)
 		}
 	}
 	return runNode(ctx, n, ln, log, func() error {

@@ -52,6 +52,10 @@ func (m *Membership) bindMachine(id string) error {
 		if err != nil {
 			return fmt.Errorf("put the copied identity aside: %w", err)
 		}
+		// Two nodes of one name would be mixed up.
+		if err := os.Rename(filepath.Join(m.dir, nameFile), filepath.Join(aside, nameFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("put the copied name aside: %w", err)
+		}
 		m.opened.Copied = true
 		m.opened.Notices = append(m.opened.Notices, fmt.Sprintf(
 			"this data directory comes from another machine: two nodes must not have one identity, so this one has a new one and is in a mesh of its own; the old one is in %s",

@@ -30,8 +30,8 @@ import (
 
 // Options of Open. The zero value works.
 type Options struct {
-	// Name is this node's label, put into the certificate of a mesh made here and asked for when joining.
-	// Default: the host name.
+	// Name is this node's label, put into the certificate of a mesh made here and asked for when joining. It is kept in the
+	// directory until another is given. Default: the one that is kept, else the host name.
 	Name string
 	// Volatile says that the directory is of no use after this process: nothing is synced.
 	Volatile bool
@@ -46,8 +46,8 @@ type Options struct {
 
 // Opened is what Open did that a person should hear of. Each field may be empty.
 type Opened struct {
-	// RecoveryCode is set when Open made a mesh: whoever has it can take the mesh over (see Recover). It is
-	// returned this once; only the root key itself stays on disk.
+	// RecoveryCode is set when Open made a mesh, and by each Open after that until RecoveryTold: whoever has it can take the mesh over
+	// (see Recover).
 	RecoveryCode string
 	// Copied says that the node has a new identity, because the data directory came from another machine or the old one was revoked:
 	// what else the directory holds in the name of the old one (its jobs) is not this node's.
@@ -103,8 +103,9 @@ func elsewhere(st state) inMesh {
 // state is membership/state.json.
 type state struct {
 	Mesh     []byte    `json:"mesh"`
-	Root     []byte    `json:"root_seed,omitempty"` // only where the mesh was made, or recovered
-	Chain    []byte    `json:"chain"`               // protocol.Chain
+	Root     []byte    `json:"root_seed,omitempty"`       // only where the mesh was made, or recovered
+	Untold   bool      `json:"recovery_untold,omitempty"` // nobody was shown the recovery code of Root yet
+	Chain    []byte    `json:"chain"`                     // protocol.Chain
 	Newest   int64     `json:"newest_signed_unix_s"`
 	Inviter  *inviter  `json:"inviter,omitempty"`
 	Tickets  []*ticket `json:"tickets,omitempty"`
@@ -128,6 +129,7 @@ const (
 	metFile     = "members.json"
 	outcastFile = "new-identity" // is there: the next start makes a new identity
 	machineFile = "machine"
+	nameFile    = "name" // beside the key: the label that was given last
 )
 
 // Open loads the membership below the data directory dir, which is made if it is not there (0700). On the
@@ -138,9 +140,6 @@ const (
 // the folder old-identity-N in dir and a new one made; should the other machine be gone for good, moving those
 // files back (with the node stopped, over the new ones) gives the old identity a new home.
 func Open(dir string, o Options) (*Membership, error) {
-	if o.Name == "" {
-		o.Name, _ = os.Hostname()
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -155,13 +154,10 @@ func Open(dir string, o Options) (*Membership, error) {
 	}
 	m := &Membership{
 		speak: o.Speak,
-		dir:   dir, sync: !o.Volatile, name: cleanName(o.Name), log: o.Logger, wall: o.Now,
+		dir:   dir, sync: !o.Volatile, log: o.Logger, wall: o.Now,
 		tries: newTries(), refused: NewOnceIn(time.Minute), inMesh: elsewhere(state{}), subs: map[chan struct{}]bool{},
 	}
 	m.gate, m.ports = newGate(m), &ports{all: map[*portListener]bool{}}
-	if m.name == "" {
-		m.name = "node"
-	}
 	if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
 		return nil, fmt.Errorf("make the membership folder: %w", err)
 	}
@@ -169,6 +165,9 @@ func Open(dir string, o Options) (*Membership, error) {
 		return nil, err
 	}
 	if err := m.bindMachine(o.Machine()); err != nil {
+		return nil, err
+	}
+	if err := m.keepName(cleanName(o.Name)); err != nil {
 		return nil, err
 	}
 	if err := m.loadKey(); err != nil {
@@ -180,8 +179,40 @@ func Open(dir string, o Options) (*Membership, error) {
 	return m, nil
 }
 
+// keepName sets the label: what was given, else what was given before, else the host name.
+func (m *Membership) keepName(given string) error {
+	path := filepath.Join(m.dir, nameFile)
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the node's name: %w", err)
+	}
+	kept := cleanName(strings.TrimSpace(string(b)))
+	if given != "" && given != kept {
+		if err := m.writeFile(path, []byte(given+"\n")); err != nil {
+			return fmt.Errorf("write the node's name: %w", err)
+		}
+	}
+	host := ""
+	if given == "" && kept == "" {
+		host, _ = os.Hostname()
+	}
+	m.name = cmp.Or(given, kept, cleanName(host), "node")
+	return nil
+}
+
 // Opened says what Open did that a person should hear of.
 func (m *Membership) Opened() Opened { return m.opened }
+
+// RecoveryTold says that a person was shown the recovery code: it is not to be had again.
+func (m *Membership) RecoveryTold() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.st.Untold {
+		return nil
+	}
+	m.st.Untold = false
+	return m.saveState()
+}
 
 // Key is the node's private key, for libp2p.Identity.
 func (m *Membership) Key() crypto.PrivKey { return m.key }
@@ -397,7 +428,7 @@ var ErrRootHere = errors.New("this machine holds the root key of the mesh, and o
 //
 // A node that was revoked gets a new identity with its next start (restart is true), because the old one is of no use in the mesh any
 // more; until then it is in no mesh with others.
-func (m *Membership) Leave(force bool) (recoveryCode string, restart bool, err error) {
+func (m *Membership) Leave(force bool) (code string, restart bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.st.Root) > 0 && !m.alone() && !force {
@@ -411,13 +442,12 @@ func (m *Membership) Leave(force bool) (recoveryCode string, restart bool, err e
 		}
 	}
 	m.inMesh = elsewhere(state{Newest: old.st.Newest})
-	code, err := m.makeMesh()
-	if err != nil {
+	if err := m.makeMesh(); err != nil {
 		m.inMesh = old
 		return "", false, errors.Join(err, os.RemoveAll(m.path(outcastFile)))
 	}
 	m.changed()
-	return code, restart, m.forgetMesh()
+	return recoveryCode(m.st.Root), restart, m.forgetMesh()
 }
 
 // forgetMesh writes what there is of a mesh that was just entered: next to nothing. The caller holds mu.
@@ -446,7 +476,7 @@ func (m *Membership) Recover(code string) error {
 	case !same:
 		m.inMesh = elsewhere(state{Mesh: mesh[:], Newest: old.st.Newest})
 	}
-	m.st.Root = seed
+	m.st.Root, m.st.Untold = seed, false // who has typed the code knows it
 	if err := m.certifySelf(); err != nil {
 		m.inMesh = old
 		return err
@@ -553,16 +583,13 @@ func (m *Membership) Trouble() []string {
 }
 
 // makeMesh makes a new mesh with this node as its only member. The caller holds mu, or is Open.
-func (m *Membership) makeMesh() (code string, err error) {
+func (m *Membership) makeMesh() error {
 	seed := make([]byte, ed25519.SeedSize)
 	rand.Read(seed)
 	mesh := meshOf(ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey))
-	m.st = state{Mesh: mesh[:], Root: seed, Newest: m.st.Newest}
+	m.st = state{Mesh: mesh[:], Root: seed, Untold: true, Newest: m.st.Newest}
 	m.rev, m.void = newRevocations(nil), nil
-	if err := m.certifySelf(); err != nil {
-		return "", err
-	}
-	return recoveryCode(seed), nil
+	return m.certifySelf()
 }
 
 // certifySelf signs this node's own certificate with the root key and saves it. The caller holds mu, or is Open.
@@ -666,7 +693,8 @@ func (m *Membership) loadKey() error {
 func (m *Membership) load() error {
 	b, err := os.ReadFile(m.path(stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		m.opened.RecoveryCode, err = m.makeMesh()
+		err = m.makeMesh()
+		m.opened.RecoveryCode = recoveryCode(m.st.Root)
 		return err
 	}
 	if err != nil {
@@ -678,6 +706,9 @@ func (m *Membership) load() error {
 	}
 	if len(m.st.Mesh) != 32 || (len(m.st.Root) != 0 && len(m.st.Root) != ed25519.SeedSize) || proto.Unmarshal(m.st.Chain, chain) != nil {
 		return fmt.Errorf("%s is damaged: restore it, or remove %s to start with a mesh of its own", m.path(stateFile), filepath.Join(m.dir, folder))
+	}
+	if m.st.Untold && len(m.st.Root) > 0 {
+		m.opened.RecoveryCode = recoveryCode(m.st.Root)
 	}
 	if err := m.loadRevocations(); err != nil {
 		return err
