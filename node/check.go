@@ -335,9 +335,9 @@ type Ping struct {
 // Ping implements clientAPI.
 func (n *Node) Ping(ctx context.Context, id string) (Ping, error) {
 	out := Ping{ID: id, Name: n.nameOf(protocol.NodeID(id)), Addresses: []discovery.Answer{}}
-	p, err := peer.Decode(id)
+	p, err := decodePeer(id)
 	if err != nil {
-		return out, &Error{Code: CodeNoPeer, Message: "no member " + id, Fix: "meshnode peers lists them"}
+		return out, err
 	}
 	if p == n.host.ID() {
 		return out, &Error{Code: CodeRefused, Message: "that is this node itself", Fix: "name another one; meshnode doctor looks at this one"}

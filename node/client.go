@@ -1018,7 +1018,7 @@ func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
 func inviteError(err error) error {
 	switch {
 	case errors.Is(err, members.ErrNotAdmin):
-		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of `meshnode invite --mine`"}
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of meshnode invite --mine"}
 	case err != nil:
 		return &Error{Code: CodeBadRequest, Message: err.Error()}
 	}
@@ -1083,6 +1083,9 @@ func (n *Node) connected(p peer.ID) Connected {
 
 // Join implements clientAPI.
 func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
+	if err := CheckTicket(ticket); err != nil {
+		return "", err
+	}
 	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{Find: discovery.FindOnLAN}); err != nil {
 		return "", &Error{Code: CodeRefused, Message: err.Error()}
 	}

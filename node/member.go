@@ -135,15 +135,18 @@ func (n *Node) peerError(id string, err error) error {
 	case errors.Is(err, members.ErrOwnRevoke):
 		return &Error{Code: CodeRefused, Message: "this is the node itself", Fix: "to take it out of the mesh: meshnode leave"}
 	case errors.Is(err, members.ErrSelf):
-		return &Error{Code: CodeRefused, Message: "this is the node itself", Fix: "its own name is what it is started with: meshnode up --name NAME; what it may do needs no word"}
+		return &Error{Code: CodeRefused, Message: "this is the node itself", Fix: "name another member"}
 	case errors.Is(err, members.ErrNotAbove):
-		return &Error{Code: CodeRefused, Message: fmt.Sprintf("revoke %s: %v", name, err), Fix: "revoke it there; if that machine is lost: meshnode recover CODE makes this one hold the root key"}
+		return &Error{Code: CodeRefused, Message: fmt.Sprintf("revoke %s: %v", name, err), Fix: "revoke it on the machine that made the mesh; if that machine is lost: meshnode recover CODE makes this one hold the root key"}
 	}
 	return &Error{Code: CodeBadRequest, Message: fmt.Sprintf("%s: %v", name, err)}
 }
 
 func decodePeer(id string) (peer.ID, error) {
 	p, err := peer.Decode(id)
+	if err != nil && strings.Contains(id, ":") {
+		return "", &Error{Code: CodeNoPeer, Message: fmt.Sprintf("%.80s is an address that was given with --peer, and no member was found there", id), Fix: "meshnode peers says why"}
+	}
 	if err != nil {
 		return "", &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %.80q", id), Fix: "meshnode peers lists them"}
 	}
@@ -173,6 +176,9 @@ func (n *Node) Rename(ctx context.Context, id, name string) error {
 	p, err := decodePeer(id)
 	if err != nil {
 		return err
+	}
+	if p == n.members.Self() {
+		return &Error{Code: CodeRefused, Message: "this is the node itself", Fix: "its name is given when it is started: meshnode down, then meshnode up -d --name NAME"}
 	}
 	return n.peerError(id, n.members.Rename(p, name))
 }
@@ -221,7 +227,13 @@ func (n *Node) setPolicy(id string, o PeerPolicy, set func(peer.ID, members.Poli
 func (n *Node) Leave(ctx context.Context, force bool) (Left, error) {
 	var out Left
 	out.Known = len(n.members.Members())
-	if n.members.HoldsRoot() && !n.members.Alone() && !force {
+	_, member := n.members.Certificate(n.members.Self())
+	switch {
+	case force || !n.members.HoldsRoot():
+	case n.members.Alone() && member:
+		return out, &Error{Code: CodeRefused, Message: "this node is in a mesh of its own, and nobody else is in it: there is nothing to leave",
+			Fix: "to enter another mesh: meshnode join TICKET; to make a new one of its own all the same: meshnode leave --force"}
+	case !n.members.Alone():
 		return out, &Error{Code: CodeRefused,
 			Message: "this machine holds the root key of the mesh: without it nobody can revoke or make the other admins, and the mesh ends with their certificates, within 90 days",
 			Fix:     "give the key to another machine with the recovery code that was shown when the mesh was made (there: meshnode recover CODE); then, or to leave all the same: meshnode leave --force"}
@@ -240,8 +252,9 @@ func (n *Node) Leave(ctx context.Context, force bool) (Left, error) {
 	if out.Restart {
 		out.RecoveryCode = "" // the next start makes another mesh, for the new identity
 		n.Shutdown()
+		return out, nil
 	}
-	return out, nil
+	return out, n.members.RecoveryTold() // by the answer
 }
 
 // tellFarewell tells the members that are connected; if none is, because the node has just been started, the first that comes.

@@ -35,6 +35,14 @@ func CheckCode(text string) error {
 	return nil
 }
 
+// CheckTicket says what is wrong with a ticket as it was typed, before anybody is asked.
+func CheckTicket(text string) error {
+	if err := members.CheckTicket(text); err != nil {
+		return &Error{Code: CodeBadRequest, Message: err.Error(), Fix: "copy the whole line that meshnode invite printed on the other machine"}
+	}
+	return nil
+}
+
 // InviteCode implements clientAPI.
 func (n *Node) InviteCode(ctx context.Context, o InviteOptions) (string, error) {
 	code, err := n.members.InviteCode(members.InviteOptions{Mine: o.Mine, Guest: o.Guest, Expires: o.Expires, Uses: o.Uses, Runtimes: o.Runtimes})
@@ -71,7 +79,7 @@ func (n *Node) JoinCode(ctx context.Context, code, at string) (Joined, error) {
 	if at != "" {
 		g, err := discovery.ParseGiven(at)
 		if err != nil {
-			return Joined{}, &Error{Code: CodeBadRequest, Message: err.Error()}
+			return Joined{}, &Error{Code: CodeBadRequest, Message: "--peer: " + err.Error(), Fix: "meshnode status on the other machine shows its addresses"}
 		}
 		o.At = []members.Place{{Peer: g.Peer, Network: g.Network, Host: g.Host}}
 	}
@@ -87,7 +95,11 @@ func (n *Node) JoinCode(ctx context.Context, code, at string) (Joined, error) {
 	case errors.As(err, &refused), errors.Is(err, members.ErrLeaveFirst):
 		return Joined{}, &Error{Code: CodeRefused, Message: err.Error()}
 	}
-	return Joined{}, &Error{Code: CodeUnavailable, Message: err.Error()}
+	fix := ""
+	if at != "" {
+		fix = "see whether a node runs there, and listens on that port: meshnode status there says so"
+	}
+	return Joined{}, &Error{Code: CodeUnavailable, Message: err.Error(), Fix: fix}
 }
 
 // ConnectBySecret implements clientAPI.

@@ -69,6 +69,8 @@ elsewhere --peer says where it listens. Capitals, blanks in place of hyphens and
 			}
 		} else if at != "" {
 			return usage(cmd, "join: --peer goes with a code; a ticket names its machine")
+		} else if err := node.CheckTicket(ticket); err != nil {
+			return err
 		}
 		var joined node.Joined
 		err = c.withNode(cmd, ctx, func(n membership) (err error) {
@@ -249,9 +251,7 @@ func (c *cli) withNode(cmd *cobra.Command, ctx context.Context, do func(membersh
 	var result error
 	err = runNode(ctx, n, ln, log, func() error {
 		asked = true
-		if result = do(n); result != nil && n.RecoveryCode() != "" {
-			c.tellRecovery(n.RecoveryCode()) // the node was made, and stays in its own mesh
-		}
+		result = do(n)
 		cancel()
 		return nil
 	})

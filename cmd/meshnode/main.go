@@ -210,9 +210,25 @@ func explain(cmd *cobra.Command, err error) *node.Error {
 		return &node.Error{Code: node.CodeUnavailable, Message: err.Error(), Fix: "check the path and its permissions"}
 	}
 	if strings.HasPrefix(err.Error(), "unknown command") {
-		return &node.Error{Code: codeUsage, Message: firstLine(err.Error()), Fix: "see meshnode help"}
+		return unknownCommand(cmd, err)
 	}
 	return &node.Error{Code: "failed", Message: err.Error()}
+}
+
+// unknownCommand makes one line of what cobra says of a word that is no command, or of an argument where none belongs.
+func unknownCommand(cmd *cobra.Command, err error) *node.Error {
+	word := ""
+	fmt.Sscanf(err.Error(), "unknown command %q", &word)
+	e := &node.Error{Code: codeUsage, Message: firstLine(err.Error()), Fix: "see " + cmd.Root().Name() + " help" + strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())}
+	if !cmd.HasAvailableSubCommands() {
+		e.Message = fmt.Sprintf("%s takes no argument like %q", cmd.CommandPath(), word)
+		return e
+	}
+	cmd.SuggestionsMinimumDistance = max(1, min(2, len(word)/2)) // "fly" is not "why"
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		e.Message += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return e
 }
 
 // withoutGo is the text of an error in a flag without the names of Go functions.

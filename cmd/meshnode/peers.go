@@ -120,7 +120,7 @@ what is tried.`,
 			}
 			for _, p := range peers {
 				id, rtt := p.ID, ""
-				if !wide && len(id) > 8 {
+				if !wide && len(id) > 8 && !strings.Contains(id, ":") { // not an address that was given
 					id = id[len(id)-8:]
 				}
 				path := ""

@@ -58,7 +58,13 @@ func (c *cli) renameCommand() *cobra.Command {
 		Short: "Call a member by another name, on this machine",
 		Long: `Gives a member the name by which this machine shows it and finds it, everywhere: in lists, results, logs of jobs and --on. Only this
 machine does; the name by which the others know it is what it was started with (meshnode up --name). An empty name ("") takes it back.`,
-		Args:              c.exactly(2, "a peer and a name"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 && args[1] == "" { // takes it back
+				args = args[:1:1]
+				args = append(args, "its own")
+			}
+			return c.exactly(2, "a peer and a name")(cmd, args)
+		},
 		ValidArgsFunction: c.completePeers,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -204,10 +204,24 @@ func (m *Membership) codeOf(nameplate uint32) *code {
 
 const codeShape = "a code is a number and two words, as in 7-kitchen-sunset"
 
-// IsCode reports whether text begins as a code does, and not as a ticket.
+// IsCode reports whether text begins as a code does, and not as a ticket; or with a word of one, because its number was left out.
 func IsCode(text string) bool {
 	text = strings.TrimSpace(text)
-	return text != "" && text[0] >= '0' && text[0] <= '9' && len(text) < 200
+	if text == "" || len(text) >= 200 {
+		return false
+	}
+	if text[0] >= '0' && text[0] <= '9' {
+		return true
+	}
+	parts := codeParts(text)
+	return len(parts) > 0 && codeWord(parts[0]) != ""
+}
+
+// codeParts are the number and the words of a code.
+func codeParts(text string) []string {
+	return strings.FieldsFunc(strings.ToLower(text), func(r rune) bool {
+		return r == '-' || r == '_' || r == ',' || r == '.' || r == ' ' || r == '\t' || r == '\n' || r == '\r' || r == '–' || r == '‑'
+	})
 }
 
 // ParseCode reads a code as people write it: capitals, blanks instead of hyphens, the first four letters of a word and one slip of
@@ -217,9 +231,10 @@ func ParseCode(text string) (nameplate uint32, words string, err error) {
 	if len(text) > 200 {
 		return 0, "", fmt.Errorf("%w: %s", ErrCode, codeShape)
 	}
-	parts := strings.FieldsFunc(strings.ToLower(text), func(r rune) bool {
-		return r == '-' || r == '_' || r == ',' || r == '.' || r == ' ' || r == '\t' || r == '\n' || r == '\r' || r == '–' || r == '‑'
-	})
+	parts := codeParts(text)
+	if len(parts) > 0 && codeWord(parts[0]) != "" {
+		return 0, "", fmt.Errorf("%w: the number before the words is missing; %s", ErrCode, codeShape)
+	}
 	if len(parts) != codeLength+1 {
 		return 0, "", fmt.Errorf("%w: %s", ErrCode, codeShape)
 	}

@@ -79,6 +79,16 @@ func TestParseCode(t *testing.T) {
 			t.Errorf("%q: %d %q %v", text, n, words, err)
 		}
 	}
+	for _, text := range []string{"kitchen-sunset", "Kitchen sunset", "kitchn", "sunset-kitchen-7"} {
+		if _, _, err := ParseCode(text); !IsCode(text) || err == nil || !strings.Contains(err.Error(), "number before the words is missing") {
+			t.Errorf("%q: a code: %v, %v; want that its number is missing", text, IsCode(text), err)
+		}
+	}
+	for _, text := range []string{"", "-", "abc", "meshnode-ticket-kitchen", strings.Repeat("kitchen ", 40)} {
+		if IsCode(text) {
+			t.Errorf("%q is taken for a code", text)
+		}
+	}
 	if got := CompleteCode("7-kit"); !slices.Equal(got, []string{"7-kitchen"}) {
 		t.Errorf("7-kit is completed to %v", got)
 	}

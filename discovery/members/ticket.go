@@ -172,7 +172,7 @@ func (m *Membership) issuer() (signer, error) {
 		return signer{}, fmt.Errorf("%w: its certificate ended on %s; join again with a ticket from an admin", ErrNotAdmin, m.own.NotAfter.UTC().Format(time.DateOnly))
 	}
 	if !m.own.Can(protocol.Capability_ADMIN) || len(m.own.chain.Certificates) >= maxChain {
-		return signer{}, fmt.Errorf("%w: its certificate is no admin's; run invite on the machine that invited this one", ErrNotAdmin)
+		return signer{}, fmt.Errorf("%w: its certificate is no admin's", ErrNotAdmin)
 	}
 	return signer{key: m.rawKey, chain: m.own.chain}, nil
 }
@@ -394,6 +394,12 @@ func checksum(b []byte) []byte {
 // ErrTicket is wrapped by what Join and TicketInfo say of a text that is no ticket.
 var ErrTicket = errors.New("this is no ticket")
 
+// CheckTicket says what is wrong with a ticket as it was typed, before anybody is asked.
+func CheckTicket(s string) error {
+	_, err := parseTicket(s)
+	return err
+}
+
 // parseTicket reads what Invite wrote; case, and blanks and line breaks that a copy may have brought, do not matter.
 func parseTicket(s string) (*protocol.Ticket, error) {
 	if len(s) > 2*maxTicket {
@@ -406,7 +412,7 @@ func parseTicket(s string) (*protocol.Ticket, error) {
 	}
 	raw, err := b32.DecodeString(body)
 	if err != nil || len(raw) < 4 || !bytes.Equal(checksum(raw[:len(raw)-4]), raw[len(raw)-4:]) {
-		return nil, fmt.Errorf("%w, or it has a typing error: copy the whole line again", ErrTicket)
+		return nil, fmt.Errorf("%w, or it has a typing error or lacks its end", ErrTicket)
 	}
 	t := &protocol.Ticket{}
 	if err := proto.Unmarshal(raw[:len(raw)-4], t); err != nil {

@@ -86,7 +86,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	info, err := readInfo(c.dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no %s", ErrNoNode, c.dataDir, infoFile)
+		return nil, fmt.Errorf("%w: its data directory would be %s", ErrNoNode, c.dataDir)
 	}
 	if err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (c *Client) Info() Info {
 func (c *Client) newRequest(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
 	info, err := readInfo(c.dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s has no %s", ErrNoNode, c.dataDir, infoFile)
+		return nil, fmt.Errorf("%w: its data directory would be %s", ErrNoNode, c.dataDir)
 	}
 	if err != nil {
 		return nil, err
