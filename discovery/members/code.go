@@ -327,7 +327,7 @@ type CodeOptions struct {
 	Find func(ctx context.Context, nameplate uint32) []Place
 }
 
-// maxCodeAsked inviters that a code is tried with: each that does not know it may be an impostor, who has one guess each time.
+// maxCodeAsked times a code is tried: each time the other side may be an impostor, who has one guess, whatever it answers then.
 const maxCodeAsked = wrongCodes
 
 // JoinCode makes this node a member of the mesh whose member gave out the code, in place of the one that it made for itself on
@@ -347,10 +347,15 @@ func (m *Membership) JoinCode(ctx context.Context, text string, o CodeOptions) (
 	if len(places) == 0 {
 		return nil, fmt.Errorf("%w: no machine in the local network has a code with the number %d open. Is it still open there (meshnode invite --code), and this machine in the same network? If so, name the other machine: meshnode join CODE --peer HOST:PORT", ErrNoInviter, nameplate)
 	}
+	answered := func(err error) bool {
+		var refused *Refused
+		return errors.As(err, &refused) || errors.Is(err, ErrWrongSecret)
+	}
 	var errs []error
 	asked := map[peer.ID]bool{}
+	guesses := 0
 	for _, at := range places {
-		if len(asked) >= maxCodeAsked {
+		if guesses >= maxCodeAsked {
 			break
 		}
 		if asked[at.Peer] && at.Peer != "" {
@@ -360,8 +365,10 @@ func (m *Membership) JoinCode(ctx context.Context, text string, o CodeOptions) (
 		if err == nil {
 			return p, nil
 		}
-		var refused *Refused
-		if errors.As(err, &refused) || errors.Is(err, ErrWrongSecret) {
+		if answered(err) || errors.Is(err, errBrokeOff) {
+			guesses++
+		}
+		if answered(err) {
 			asked[at.Peer] = true // by another address of the same it would cost another try
 		}
 		errs = append(errs, err)
@@ -370,10 +377,9 @@ func (m *Membership) JoinCode(ctx context.Context, text string, o CodeOptions) (
 		}
 	}
 	// The word of somebody who answered counts for more than an address where nobody did.
-	for _, err := range errs {
-		var refused *Refused
-		if errors.As(err, &refused) || errors.Is(err, ErrWrongSecret) {
-			return nil, err
+	for _, says := range []func(error) bool{answered, func(err error) bool { return errors.Is(err, errBrokeOff) }} {
+		if i := slices.IndexFunc(errs, says); i >= 0 {
+			return nil, errs[i]
 		}
 	}
 	return nil, errs[0]

@@ -258,6 +258,9 @@ type pact struct {
 	other    string // what the other calls itself
 }
 
+// errBrokeOff says that the other side had this side's proof, with which it could test one guess, and gave none.
+var errBrokeOff = errors.New("the other side broke off when it was to show that it knows the same")
+
 var errMoved = errors.New("this node went to another mesh just now")
 
 var errPact = fmt.Errorf("%w: it is no answer to what was said", protocol.ErrProtocol)
@@ -314,6 +317,10 @@ func (x *pact) dialer(secret string) (*protocol.AdmissionReply, error) {
 		return nil, err
 	}
 	if reply, err = x.read(); err != nil {
+		var refused *Refused
+		if !errors.As(err, &refused) {
+			err = fmt.Errorf("%w: %w", errBrokeOff, err)
+		}
 		return nil, err
 	}
 	if !hmac.Equal(x.proof(false, reply.Proof.GetName()), reply.Proof.GetProof()) {
@@ -349,6 +356,7 @@ func (x *pact) deny(d protocol.Denial, reason string) error {
 
 const (
 	wrongCodeReason   = "the code is not right, or is used up, or has ended: ask for a new one (meshnode invite --code)"
+	tooManyReason     = "too many wrong tries from your address: wait a minute and try again"
 	wrongSecretReason = "the two secrets are not the same"
 	noSecretReason    = "it takes no shared secret: start it with one (meshnode up --secret-file FILE, ppserver -s SECRET)"
 )
@@ -375,7 +383,7 @@ func (m *Membership) pairIn(c sec.SecureConn, start *protocol.PairStart) error {
 	}
 	m.mu.Unlock()
 	if over {
-		return x.deny(protocol.Denial_TOO_MANY_TRIES, "too many wrong tries from your address: wait a minute and try again")
+		return x.deny(protocol.Denial_TOO_MANY_TRIES, tooManyReason)
 	}
 	if secret == "" {
 		return x.deny(protocol.Denial_NO_SECRET, noSecretReason)
@@ -400,10 +408,16 @@ func (m *Membership) pairIn(c sec.SecureConn, start *protocol.PairStart) error {
 	if start.Nameplate > 0 {
 		return x.joinedByCode(given, right, from)
 	}
-	if !right {
-		m.mu.Lock()
+	m.mu.Lock()
+	over = m.tries.over(from, m.wall()) // there may have been others since the exchange began
+	if !over && !right {
 		m.tries.wrong(from, m.wall())
-		m.mu.Unlock()
+	}
+	m.mu.Unlock()
+	if over {
+		return x.deny(protocol.Denial_TOO_MANY_TRIES, tooManyReason)
+	}
+	if !right {
 		return x.deny(protocol.Denial_WRONG_SECRET, wrongSecretReason)
 	}
 	if err := writeMsg(c, &protocol.AdmissionReply{Proof: &protocol.PairProof{Proof: x.proof(false, m.name), Name: m.name}}); err != nil {
@@ -599,6 +613,9 @@ func (x *pact) decide(s *protocol.PairStanding, their *Cert) (*protocol.PairVerd
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	give := &protocol.PairVerdict{Step: protocol.PairStep_GIVE, Chain: m.own.chain}
+	if their.Mesh == m.own.Mesh && !m.renewable(their) {
+		return m.host(x.c.RemotePeer(), x.other, s.Brief, nil) // by the secret, with what that gives
+	}
 	if their.Mesh == m.own.Mesh {
 		good := m.now().Before(their.NotAfter)
 		switch {
@@ -682,8 +699,8 @@ func (c *Cert) bySecret(circle string) bool {
 	return c.Circle == circle && bytes.Equal(c.body.Owner, c.body.Key)
 }
 
-// host admits a node to this one's mesh and circle, or names who can. was is its certificate in this mesh, if it has one. The
-// caller holds mu.
+// host admits a node to this one's mesh and circle, or names who can. was is its certificate in this mesh, if it has one that is
+// renewable: what that gives, it keeps. The caller holds mu.
 func (m *Membership) host(p peer.ID, name string, brief bool, was *Cert) (*protocol.PairVerdict, error) {
 	issued, err := m.introduce(p, name, brief, was)
 	if err != nil {
@@ -819,7 +836,7 @@ func (x *pact) gift(chain *protocol.Chain) (*protocol.PairGift, error) {
 	if their == nil || their.Peer != x.c.RemotePeer() {
 		return nil, fmt.Errorf("the other side's own certificate: %w", err)
 	}
-	if mesh != m.own.Mesh {
+	if mesh != m.own.Mesh || !m.renewable(their) {
 		their = nil
 	}
 	v, err := m.host(x.c.RemotePeer(), x.other, false, their)

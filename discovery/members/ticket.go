@@ -311,13 +311,18 @@ func (m *Membership) admit(t *ticket, key ed25519.PublicKey, name string) (*prot
 	return chain, nil
 }
 
+// renewable reports whether what a certificate gives may be given again: nobody has voided it, and it did not end longer ago than it had
+// lived, by when it may be forgotten who it was. The caller holds mu.
+func (m *Membership) renewable(c *Cert) bool {
+	return m.rev.voidedBy(c) == nil && m.now().Sub(c.NotAfter) <= lifetime
+}
+
 // Renew signs the certificate of a member anew, with the same rights, if less than two thirds of its lifetime are left
-// and this node may do so; nil if not. One that ended longer ago than it had lived is not renewed: by then it may be forgotten who it was.
+// and this node may do so; nil if not.
 func (m *Membership) Renew(c *Cert) *protocol.Chain {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	left := c.NotAfter.Sub(m.now())
-	if c.Mesh != MeshID(m.st.Mesh) || left >= renewBefore || left < -lifetime || c.Peer == m.self || m.rev.voidedBy(c) != nil || m.revokedKey(c.body.Key) != nil {
+	if c.Mesh != MeshID(m.st.Mesh) || c.NotAfter.Sub(m.now()) >= renewBefore || c.Peer == m.self || !m.renewable(c) || m.revokedKey(c.body.Key) != nil {
 		return nil
 	}
 	by, err := m.issuer()
