@@ -84,15 +84,16 @@ type Membership struct {
 
 // inMesh is what a node has of the mesh that it is in.
 type inMesh struct {
-	st       state
-	own      *Cert // may have expired
-	met      map[peer.ID]*Cert
-	rev      *revocations
-	void     *revocation // of this node's own certificate; nil: it is a member
-	saidVoid bool
-	untold   []*protocol.Revocation
-	recent   []recentRevocation
-	policy   policy
+	st        state
+	own       *Cert // may have expired
+	met       map[peer.ID]*Cert
+	rev       *revocations
+	unwritten bool        // rev is obeyed, and not on disk
+	void      *revocation // of this node's own certificate; nil: it is a member
+	saidVoid  bool
+	untold    []*protocol.Revocation
+	recent    []recentRevocation
+	policy    policy
 }
 
 // elsewhere is the node in another mesh, of which it knows nothing yet.
@@ -488,8 +489,8 @@ func (m *Membership) Recover(code string) error {
 	return nil
 }
 
-// Maintain renews this node's own certificate where it holds the root key, and drops certificates and tickets that
-// ended long ago. Call it about once an hour.
+// Maintain renews this node's own certificate where it holds the root key, drops certificates and tickets that ended long ago, and writes
+// revocations that could not be written. Call it about once an hour.
 func (m *Membership) Maintain() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -509,6 +510,9 @@ func (m *Membership) Maintain() error {
 	}
 	if forgot {
 		errs = append(errs, m.saveMet())
+	}
+	if m.unwritten {
+		errs = append(errs, m.saveRevocations(m.rev))
 	}
 	m.st.Tickets = slices.DeleteFunc(m.st.Tickets, func(t *ticket) bool { return now.Unix()-t.Expires > int64(ticketMemory/time.Second) })
 	m.dropCodes(now)

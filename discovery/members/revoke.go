@@ -46,7 +46,7 @@ var ErrRevoked = errors.New("the certificate was revoked")
 
 // revocation is a Revocation that was checked; see checkRevocation. It is immutable.
 type revocation struct {
-	id     [32]byte // of all that decides: body, signature and chains
+	id     [32]byte // of all that decides: body, signature and the issuer's chain
 	hash   uint64   // of the body, as kept_revocations has it
 	size   int
 	body   *protocol.RevocationBody
@@ -62,8 +62,9 @@ func (r *revocation) byRoot() bool { return r.branch == "" }
 // leaves reports whether the key itself gave up the certificate.
 func (r *revocation) leaves() bool { return bytes.Equal(r.body.Key, r.body.Issuer) }
 
-// revocationID names a revocation with its proofs. Equal bodies with other chains count as others: which of the chains
-// are good may change.
+// revocationID names a revocation with its issuer's chain. Equal bodies with other such chains count as others: which of them are good
+// may change. The target decides nothing once it was checked, and any admin can sign more certificates of the same key: were it
+// part of the name, one revocation could be told in as many guises as there is room for.
 func revocationID(msg *protocol.Revocation) (id [32]byte) {
 	h := sha256.New()
 	part := func(b []byte) {
@@ -72,12 +73,9 @@ func revocationID(msg *protocol.Revocation) (id [32]byte) {
 	}
 	part(msg.GetBody())
 	part(msg.GetSignature())
-	for _, c := range []*protocol.Chain{msg.GetTarget(), msg.GetIssuer()} {
-		h.Write([]byte{byte(len(c.GetCertificates()))})
-		for _, x := range c.GetCertificates() {
-			part(x.GetBody())
-			part(x.GetSignature())
-		}
+	for _, x := range msg.GetIssuer().GetCertificates() {
+		part(x.GetBody())
+		part(x.GetSignature())
 	}
 	return [32]byte(h.Sum(nil))
 }
@@ -550,8 +548,8 @@ func (m *Membership) takeOwn(msgs ...*protocol.Revocation) error {
 }
 
 // AddRevocations takes up what another member holds. Those that are new are obeyed at once, told to others (see Untold), and
-// then written: what a full disk keeps from being written comes again with the next member met. It stops at the first that is
-// not good.
+// then written: what a full disk keeps from being written is written by Maintain, or comes again with the next member met. It stops at the
+// first that is not good.
 func (m *Membership) AddRevocations(msgs ...*protocol.Revocation) error {
 	if len(msgs) == 0 {
 		return nil
@@ -738,7 +736,9 @@ func (m *Membership) saveRevocations(set *revocations) error {
 	if err != nil {
 		return err
 	}
-	if err := m.writeFile(m.path(revocationsFile), b); err != nil {
+	err = m.writeFile(m.path(revocationsFile), b)
+	m.unwritten = err != nil && (m.unwritten || set == m.rev)
+	if err != nil {
 		return fmt.Errorf("write the revocations: %w", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -618,4 +619,81 @@ func wordByWord(rs []*revocation, chain []*protocol.CertificateBody, signs *revo
 		}
 	}
 	return false
+}
+
+// TestRevocationInManyGuises: who holds one revocation of another's cannot make many of it, by certificates that it shows with it, and
+// so fill the share of who signed it.
+func TestRevocationInManyGuises(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t)
+	if _, err := c.desk.Revoke(c.pad.Self(), RevokeOptions{}); err != nil { // the root's own
+		t.Fatal(err)
+	}
+	below := open(t, "", Options{})
+	admit(t, c.desk, below, InviteOptions{Mine: true})
+	visitor := open(t, "", Options{})
+	admit(t, below, visitor, InviteOptions{})
+	if _, err := below.Revoke(visitor.Self(), RevokeOptions{}); err != nil { // an honest admin's
+		t.Fatal(err)
+	}
+	honest, _ := c.desk.held()
+	theirs, _ := below.held()
+	if err := c.guest.AddRevocations(append(honest, theirs...)...); err != nil || len(c.guest.rev.all) != 2 {
+		t.Fatal(err, len(c.guest.rev.all))
+	}
+	var flood []*protocol.Revocation
+	for i := range maxPerBranch {
+		for _, msg := range append(honest, theirs...) {
+			r, err := checkRevocation(msg, c.desk.Mesh())
+			if err != nil {
+				t.Fatal(err)
+			}
+			body := proto.Clone(r.target.body).(*protocol.CertificateBody)
+			body.NotAfterUnixS, body.Renewed, body.Revokers = int64(i+1), true, [][]byte{r.body.Issuer}
+			body.Capabilities, body.Runtimes, body.Owner, body.NotBeforeUnixS = nil, nil, body.Key, 0
+			guise := proto.Clone(msg).(*protocol.Revocation)
+			if guise.Target, err = issue(c.lap.rawKey, c.desk.Mesh(), body, c.lap.own.chain); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := checkRevocation(guise, c.desk.Mesh()); err != nil {
+				t.Fatal(err)
+			}
+			flood = append(flood, guise)
+		}
+	}
+	if err := c.guest.AddRevocations(flood...); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.guest.rev.all); n != 2 {
+		t.Errorf("two revocations are %d", n)
+	}
+}
+
+// TestRevocationIsWrittenLater: what could not be written when it was heard is written as soon as that is possible.
+func TestRevocationIsWrittenLater(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t)
+	if _, err := c.desk.Revoke(c.pad.Self(), RevokeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	told, _ := c.desk.held()
+	inWay := filepath.Join(c.guest.path(revocationsFile), "x")
+	if err := errors.Join(os.Remove(filepath.Dir(inWay)), os.MkdirAll(inWay, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.guest.AddRevocations(told...); err == nil || !c.guest.Revoked(c.pad.Self()) {
+		t.Fatalf("with a disk that takes nothing: %v, obeyed %v", err, c.guest.Revoked(c.pad.Self()))
+	}
+	if err := c.guest.Maintain(); err == nil {
+		t.Error("nobody hears that it is still not written")
+	}
+	if err := os.RemoveAll(filepath.Dir(inWay)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.guest.Maintain(); err != nil {
+		t.Fatal(err)
+	}
+	if !open(t, c.guest.dir, Options{}).Revoked(c.pad.Self()) {
+		t.Error("after a start it is forgotten")
+	}
 }
