@@ -287,7 +287,7 @@ func (m *Membership) learn(c *Cert) error {
 		return revokedError{r}
 	}
 	m.recall(c.Peer)
-	if !m.add(c) {
+	if !m.add(c, true) {
 		return nil
 	}
 	return m.saveMet()

@@ -94,6 +94,22 @@ type Cert struct {
 // Can reports whether the certificate carries the capability.
 func (c *Cert) Can(k protocol.Capability) bool { return slices.Contains(c.Capabilities, k) }
 
+// gives reports whether the certificate gives all that another of the same key does, so that nothing is lost with the other.
+func (c *Cert) gives(other *Cert) bool {
+	for _, k := range other.Capabilities {
+		if !c.Can(k) {
+			return false
+		}
+	}
+	for _, r := range other.Runtimes {
+		if !slices.Contains(c.Runtimes, r) {
+			return false
+		}
+	}
+	// An owner is the root's, or the key itself, which is less.
+	return (c.Owner == other.Owner || !bytes.Equal(c.body.Owner, c.body.Key)) && (other.Circle == "" || c.Circle == other.Circle) && (!c.Brief || other.Brief)
+}
+
 // Chain is what proves the certificate to others. It is not to be changed.
 func (c *Cert) Chain() *protocol.Chain { return c.chain }
 

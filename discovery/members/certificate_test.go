@@ -276,3 +276,57 @@ func TestClocks(t *testing.T) {
 		t.Error("a certificate from 2099 ended this node's own")
 	}
 }
+
+// TestHearsayTakesNothing: nobody takes from a member what its certificate gives by signing it a lesser one, whichever others hear of first.
+func TestHearsayTakesNothing(t *testing.T) {
+	t.Parallel()
+	lesser := map[string]func(b *protocol.CertificateBody){
+		"capabilities": func(b *protocol.CertificateBody) { b.Capabilities = nil },
+		"runtimes":     func(b *protocol.CertificateBody) { b.Runtimes = nil },
+		"owner": func(b *protocol.CertificateBody) {
+			b.Owner, b.Capabilities = b.Key, []protocol.Capability{protocol.Capability_SUBMIT, protocol.Capability_WORK}
+		},
+		"brief": func(b *protocol.CertificateBody) { b.Brief = true },
+	}
+	for name, change := range lesser {
+		c := newCrew(t)
+		body := proto.Clone(c.pad.own.body).(*protocol.CertificateBody)
+		body.NotBeforeUnixS++
+		change(body)
+		forged, err := issue(c.lap.rawKey, c.desk.Mesh(), body, c.lap.own.chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verify(forged, c.desk.Mesh(), time.Now()); err != nil {
+			t.Fatal(name, err)
+		}
+		whole := func(m *Membership, when string) {
+			t.Helper()
+			if got, ok := m.Certificate(c.pad.Self()); !ok || got.Serial != c.pad.Own().Serial {
+				t.Errorf("%s: %s has another certificate", name, when)
+			}
+		}
+		if _, err := c.guest.Add(forged); err != nil {
+			t.Fatal(err)
+		}
+		whole(c.guest, "who knew it")
+		late := open(t, "", Options{})
+		admit(t, c.desk, late, InviteOptions{})
+		if _, err := late.Add(forged); err != nil {
+			t.Fatal(err)
+		}
+		if err, _ := admission(c.pad, late); err != nil {
+			t.Fatal(err)
+		}
+		whole(late, "who heard the lie first, and then met it,")
+		third := open(t, "", Options{})
+		admit(t, c.desk, third, InviteOptions{})
+		if _, err := third.Add(forged); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := third.Add(c.pad.Own().chain); err != nil {
+			t.Fatal(err)
+		}
+		whole(third, "who heard the lie first, and then the truth,")
+	}
+}

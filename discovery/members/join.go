@@ -118,7 +118,7 @@ func (m *Membership) enter(t *protocol.Ticket, reply *protocol.AdmissionReply, i
 		m.inMesh = old
 		return err
 	}
-	m.add(by)
+	m.add(by, true)
 	m.changed()
 	if other {
 		return m.forgetMesh()

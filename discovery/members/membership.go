@@ -357,7 +357,7 @@ func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
 		return nil, cmp.Or(err, ErrOtherMesh)
 	}
 	for _, c := range good {
-		if !m.forgotten(c) && m.add(c) {
+		if !m.forgotten(c) && m.add(c, false) {
 			fresh = append(fresh, c)
 		}
 	}
@@ -371,21 +371,32 @@ func (m *Membership) Add(chains ...*protocol.Chain) (fresh []*Cert, err error) {
 // admin gone mad meets it.
 const maxMembers = 2000
 
-// add puts a verified certificate into met if it says something new. The caller holds mu.
-func (m *Membership) add(c *Cert) bool {
+// add puts a verified certificate into met if it says something new. shown says that its member itself has shown it, and not that another
+// tells of it. The caller holds mu.
+func (m *Membership) add(c *Cert, shown bool) bool {
 	if c.Peer == m.self || m.rev.voidedBy(c) != nil {
 		return false
 	}
 	m.see(c)
-	old := m.met[c.Peer]
-	if old == nil && len(m.met) >= maxMembers {
-		return false
-	}
-	if old != nil && !c.NotAfter.After(old.NotAfter) && !c.NotBefore.After(old.NotBefore) && (c.Circle == old.Circle || c.NotBefore.Before(old.NotBefore)) {
+	if old := m.met[c.Peer]; old == nil && len(m.met) >= maxMembers || old != nil && !m.instead(c, old, shown) {
 		return false
 	}
 	m.met[c.Peer] = c
 	return true
+}
+
+// instead reports whether c is to be held in place of old. Any admin, and in part any member of a circle, can sign a certificate for any key:
+// so the word of others may add to what a member's gives, or to its time, and takes nothing. What the member shows itself counts if it is
+// newer, or gives something that old does not. The caller holds mu.
+func (m *Membership) instead(c, old *Cert, shown bool) bool {
+	newer := c.NotAfter.After(old.NotAfter) || c.NotBefore.After(old.NotBefore)
+	switch {
+	case m.now().After(old.NotAfter):
+		return newer
+	case !shown && !c.gives(old):
+		return false
+	}
+	return newer || !old.gives(c)
 }
 
 // HoldsRoot reports whether the root key of the mesh is on this machine.
@@ -766,7 +777,7 @@ func (m *Membership) loadMet() error {
 			continue
 		}
 		if c, err := verify(chain, MeshID(m.st.Mesh), m.now()); err == nil || errors.Is(err, ErrExpired) {
-			m.add(c)
+			m.add(c, true)
 		}
 	}
 	return nil

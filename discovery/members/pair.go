@@ -785,7 +785,7 @@ func (m *Membership) takeCircle(circle []byte, chain *protocol.Chain, from peer.
 	if len(m.st.Root) == 0 || len(circle) != circleSize || !bytes.Equal(circle, by.body.Circle) {
 		return errPact
 	}
-	m.add(by)
+	m.add(by, true)
 	return m.foundCircle(circle)
 }
 

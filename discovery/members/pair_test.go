@@ -428,7 +428,7 @@ func TestPairChain(t *testing.T) {
 	// The fourth is at the end of the chain: it names those who can.
 	fifth := add()
 	fourth.mu.Lock()
-	fourth.add(second.Own())
+	fourth.add(second.Own(), true)
 	fourth.mu.Unlock()
 	p := pair(t, fifth, hosts[3])
 	if !slices.ContainsFunc(p.Ask, func(i peer.AddrInfo) bool { return i.ID == second.Self() && len(i.Addrs) > 0 }) || fifth.Mesh() == mesh {
