@@ -94,6 +94,17 @@ type Cert struct {
 // Can reports whether the certificate carries the capability.
 func (c *Cert) Can(k protocol.Capability) bool { return slices.Contains(c.Capabilities, k) }
 
+// signedAt is the newest time that the chain proves: when a root or an admin signed, whose own certificate had not ended by then. The word of
+// a member that admits others to its circle does not count.
+func (c *Cert) signedAt() int64 {
+	for i, b := range c.bodies[:len(c.bodies)-1] {
+		if by := c.bodies[i+1]; slices.Contains(by.Capabilities, protocol.Capability_ADMIN) && b.NotBeforeUnixS <= by.NotAfterUnixS {
+			return b.NotBeforeUnixS
+		}
+	}
+	return c.bodies[len(c.bodies)-1].NotBeforeUnixS
+}
+
 // gives reports whether the certificate gives all that another of the same key does, so that nothing is lost with the other.
 func (c *Cert) gives(other *Cert) bool {
 	for _, k := range other.Capabilities {

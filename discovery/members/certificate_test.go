@@ -223,6 +223,22 @@ func TestRenewal(t *testing.T) {
 	if err := b.TakeRenewal(upgraded); err == nil {
 		t.Error("a renewal gave more rights")
 	}
+	for what, change := range map[string]func(b *protocol.CertificateBody){
+		"a throw-away node of it": func(b *protocol.CertificateBody) { b.Brief = true },
+		"another name":            func(b *protocol.CertificateBody) { b.Name = "another" },
+		"a circle":                func(b *protocol.CertificateBody) { b.Circle = make([]byte, circleSize) },
+	} {
+		other := proto.Clone(b.Own().body).(*protocol.CertificateBody)
+		other.NotAfterUnixS += 1000
+		change(other)
+		chain, err := issue(ed25519.NewKeyFromSeed(a.st.Root), a.Mesh(), other, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.TakeRenewal(chain); !errors.Is(err, ErrCertificate) {
+			t.Errorf("a renewal made %s: %v", what, err)
+		}
+	}
 	// Ended altogether: refused, but renewed on the way out, and let in the next time. The founder renews itself.
 	later = later.Add(lifetime + time.Hour)
 	a, b = open(t, a.dir, Options{Now: clock}), open(t, b.dir, Options{Now: clock})
@@ -274,6 +290,42 @@ func TestClocks(t *testing.T) {
 	}
 	if _, ok := a.Certificate(a.Self()); !ok {
 		t.Error("a certificate from 2099 ended this node's own")
+	}
+}
+
+// TestClockByMembers: who is no admin says nothing of the time, and nobody says it of a time at which it was none any more: step by step
+// that would end all certificates.
+func TestClockByMembers(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	c := newClock(time.Now())
+	a, b := open(t, "", Options{Now: c.now}), open(t, "", Options{Now: c.now})
+	admit(t, a, b, InviteOptions{})
+	for what, issuer := range map[string]*protocol.CertificateBody{
+		"a member of a circle":        {Circle: make([]byte, circleSize), Capabilities: circleCapabilities, NotAfterUnixS: c.now().Add(lifetime).Unix()},
+		"an admin beyond its own end": {Capabilities: []protocol.Capability{submit, protocol.Capability_ADMIN}, NotAfterUnixS: c.now().Add(60 * day).Unix()},
+	} {
+		evil, k := newKey(t), newKey(t)
+		issuer.Key, issuer.Owner = pub(evil), pub(evil)
+		if issuer.Circle == nil {
+			issuer.Owner = a.own.body.Owner
+		}
+		above, err := issue(ed25519.NewKeyFromSeed(a.st.Root), a.Mesh(), issuer, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ahead, err := issue(evil, a.Mesh(), &protocol.CertificateBody{
+			Key: pub(k), Owner: pub(k), Circle: issuer.Circle, NotBeforeUnixS: c.now().Add(80 * day).Unix(), NotAfterUnixS: c.now().Add(300 * day).Unix(),
+		}, above)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fresh, err := b.Add(ahead); err != nil || len(fresh) != 1 {
+			t.Fatalf("%s: %v, %v", what, fresh, err)
+		}
+		if n := b.Newest(); n.After(c.now().Add(day)) {
+			t.Errorf("%s moved the clock by %v", what, n.Sub(c.now()))
+		}
 	}
 }
 

@@ -557,7 +557,7 @@ func (m *Membership) now() time.Time {
 func (m *Membership) see(c *Cert) {
 	// What this machine's own clock said proves nothing to that clock.
 	own := bytes.Equal(c.body.Issuer, m.rawKey.Public().(ed25519.PublicKey)) || len(m.st.Root) > 0 && meshOf(c.body.Issuer) == MeshID(m.st.Mesh)
-	t := c.NotBefore.Unix()
+	t := c.signedAt()
 	switch unset := m.wall().Before(earliest); {
 	case own && !unset:
 	case t > m.now().Add(lifetime).Unix() && !(unset && c.Peer == m.self):
