@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
@@ -251,35 +254,38 @@ func TestBookIsSavedSoon(t *testing.T) {
 // Handshakes that break off halve how many dials go on at once, once a second; dials that reach nobody do not, and a window of them that succeed allows one more.
 func TestPace(t *testing.T) {
 	t.Parallel()
-	failed := func(cause error) error {
+	failed := func(cause error) *swarm.DialError {
 		return &swarm.DialError{DialErrors: []swarm.TransportError{{Cause: fmt.Errorf("handshake: %w", cause)}}}
 	}
 	d := &Discovery{window: 16}
 	for range 3 {
-		d.pace(failed(io.EOF), time.Second)
+		d.pace(failed(io.EOF))
 	}
 	if d.window != 8 {
 		t.Errorf("after three that broke off at once: %v", d.window)
 	}
 	d.cut = time.Time{}
-	d.pace(failed(syscall.ECONNREFUSED), time.Millisecond)
-	d.pace(failed(os.ErrDeadlineExceeded), members.ConnectTimeout)
+	d.pace(failed(syscall.ECONNREFUSED))
+	d.pace(failed(&net.OpError{Op: "dial", Net: "tcp4", Err: os.ErrDeadlineExceeded}))
+	relayed := failed(context.DeadlineExceeded)
+	relayed.DialErrors[0].Address = members.CircuitThrough(member(t, t.TempDir(), "relay").Self())
+	d.pace(relayed)
 	if d.window != 8 {
-		t.Errorf("after two that reached nobody: %v", d.window)
+		t.Errorf("after three that reached nobody: %v", d.window)
 	}
-	d.pace(failed(os.ErrDeadlineExceeded), 2*members.ConnectTimeout)
+	d.pace(failed(os.ErrDeadlineExceeded))
 	if d.window != 4 {
 		t.Errorf("after one that took too long: %v", d.window)
 	}
 	for range 3 {
 		d.cut = time.Time{}
-		d.pace(failed(syscall.EPIPE), time.Second)
+		d.pace(failed(syscall.EPIPE))
 	}
 	if d.window != leastWindow {
 		t.Errorf("after many: %v", d.window)
 	}
 	for range maxWindow * maxWindow {
-		d.pace(nil, time.Millisecond)
+		d.pace(nil)
 	}
 	if int(d.window) != maxWindow {
 		t.Errorf("after many that succeeded: %v", d.window)
@@ -328,4 +334,94 @@ func TestPlaces(t *testing.T) {
 	check("too many in all", 0, answerTime/2)
 	silent.Close()
 	until(t, 10*time.Second, "the handshake has ended", func() bool { return !a.Shaking(busy.Self()) })
+}
+
+// Dials of one member that overlap without end leave nothing behind.
+func TestDialsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	a := start(t, t.TempDir(), "a")
+	b := member(t, t.TempDir(), "b")
+	a.admit(t, b)
+	until(t, 10*time.Second, "a knows b", func() bool { return a.state(b.Self()).Name == "b" })
+	var k *known
+	a.in(t, func() {
+		k = a.d.peers[b.Self()]
+		k.dialing++ // one that goes on
+		k.addrs.take(time.Now(), itself, "test", many(t, "/ip4/127.0.0.1/tcp/%d", 9)[1:]...)
+		for range 8 {
+			a.d.dial(b.Self(), k)
+		}
+		if k.dialing < 2 {
+			t.Error("nothing was dialled: this test shows nothing")
+		}
+	})
+	until(t, 10*time.Second, "they have ended", func() (ended bool) {
+		a.in(t, func() { ended = k.dialing == 1 && a.d.dialing == 0 })
+		return ended
+	})
+	a.in(t, func() {
+		if n := len(k.stopDials); n > 0 {
+			t.Errorf("%d dials can be stopped that have ended", n)
+		}
+	})
+}
+
+// flicker is a network of which a peer is connected and not connected in turn.
+type flicker struct {
+	network.Network
+	up bool
+}
+
+func (f *flicker) Connectedness(peer.ID) network.Connectedness {
+	if f.up = !f.up; f.up {
+		return network.Connected
+	}
+	return network.NotConnected
+}
+
+func (f *flicker) ConnsToPeer(peer.ID) []network.Conn { return nil }
+
+type flickering struct {
+	host.Host
+	net *flicker
+}
+
+func (f flickering) Network() network.Network { return f.net }
+
+// A connection that ends just when the dial that made it is looked at: the member is dialled again.
+func TestLostWhileLookedAt(t *testing.T) {
+	t.Parallel()
+	a, b := member(t, t.TempDir(), "a"), member(t, t.TempDir(), "b").Self()
+	d, err := New(Config{Host: flickering{net: &flicker{}}, Members: a, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &known{cert: a.Own(), backoff: newBackoff(), dialing: 1, lastDial: time.Now()}
+	d.peers[b], d.dialing = k, 1
+	d.dialled(b, k, nil, nil, nil)
+	if k.up || k.next.IsZero() {
+		t.Errorf("connected: %v; next dial: %v", k.up, k.next)
+	}
+}
+
+// What libp2p says of a handshake that somebody lets wait.
+func TestHandshakeThatWaits(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	h, err := NewHost(HostConfig{Members: member(t, t.TempDir(), "a"), Deaf: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*dialTimeout)
+	defer cancel()
+	p := member(t, t.TempDir(), "b").Self()
+	h.Peerstore().AddAddr(p, maddr(t, fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", silent.Addr().(*net.TCPAddr).Port)), time.Hour)
+	if _, err := h.Network().DialPeer(ctx, p); err == nil || !brokeOff(err) {
+		t.Errorf("it does not count as broken off: %v", err)
+	}
 }

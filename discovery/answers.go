@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -133,7 +132,7 @@ func AnswerOf(err error) (Code, string) {
 		return NobodyThere, "nothing listens there: the node is not running, or listens on another port"
 	case isErrno(err, syscall.EHOSTUNREACH, 10065), isErrno(err, syscall.ENETUNREACH, 10051), isErrno(err, syscall.EADDRNOTAVAIL, 10049):
 		return NoWay, "there is no way to that address from here now"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), os.IsTimeout(err):
+	case timedOut(err):
 		return Silence, "no answer: the machine is off or elsewhere, or a firewall drops what comes in"
 	}
 	return Broken, short(err)

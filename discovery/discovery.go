@@ -188,7 +188,7 @@ type known struct {
 	placed    bool // and where it is now: libp2p's word on that may be a minute old
 	public    bool // the other members know of it, or have been told
 	dialing   int  // dials that go on: a second one if a new address is heard of meanwhile
-	stopDials []context.CancelFunc
+	stopDials []*context.CancelFunc
 	round     int       // dials since it was connected
 	hot       time.Time // until then it is dialled often
 	sign      time.Time // a sign of its life had it dialled
@@ -579,7 +579,7 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 	d.dialing++
 	also := k.dialing > 1
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
-	k.stopDials = append(k.stopDials, cancel)
+	k.stopDials = append(k.stopDials, &cancel)
 	d.spawn(func() {
 		defer cancel()
 		// libp2p would wait with a peer whose last dial failed; this loop has its own times.
@@ -593,14 +593,15 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 		c, err := d.host.Network().DialPeer(ctx, p)
 		err = d.incompatible(ctx, err)
 		d.do(d.ctx, func() {
-			d.pace(err, time.Since(now))
+			d.pace(err)
+			k.stopDials = slices.DeleteFunc(k.stopDials, func(f *context.CancelFunc) bool { return f == &cancel })
 			d.dialled(p, k, addrs, c, err)
 		})
 	})
 }
 
 // pace sets how many dials there may be by how one ended.
-func (d *Discovery) pace(err error, took time.Duration) {
+func (d *Discovery) pace(err error) {
 	now := time.Now()
 	var refused *members.Refused
 	var rejected *members.Rejected
@@ -608,24 +609,26 @@ func (d *Discovery) pace(err error, took time.Duration) {
 	case err == nil:
 		d.window = min(d.window+1/d.window, maxWindow)
 	case errors.As(err, &refused), errors.As(err, &rejected):
-	case now.Sub(d.cut) >= cutGap && (took > members.ConnectTimeout+members.ConnectTimeout/4 || brokeOff(err)):
+	case now.Sub(d.cut) >= cutGap && brokeOff(err):
 		d.window, d.cut = max(d.window/2, leastWindow), now
 	}
 }
 
-// brokeOff reports whether somebody was there and the handshake came to no end.
+// brokeOff reports whether somebody was there and the handshake came to no end, or to none in time. A relay answers slowly for others, and a dial to
+// many addresses that answer nothing takes its time, too.
 func brokeOff(err error) bool {
 	var dialErr *swarm.DialError
 	return errors.As(err, &dialErr) && slices.ContainsFunc(dialErr.DialErrors, func(e swarm.TransportError) bool {
-		return errors.Is(e.Cause, io.EOF) || errors.Is(e.Cause, syscall.EPIPE) || errors.Is(e.Cause, syscall.ECONNRESET)
+		var op *net.OpError
+		silent := errors.As(e.Cause, &op) && op.Op == "dial"
+		_, relayed := members.Circuit(e.Address)
+		return errors.Is(e.Cause, io.EOF) || errors.Is(e.Cause, syscall.EPIPE) || errors.Is(e.Cause, syscall.ECONNRESET) || timedOut(e.Cause) && !silent && !relayed
 	})
 }
 
 func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network.Conn, err error) {
 	d.dialing--
-	if k.dialing--; k.dialing == 0 {
-		k.stopDials = nil
-	}
+	k.dialing--
 	if err == nil || !d.connected(p) {
 		k.addrs.dialled(time.Now(), tried, c, d.ends)
 	}
@@ -633,8 +636,9 @@ func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network
 		return
 	}
 	if d.connected(p) {
-		d.connChanged(p)
-		return
+		if d.connChanged(p); k.up { // else it was lost in between, and no event plans the next dial of what was never up
+			return
+		}
 	}
 	if err == nil { // gone again, or not to be used
 		err = errors.New("the connection was lost")
@@ -686,7 +690,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 	if up {
 		k.backoff.reset()
 		for _, stop := range k.stopDials {
-			stop() // it came from the other side; libp2p would go on, and a hole punch would join what is no punch
+			(*stop)() // it came from the other side; libp2p would go on, and a hole punch would join what is no punch
 		}
 		k.next, k.reason = time.Time{}, ""
 		if _, ok := d.members.Certificate(p); !ok { // expired between the exchange and now, or forgotten
@@ -1117,12 +1121,16 @@ func short(err error) string {
 		return fmt.Sprintf("the name %q is not known", dns.Name)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), os.IsTimeout(err):
+	case timedOut(err):
 		return "no answer in time"
 	case errors.As(err, &op):
 		return oneLine(op.Err)
 	}
 	return oneLine(err)
+}
+
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) || os.IsTimeout(err)
 }
 
 // oneLine is an error for a person's eyes, whoever's bytes are in it: printable, on one line, at most 200 bytes.

@@ -135,6 +135,18 @@ func (n *testNode) state(p peer.ID) State {
 
 func (n *testNode) has(p *testNode) bool { return n.state(p.Self()).State == Connected }
 
+// in runs f in the goroutine of n's Run, and waits for it.
+func (n *testNode) in(t testing.TB, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	n.d.do(t.Context(), func() { defer close(done); f() })
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run does not take calls")
+	}
+}
+
 // admit lets m into n's mesh.
 func (n *testNode) admit(t testing.TB, m *members.Membership) {
 	t.Helper()
