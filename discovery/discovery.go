@@ -323,13 +323,8 @@ func (d *Discovery) Run(ctx context.Context) error {
 			return nil
 		case f := <-d.calls:
 			f()
-			for more := true; more; {
-				select {
-				case f := <-d.calls:
-					f()
-				default:
-					more = false
-				}
+			for range len(d.calls) { // those that wait now: a flood of them is not to keep this from its other work
+				(<-d.calls)()
 			}
 		case <-timer.C:
 		case e := <-identified.Out():

@@ -386,11 +386,11 @@ func (d *Discovery) hear(s network.Stream) {
 	}
 	s.Close()
 	// First, so that no certificate is taken up that these void.
-	if err := d.members.AddRevocations(news.Revocations...); err != nil {
+	if err := d.members.AddRevocations(news.Revocations...); err != nil && d.seldom.OK("revocations "+string(from)) {
 		d.log.Warn("revocations told by a member", "peer", from.String(), "protocol", protocol.MembersProtocol, "err", err)
 	}
 	if news.Renewed != nil {
-		if err := d.members.TakeRenewal(news.Renewed); err != nil {
+		if err := d.members.TakeRenewal(news.Renewed); err != nil && d.seldom.OK("renewal "+string(from)) {
 			d.log.Warn("a renewed certificate is no good", "peer", from.String(), "err", err)
 		}
 	}
@@ -444,9 +444,10 @@ func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.Mem
 	}
 	if s := news.Summary; s != nil && len(s.Members) == len(s.Serials) {
 		self := shortID(d.host.ID())
+		l := d.outbox.to(from)
 		for i, id := range s.Members {
-			if p, ok := byShort[id]; id != self && (!ok || d.peers[p].cert.Serial != s.Serials[i]) {
-				d.outbox.to(from).certs[id] = true
+			if p, ok := byShort[id]; id != self && len(l.certs) < maxSummary && (!ok || d.peers[p].cert.Serial != s.Serials[i]) {
+				l.certs[id] = true
 				d.outbox.soon()
 			}
 		}

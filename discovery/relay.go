@@ -213,7 +213,7 @@ func (d *Discovery) serve(h *meshHost) {
 	}
 	var err error
 	d.ways.service, err = relay.New(h,
-		relay.WithACL(&admitted{d.members, d.log}),
+		relay.WithACL(&admitted{d.members, d.log, d.seldom}),
 		relay.WithResources(relay.Resources{
 			// Without a limit of bytes or time: a circuit is a member's connection like another, and may carry blobs of 1 GiB.
 			Limit:                 nil,
@@ -295,6 +295,7 @@ func ipOf(a ma.Multiaddr) (netip.Addr, bool) {
 type admitted struct {
 	members *members.Membership
 	log     *slog.Logger
+	seldom  *members.OnceIn
 }
 
 // AllowReserve implements relay.ACLFilter.
@@ -308,7 +309,7 @@ func (a *admitted) AllowConnect(src peer.ID, _ ma.Multiaddr, dest peer.ID) bool 
 func (a *admitted) allow(what string, p, to peer.ID) bool {
 	_, ok := a.members.Certificate(p)
 	_, ok2 := a.members.Certificate(to)
-	if !ok || !ok2 {
+	if (!ok || !ok2) && a.seldom.OK(what+string(p)) {
 		a.log.Warn("relay refused: not for members alone", "what", what, "peer", p.String(), "to", to.String(), "protocol", proto.ProtoIDv2Hop)
 	}
 	return ok && ok2

@@ -51,7 +51,7 @@ func TestStrangerGetsNoCircuit(t *testing.T) {
 
 	// A connection that outlives its certificate.
 	log := &lines{}
-	acl := &admitted{relay.Membership, slog.New(slog.NewTextHandler(log, nil))}
+	acl := &admitted{relay.Membership, slog.New(slog.NewTextHandler(log, nil)), members.NewOnceIn(time.Second)}
 	for what, c := range map[string]struct{ got, want bool }{
 		"a member's reservation":             {acl.AllowReserve(a.Self(), nil), true},
 		"a stranger's":                       {acl.AllowReserve(stranger.Self(), nil), false},
