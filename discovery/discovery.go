@@ -197,6 +197,8 @@ type known struct {
 	lastDial  time.Time
 	followed  time.Time // the last pairing with it, by the secret
 	lastSeen  time.Time
+	learnt    time.Time // that it is a member
+	greeted   time.Time // since it is up
 	reason    string
 	version   *protocol.Incompatible // why it is not connected
 }
@@ -376,7 +378,7 @@ func (d *Discovery) sync() {
 			k.cert = c
 			continue
 		}
-		k := &known{cert: c, backoff: newBackoff()}
+		k := &known{cert: c, backoff: newBackoff(), learnt: now}
 		d.peers[c.Peer] = k
 		k.addrs.take(now, itself, "itself", d.book.addrs(c.Peer)...)
 		if e := d.book.peers[c.Peer]; e != nil {
@@ -756,7 +758,8 @@ func (d *Discovery) identified(e event.EvtPeerIdentificationCompleted) {
 		return
 	}
 	d.saysItself(e.Peer, k, e.Conn, e.ListenAddrs)
-	if !k.met {
+	// Who connects again beside a connection that is up has lost that one, and what was said on it: as in oneConnection.
+	if !k.met || e.Conn.Stat().Opened.Sub(k.greeted) > duplicateWindow {
 		k.met = true
 		d.greet(e.Peer, k)
 	}

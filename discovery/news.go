@@ -118,6 +118,7 @@ func shortID(p peer.ID) uint64 {
 
 // greet tells a member that was just met what this node holds and misses, and everybody of a member that they may not know.
 func (d *Discovery) greet(p peer.ID, k *known) {
+	k.greeted = time.Now()
 	d.outbox.to(p).greeting = true
 	d.outbox.soon()
 	if k.public || k.cert.Brief { // a throw-away node goes soon, and connects to whom it wants
@@ -214,18 +215,21 @@ func (d *Discovery) newsDue() time.Duration {
 			d.post(to, k, l)
 		}
 	}
+	if !o.at.IsZero() { // not all of it went into one letter
+		wait = min(wait, o.at.Sub(now))
+	}
 	return wait
 }
 
 // askForMissing asks three members at random where those are that were seen lately: what the tellers said may have led
-// nowhere, or they have gone themselves.
+// nowhere, or they have gone themselves. And those that were heard of lately and not met: they may not know that this node is a member.
 func (d *Discovery) askForMissing() {
 	now := time.Now()
 	var up, missing []peer.ID
 	for p, k := range d.peers {
 		if k.up && k.met {
 			up = append(up, p)
-		} else if !k.up && !k.cert.Brief && now.Sub(k.lastSeen) < seenLately {
+		} else if !k.up && !k.cert.Brief && (now.Sub(k.lastSeen) < seenLately || k.lastSeen.IsZero() && now.Sub(k.learnt) > missGap && now.Sub(k.learnt) < seenLately) {
 			missing = append(missing, p)
 		}
 	}
@@ -289,10 +293,23 @@ func (d *Discovery) post(to peer.ID, k *known, l *letter) {
 			}
 		}
 	}
+	size, rest := 0, map[peer.ID]bool{}
 	for p, whole := range l.records {
-		if o := d.peers[p]; p != to && o != nil && !o.cert.Brief {
-			news.Members = append(news.Members, d.record(p, to, whole))
+		o := d.peers[p]
+		if p == to || o == nil || o.cert.Brief {
+			continue
 		}
+		if len(news.Members) == maxRecords || size > protocol.MaxMemberNews/2 {
+			rest[p] = whole
+			delete(l.records, p)
+			continue
+		}
+		r := d.record(p, to, whole)
+		size += proto.Size(r)
+		news.Members = append(news.Members, r)
+	}
+	if len(rest) > 0 {
+		d.outbox.again(to, &letter{records: rest})
 	}
 	if proto.Size(news) == 0 {
 		return
@@ -464,7 +481,12 @@ func (d *Discovery) takeNews(from peer.ID, conn network.Conn, news *protocol.Mem
 			if !ok || p == from {
 				continue
 			}
-			if o := d.peers[p]; o.up && o.placed {
+			o := d.peers[p]
+			if o.up && news.Summary == nil { // it has missed p for a while: p may not know of it, and be the one of the two that can dial
+				d.outbox.to(p).records[from] = true
+				d.outbox.soon()
+			}
+			if o.up && o.placed {
 				l := d.outbox.to(from)
 				if _, ok := l.records[p]; !ok {
 					l.records[p] = false // without its certificate

@@ -1,15 +1,177 @@
 package discovery
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"io"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"meshnode/discovery/members"
 	"meshnode/protocol"
 )
+
+// deaf has a node listen nowhere: it dials, and nobody dials it.
+func deaf(t *testing.T) func(*Config) {
+	return func(c *Config) {
+		c.Host.Close()
+		h, err := NewHost(HostConfig{Members: c.Members, Deaf: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Host = h
+	}
+}
+
+// Whoever is behind a router, and dials only, hears of a newcomer whom the hub has met, though nobody that it is connected to let it in.
+func TestWhoOnlyDialsHearsOfANewcomer(t *testing.T) {
+	t.Parallel()
+	for _, told := range []bool{false, true} { // the hub knows of the newcomer by the news of a third, which tells others itself
+		t.Run(fmt.Sprintf("told=%v", told), func(t *testing.T) {
+			t.Parallel()
+			hub := start(t, t.TempDir(), "hub")
+			third := member(t, t.TempDir(), "third")
+			hub.admit(t, third)
+			dirD := t.TempDir()
+			hub.admit(t, member(t, dirD, "dialer"))
+			dialer := startWith(t, loopback, dirD, "dialer", deaf(t))
+			until(t, 10*time.Second, "the dialer and the hub connect", func() bool { return hub.has(dialer) && dialer.has(hub) })
+
+			h, err := NewHost(HostConfig{Members: third, Listen: []ma.Multiaddr{ma.StringCast(loopback)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			dirN := t.TempDir()
+			m := member(t, dirN, "newcomer")
+			(&testNode{Membership: third, host: h}).admit(t, m)
+			h.Close() // gone before it could tell anybody
+			if told {
+				if _, err := hub.Add(m.Own().Chain()); err != nil {
+					t.Fatal(err)
+				}
+				hub.in(t, func() { hub.d.sync(); hub.d.peers[m.Self()].public = true })
+			}
+			newcomer := start(t, dirN, "newcomer", hub.addr())
+			until(t, 10*time.Second, "the newcomer knows the dialer", func() bool { return newcomer.state(dialer.Self()).Name == "dialer" })
+			if told {
+				// It asks again when it has missed the dialer for a while.
+				newcomer.in(t, func() {
+					newcomer.d.peers[dialer.Self()].learnt = time.Now().Add(-missGap - time.Second)
+					newcomer.d.outbox.asked = time.Time{}
+				})
+			}
+			until(t, 10*time.Second, "they connect", func() bool { return newcomer.has(dialer) && dialer.has(newcomer) })
+		})
+	}
+}
+
+// Two that hold each other's certificates, and no address, are told by a third that both meet.
+func TestCertificatesWithoutAddresses(t *testing.T) {
+	t.Parallel()
+	a := start(t, t.TempDir(), "a")
+	dirs := []string{t.TempDir(), t.TempDir()}
+	b, c := member(t, dirs[0], "b"), member(t, dirs[1], "c")
+	a.admit(t, b)
+	a.admit(t, c)
+	for _, p := range [][2]*members.Membership{{b, c}, {c, b}} {
+		if _, err := p[0].Add(p[1].Own().Chain()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nb, nc := startMember(t, b, loopback, dirs[0], "b", func(*Config) {}), startMember(t, c, loopback, dirs[1], "c", func(*Config) {})
+	until(t, 10*time.Second, "they connect", func() bool { return nb.has(nc) && nc.has(nb) })
+}
+
+// pipe forwards one TCP port to another until cut: then the dialing side is told so, and the other hears nothing any more.
+type pipe struct {
+	net.Listener
+	addr ma.Multiaddr
+	mu   sync.Mutex // guards in
+	in   []net.Conn
+}
+
+func newPipe(t *testing.T, to string) *pipe {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	p := &pipe{Listener: l, addr: maddr(t, fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", l.Addr().(*net.TCPAddr).Port))}
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				in.Close()
+				return
+			}
+			t.Cleanup(func() { in.Close(); out.Close() })
+			p.mu.Lock()
+			p.in = append(p.in, in)
+			p.mu.Unlock()
+			go io.Copy(in, out)
+			go io.Copy(out, in)
+		}
+	}()
+	return p
+}
+
+func (p *pipe) cut() {
+	p.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.in {
+		c.Close()
+	}
+}
+
+// A member that lost its connection, and is back before the other side has noticed, is greeted anew: it knows nothing of the other by now.
+func TestGreetedAgain(t *testing.T) {
+	t.Parallel()
+	b := start(t, t.TempDir(), "b")
+	var port string
+	for _, a := range b.host.Addrs() {
+		port, _ = a.ValueForProtocol(ma.P_TCP)
+	}
+	through := newPipe(t, "127.0.0.1:"+port)
+	ticket, err := b.Invite(members.InviteOptions{Mine: true, Addrs: []ma.Multiaddr{through.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	m := member(t, dir, "a")
+	if err := m.Join(t.Context(), ticket, members.JoinOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a := startMember(t, m, loopback, dir, "a", deaf(t))
+	placed := func() (yes bool) {
+		a.in(t, func() { k := a.d.peers[b.Self()]; yes = k.up && k.placed })
+		return yes
+	}
+	until(t, 10*time.Second, "they connect, and b has said where it is", placed)
+	old := b.host.Network().ConnsToPeer(a.Self())
+	time.Sleep(time.Until(old[0].Stat().Opened.Add(duplicateWindow + 100*time.Millisecond))) // from then on it was lost, for whoever comes anew
+	through.cut()
+	until(t, 10*time.Second, "a is back, and b has said where it is", func() bool {
+		now := a.host.Network().ConnsToPeer(b.Self())
+		return len(now) == 1 && !now[0].RemoteMultiaddr().Equal(through.addr) && placed()
+	})
+	if strings.Contains(b.log.String(), "member disconnected") {
+		t.Error("b has noticed that it was lost: this test shows nothing")
+	}
+}
 
 // What a member says of others takes no more memory than there can be members, however often it says it.
 func TestSummariesAreBounded(t *testing.T) {
@@ -58,6 +220,55 @@ func TestCallsDoNotStarveRun(t *testing.T) {
 	b := member(t, t.TempDir(), "b")
 	a.admit(t, b)
 	until(t, 10*time.Second, "a shows the newcomer", func() bool { return a.state(b.Self()).Name == "b" })
+}
+
+// More certificates than one letter may have go out in several.
+func TestManyCertificates(t *testing.T) {
+	t.Parallel()
+	a := start(t, t.TempDir(), "a")
+	b := member(t, t.TempDir(), "b")
+	a.admit(t, b)
+	h, err := NewHost(HostConfig{Members: b, Listen: []ma.Multiaddr{ma.StringCast(loopback)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	var records, bad atomic.Int32
+	h.SetStreamHandler(protocol.MembersProtocol, func(s network.Stream) {
+		defer s.Close()
+		news, err := decodeNews(bufio.NewReader(s), func(int) (func(), error) { return func() {}, nil })
+		if err != nil {
+			bad.Add(1)
+			return
+		}
+		for _, r := range news.Members {
+			if r.Chain != nil {
+				records.Add(1)
+			}
+		}
+	})
+	if err := h.Connect(t.Context(), peer.AddrInfo{ID: a.Self(), Addrs: a.host.Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, 10*time.Second, "a has greeted b", func() (met bool) {
+		a.in(t, func() { met = a.d.peers[b.Self()].met && a.d.outbox.at.IsZero() })
+		return met
+	})
+	before := records.Load()
+	const many = maxRecords + 100
+	a.in(t, func() {
+		l := a.d.outbox.to(b.Self())
+		for i := range many {
+			p := peer.ID(fmt.Sprintf("a peer that is known, number %6d", i))
+			a.d.peers[p] = &known{cert: a.Own(), backoff: newBackoff()}
+			l.records[p] = true
+		}
+		a.d.outbox.soon()
+	})
+	until(t, 15*time.Second, "all are told", func() bool { return records.Load()-before >= many })
+	if bad.Load() > 0 {
+		t.Errorf("%d letters were no good", bad.Load())
+	}
 }
 
 // A member that says what is no good, again and again, does not fill the log.
