@@ -2,11 +2,8 @@ package testnet
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,18 +29,6 @@ with meshnode.Client(private=False) as client:
         assert call.result(timeout=90) == data[i * 2000000 : i * 2000000 + 8], i
 print("right")
 `
-
-// resident is the resident memory of a process, in bytes; 0: it is gone.
-func resident(pid int) int64 {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) >= 2 && f[0] == "VmRSS:" {
-			n, _ := strconv.ParseInt(f[1], 10, 64)
-			return n << 10
-		}
-	}
-	return 0
-}
 
 // A 200 MB argument of 100 tasks on 3 nodes crosses the network twice, once to each node but its own, and no node needs 150 MB for it
 // beyond what it has when idle: not while it is put, sent or received either.

@@ -27,6 +27,19 @@ func processorTime(t *testing.T, pid int) float64 {
 	return used.User + used.System
 }
 
+// resident is the resident memory of a process, in bytes; 0: it is gone.
+func resident(pid int) int64 {
+	p, err := process.NewProcess(int32(pid))
+	if err != nil {
+		return 0
+	}
+	m, err := p.MemoryInfo()
+	if err != nil {
+		return 0
+	}
+	return int64(m.RSS)
+}
+
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
 
 const sumPrimes = "../examples/wasm/sum_primes.wasm"
