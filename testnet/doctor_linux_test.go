@@ -173,7 +173,7 @@ func TestDoctorBehindRouter(t *testing.T) {
 		}
 	}
 	n.Node(1).AwaitPeers(2)
-	within(t, 20*time.Second, "they meet through the relay", func() bool { p, _ := n.Node(3).pathTo(t, n.Node(2)); return p == "relay" })
+	n.within(20*time.Second, "they meet through the relay", func() bool { p, _ := n.Node(3).pathTo(t, n.Node(2)); return p == "relay" })
 	r := doctorOf(t, n.Node(3))
 	r.has(doctor.CheckMember, "", doctor.OK, "is connected, through the relay")
 	r.has(doctor.CheckNAT, "", doctor.OK, "behind a router", "8.8.2.1", "a symmetric one")

@@ -31,7 +31,7 @@ func TestJoinWithOldAddress(t *testing.T) {
 		t.Fatalf("%+v", out)
 	}
 	b.row("join with a ticket whose address has changed, by mDNS", time.Since(began), 3*time.Second)
-	b.row("the same, until they see each other", awaitMesh(t, began, n1, n2), 3*time.Second)
+	b.row("the same, until they see each other", n.awaitMesh(began, n1, n2), 3*time.Second)
 
 	n1.Down()
 	n3.Down()
@@ -56,7 +56,7 @@ func TestJoinWithOldAddress(t *testing.T) {
 	b.row("join by a node that does not run", time.Since(began), 3*time.Second)
 	began = time.Now()
 	n.Up(n3)
-	b.row("from its start until all see all", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
+	b.row("from its start until all see all", n.awaitMesh(began, n1, n2, n3), 3*time.Second)
 	n1.runOn(n3)
 	n3.runOn(n2)
 }
@@ -90,6 +90,6 @@ func TestVPN(t *testing.T) {
 	n.Node(1).AwaitPeers(0)
 	began := time.Now()
 	n.Up(n2, n3)
-	b.row("VPN without multicast, --peer with one member, all see all", awaitMesh(t, began, n.nodes...), 5*time.Second)
+	b.row("VPN without multicast, --peer with one member, all see all", n.awaitMesh(began, n.nodes...), 5*time.Second)
 	n2.runOn(n3)
 }

@@ -72,8 +72,8 @@ func TestHolePunch(t *testing.T) {
 	if out := b.CLI("join", ticket); out.Code != 0 {
 		t.Fatal(out)
 	}
-	within(t, 2*time.Second, "connected through the relay", func() bool { p, _ := a.pathTo(t, b); return p != "" })
-	within(t, 5*time.Second, "connected directly", func() bool { p, _ := a.pathTo(t, b); return p == "direct" })
+	n.within(2*time.Second, "connected through the relay", func() bool { p, _ := a.pathTo(t, b); return p != "" })
+	n.within(5*time.Second, "connected directly", func() bool { p, _ := a.pathTo(t, b); return p == "direct" })
 }
 
 // digest has another node read 64 MiB, which it fetches from the node of this program.
@@ -110,7 +110,7 @@ func TestRelay(t *testing.T) {
 		return []string{"--no-port-map"}
 	}})
 	a, b := n.Node(3), n.Node(4)
-	within(t, 2*time.Second, "connected through a relay", func() bool { p, _ := a.pathTo(t, b); return p == "relay" })
+	n.within(2*time.Second, "connected through a relay", func() bool { p, _ := a.pathTo(t, b); return p == "relay" })
 	_, relay := a.pathTo(t, b)
 	var carries, spare *Node
 	for _, nd := range []*Node{n.Node(1), n.Node(2)} {
@@ -173,7 +173,7 @@ func TestRelay(t *testing.T) {
 		t.Errorf("the relay needed %d MB", (most-idle)/1e6)
 	}
 	carries.Kill()
-	within(t, 5*time.Second, "the other relay takes its place", func() bool {
+	n.within(5*time.Second, "the other relay takes its place", func() bool {
 		_, r := a.pathTo(t, b)
 		st, err := spare.Client().Status(t.Context())
 		return err == nil && r == st.ID
@@ -220,7 +220,7 @@ func TestDirectLater(t *testing.T) {
 		t.Error("no stream moved")
 	}
 	t.Logf("%d jobs of %d tasks, while the way changed", jobs, tasks)
-	within(t, 10*time.Second, "the relayed connection is closed", func() bool {
+	n.within(10*time.Second, "the relayed connection is closed", func() bool {
 		return strings.Contains(a.Log()+b.Log(), "a direct connection took the relayed one's place")
 	})
 }

@@ -51,7 +51,7 @@ func TestCodeInLocalNetwork(t *testing.T) {
 	if err := inviting.Wait(); err != nil || !strings.Contains(told.String(), "joined: "+n2.name()) {
 		t.Errorf("the inviter: %v: %s", err, told.String())
 	}
-	b.row("until both see each other", awaitMesh(t, began, n1, n2), 2*time.Second)
+	b.row("until both see each other", n.awaitMesh(began, n1, n2), 2*time.Second)
 	n1.runOn(n2)
 	// A code that nobody has is not found, and says what to do.
 	if out := n3.CLI("join", "100-kitchen-sunset"); out.Code != 125 {
@@ -64,8 +64,8 @@ func TestCodeInLocalNetwork(t *testing.T) {
 func TestSecretInLocalNetwork(t *testing.T) {
 	t.Parallel()
 	b := newTable(t)
-	const n = 5
-	_, _, hosts := office(t, n)
+	const count = 5
+	_, _, hosts := office(t, count)
 	dir := t.TempDir()
 	file := func(name, secret string) string {
 		path := filepath.Join(dir, name)
@@ -75,19 +75,19 @@ func TestSecretInLocalNetwork(t *testing.T) {
 		return path
 	}
 	same, other := file("same", "correct horse battery staple"), file("other", "another secret of some length")
-	net := Start(t, n, Options{Hosts: hosts, MDNS: true, Apart: true, ArgsOf: func(i int) []string {
+	n := Start(t, count, Options{Hosts: hosts, MDNS: true, Apart: true, ArgsOf: func(i int) []string {
 		secret := same
-		if i == n {
+		if i == count {
 			secret = other
 		}
 		return append(byName(i), "--secret-file", secret)
 	}})
 	var nodes []*Node
-	for i := range n - 1 {
-		nodes = append(nodes, net.Node(i+1))
+	for i := range count - 1 {
+		nodes = append(nodes, n.Node(i+1))
 	}
 	began := time.Now()
-	b.row(fmt.Sprintf("%d nodes with one secret, from the last one's start to one mesh", len(nodes)), awaitMesh(t, began, nodes...), 5*time.Second)
+	b.row(fmt.Sprintf("%d nodes with one secret, from the last one's start to one mesh", len(nodes)), n.awaitMesh(began, nodes...), 5*time.Second)
 	nodes[0].runOn(nodes[3])
 	nodes[3].runOn(nodes[1])
 	meshOf := func(nd *Node) string {
@@ -97,7 +97,7 @@ func TestSecretInLocalNetwork(t *testing.T) {
 		}
 		return st.Mesh
 	}
-	if meshOf(net.Node(n)) == meshOf(nodes[0]) {
+	if meshOf(n.Node(count)) == meshOf(nodes[0]) {
 		t.Error("another secret admits")
 	}
 	// All but one are ended, and a new one comes: the one that is left admits it.
@@ -105,18 +105,18 @@ func TestSecretInLocalNetwork(t *testing.T) {
 	for _, nd := range slices.Concat(nodes[:2], nodes[3:]) {
 		nd.Down()
 	}
-	stranger := net.Node(n)
+	stranger := n.Node(count)
 	stranger.Down()
 	if err := os.WriteFile(other, []byte("correct horse battery staple\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	began = time.Now()
-	net.Up(stranger)
-	b.row("a newcomer, while only one of the first is there", awaitMesh(t, began, left, stranger), 3*time.Second)
+	n.Up(stranger)
+	b.row("a newcomer, while only one of the first is there", n.awaitMesh(began, left, stranger), 3*time.Second)
 	began = time.Now()
 	for _, nd := range slices.Concat(nodes[:2], nodes[3:]) {
-		net.Up(nd)
+		n.Up(nd)
 	}
-	b.row("the others come back", awaitMesh(t, began, append(nodes, stranger)...), 3*time.Second)
+	b.row("the others come back", n.awaitMesh(began, append(nodes, stranger)...), 3*time.Second)
 	stranger.runOn(nodes[0])
 }

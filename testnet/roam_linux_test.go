@@ -1,15 +1,12 @@
 package testnet
 
 import (
-	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"meshnode/node"
 	"meshnode/testnet/lab"
 )
 
@@ -29,9 +26,6 @@ func office(t *testing.T, n int) (*lab.Lab, *lab.Switch, []*lab.Host) {
 
 // byName lets jobs ask for a node: submit --on host=2.
 func byName(i int) []string { return []string{"--label", fmt.Sprint("host=", i)} }
-
-// allowance is what a busy machine may need for what takes a quiet one goal: the figures are of quiet ones.
-func allowance(goal time.Duration) time.Duration { return 3*goal + 2*time.Second }
 
 // table collects how long things took beside what they may, and is logged after the test.
 type table struct {
@@ -53,38 +47,6 @@ func (b *table) row(what string, took, goal time.Duration) {
 	if took > allowance(goal) {
 		b.t.Errorf("%s: %v, and not within %v", what, took, allowance(goal))
 	}
-}
-
-// sees reports whether the node is connected to all the others.
-func (nd *Node) sees(ctx context.Context, others ...*Node) bool {
-	peers, err := nd.client.Peers(ctx)
-	if err != nil {
-		return false
-	}
-	for _, o := range others {
-		if o != nd && !slices.ContainsFunc(peers, func(p node.Peer) bool { return p.Name == o.name() && p.State == "connected" }) {
-			return false
-		}
-	}
-	return true
-}
-
-func (nd *Node) name() string { return fmt.Sprint("node", nd.i) }
-
-// awaitMesh waits until each of the nodes sees each, and says how long that took from begun on.
-func awaitMesh(t *testing.T, begun time.Time, nodes ...*Node) time.Duration {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
-	defer cancel()
-	for _, nd := range nodes {
-		for !nd.sees(ctx, nodes...) {
-			if ctx.Err() != nil {
-				t.Fatalf("%s does not see all others after %v\n%s\n%s", nd.name(), time.Since(begun), nd.CLI("peers", "-o", "wide").Stdout, nd.Log())
-			}
-			time.Sleep(5 * time.Millisecond) // the interface has no event for it
-		}
-	}
-	return time.Since(begun)
 }
 
 // runOn runs a task from the node on another one, whatever that takes.
@@ -111,7 +73,7 @@ func TestRoam(t *testing.T) {
 	began := time.Now()
 	n.Up(n1, n2, n3)
 	ready := time.Now()
-	took := awaitMesh(t, began, n1, n2, n3)
+	took := n.awaitMesh(began, n1, n2, n3)
 	t.Logf("ready after %v", ready.Sub(began))
 	b.row("3 nodes on a switch, no address given, from their start", took, time.Second)
 
@@ -123,22 +85,22 @@ func TestRoam(t *testing.T) {
 	time.Sleep(time.Second) // so long it tries in vain
 	began = time.Now()
 	eth.Up()
-	b.row("started before its interface is up, from link-up", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
+	b.row("started before its interface is up, from link-up", n.awaitMesh(began, n1, n2, n3), 3*time.Second)
 
 	began = time.Now()
 	eth.SetAddr("10.98.0.44/24")
 	n1.runOn(n3)
 	b.row("address changed while it runs, until it has run a task", time.Since(began), 3*time.Second)
-	b.row("address changed while it runs, until all see all", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
+	b.row("address changed while it runs, until all see all", n.awaitMesh(began, n1, n2, n3), 3*time.Second)
 
 	eth.Down()
 	time.Sleep(10 * time.Second)
-	if n1.sees(t.Context(), n3) || n3.sees(t.Context(), n1) {
+	if n1.sees(n3) || n3.sees(n1) {
 		t.Errorf("connected without a link for 10 s:\n%s\n%s", n1.CLI("peers").Stdout, n3.CLI("peers").Stdout)
 	}
 	began = time.Now()
 	eth.Up()
-	b.row("interface down for 10 s, from its being up", awaitMesh(t, began, n1, n2, n3), 3*time.Second)
+	b.row("interface down for 10 s, from its being up", n.awaitMesh(began, n1, n2, n3), 3*time.Second)
 	n1.runOn(n3)
 	n3.runOn(n2)
 }
@@ -157,7 +119,7 @@ func TestThroughAThird(t *testing.T) {
 	n3.AwaitPeers(0)
 	began := time.Now()
 	n.Up(n1, n2)
-	b.row("two restart at new addresses, no mDNS, through a third", awaitMesh(t, began, n1, n2, n3), 5*time.Second)
+	b.row("two restart at new addresses, no mDNS, through a third", n.awaitMesh(began, n1, n2, n3), 5*time.Second)
 	n1.runOn(n2)
 
 	// And while they run.
@@ -166,5 +128,5 @@ func TestThroughAThird(t *testing.T) {
 	hosts[1].Link(0).SetAddr("10.99.0.202/24")
 	n1.runOn(n2)
 	b.row("two change their addresses, no mDNS, until a task has run", time.Since(began), 5*time.Second)
-	b.row("two change their addresses, no mDNS, until all see all", awaitMesh(t, began, n1, n2, n3), 5*time.Second)
+	b.row("two change their addresses, no mDNS, until all see all", n.awaitMesh(began, n1, n2, n3), 5*time.Second)
 }

@@ -24,14 +24,7 @@ func TestLinkCut(t *testing.T) {
 	}
 	await := func(what string, ok func() bool) time.Duration {
 		t.Helper()
-		begun := time.Now()
-		for !ok() {
-			if time.Since(begun) > startTimeout {
-				t.Fatalf("%s: not after %v\n%s\n%s", what, startTimeout, origin.CLI("peers", "-o", "wide").Stdout, origin.Log())
-			}
-			time.Sleep(5 * time.Millisecond) // the interface has no event for it
-		}
-		return time.Since(begun)
+		return n.Await(startTimeout, what, ok)
 	}
 	if out := origin.CLI("submit", "-d", "--remote-only", "--spare", "off", "../tasks/executor/wasm/testdata/misbehave.wasm", ":::", "loop"); out.Code != 0 {
 		t.Fatalf("%+v", out)
@@ -43,12 +36,12 @@ func TestLinkCut(t *testing.T) {
 	}
 	hosts[victim.i-1].Cut()
 	b.row("link cut: what ran there runs elsewhere", await("it runs elsewhere", func() bool { return status(other).Running == 1 }), 3500*time.Millisecond)
-	await("it is gone", func() bool { return !origin.sees(t.Context(), victim) })
+	await("it is gone", func() bool { return !origin.sees(victim) })
 	what := ""
 	t.Logf("the node that was cut off knows after another %v", await("it knows", func() bool { what = status(victim).Network; return what != "" }))
 	t.Log(what)
 	hosts[victim.i-1].Heal()
-	b.row("... after the healing the mesh is whole", awaitMesh(t, time.Now(), n.nodes...), 5*time.Second)
+	b.row("... after the healing the mesh is whole", n.awaitMesh(time.Now(), n.nodes...), 5*time.Second)
 	b.row("... and the old attempt is stopped", await("it stops", func() bool { return status(victim).Running == 0 }), 5*time.Second)
 	await("it says no more that its network is away", func() bool { return status(victim).Network == "" })
 	if out := origin.CLI("cancel", "@last"); out.Code != 0 {

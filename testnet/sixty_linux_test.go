@@ -61,9 +61,9 @@ func TestSixty(t *testing.T) {
 	}
 	joining.Wait()
 	joined := time.Since(began)
-	for _, nd := range n.nodes {
-		nd.awaitAll(ctx, nodes-1, began.Add(noisy*together))
-	}
+	n.Await(noisy*together, "a full mesh", func() bool {
+		return !slices.ContainsFunc(n.nodes, func(nd *Node) bool { return !nd.hasPeers(nodes - 1) })
+	})
 	full := time.Since(began)
 	joinUsed, _ := used()
 	t.Logf("%d nodes: all joined after %.1f s, full mesh after %.1f s, for which they used %.1f s of processors", nodes, joined.Seconds(), full.Seconds(), joinUsed-started)
@@ -95,27 +95,5 @@ func TestSixty(t *testing.T) {
 	}
 	if memory[last] > idleMemory {
 		t.Errorf("an idle node has %d bytes resident, want %d", memory[last], idleMemory)
-	}
-}
-
-// awaitAll waits until n others are connected; where that takes too long, it says which are not, and why.
-func (nd *Node) awaitAll(ctx context.Context, n int, end time.Time) {
-	t := nd.net.t
-	t.Helper()
-	for {
-		st, err := nd.Client().Status(ctx)
-		if err == nil && st.Peers == n {
-			return
-		}
-		if time.Now().After(end) {
-			peers, perr := nd.Client().Peers(ctx)
-			for _, p := range peers {
-				if p.State != "connected" && p.State != "self" {
-					t.Logf("node %d: %s is %s: %s", nd.i, p.Name, p.State, p.Reason)
-				}
-			}
-			t.Fatalf("node %d has %d of %d peers, %v %v", nd.i, st.Peers, n, err, perr)
-		}
-		time.Sleep(20 * time.Millisecond) // the interface has no event for it
 	}
 }

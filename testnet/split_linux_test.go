@@ -40,7 +40,11 @@ func TestPartition(t *testing.T) {
 			t.Errorf("nothing was lost, or not all is there: %+v", s)
 		}
 	}
-	awaitApart(t, left, right)
+	n.Await(startTimeout, "no node of one side counts one of the other as connected", func() bool {
+		return !slices.ContainsFunc(left, func(a *Node) bool {
+			return slices.ContainsFunc(right, func(b *Node) bool { return a.sees(b) || b.sees(a) })
+		})
+	})
 	t.Logf("each side has missed the other after %v", time.Since(cut).Round(time.Millisecond))
 	// Each side goes on for itself.
 	n.Node(1).runOn(n.Node(2))
@@ -48,7 +52,7 @@ func TestPartition(t *testing.T) {
 	for i := range right {
 		hosts[2+i].Link(0).Move(lan)
 	}
-	b.row("5 nodes, after a partition into 2 and 3", awaitMesh(t, time.Now(), n.nodes...), 5*time.Second)
+	b.row("5 nodes, after a partition into 2 and 3", n.awaitMesh(time.Now(), n.nodes...), 5*time.Second)
 	n.Node(1).runOn(n.Node(5))
 	n.Node(4).runOn(n.Node(2))
 }
@@ -60,20 +64,4 @@ func (r *faultRun) onNodes(nodes []*Node) int {
 		sum += r.onNode(id(r.t, nd))
 	}
 	return sum
-}
-
-// awaitApart waits until no node of the one side counts one of the other as connected.
-func awaitApart(t *testing.T, left, right []*Node) {
-	t.Helper()
-	for end := time.Now().Add(startTimeout); ; time.Sleep(10 * time.Millisecond) {
-		still := slices.ContainsFunc(left, func(a *Node) bool {
-			return slices.ContainsFunc(right, func(b *Node) bool { return a.sees(t.Context(), b) || b.sees(t.Context(), a) })
-		})
-		if !still {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the sides are still connected after %v", startTimeout)
-		}
-	}
 }

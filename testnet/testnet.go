@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ const (
 	startTimeout = 60 * time.Second
 	// stopTimeout is above the 5 s that a node may take to stop.
 	stopTimeout = 10 * time.Second
+	// askTimeout is for a node that is asked for its state.
+	askTimeout = 10 * time.Second
 	// cliTimeout ends a command that hangs.
 	cliTimeout = 2 * time.Minute
 )
@@ -72,6 +75,7 @@ type Node struct {
 	cmd       *exec.Cmd
 	stdin     io.Closer // the node ends with it, and so with this process
 	exited    chan struct{}
+	ending    *atomic.Bool // the test ends this process, or knows that it ends
 	client    *control.Client
 	frozen    bool
 	readyLine chan string
@@ -149,7 +153,7 @@ var interpreter = sync.OnceValue(func() string {
 func (nd *Node) begin(bin string) {
 	t := nd.net.t
 	t.Helper()
-	args := append([]string{"up", "--data-dir", nd.Dir, "--name", fmt.Sprintf("node%d", nd.i), "--slots", strconv.Itoa(nd.net.o.Slots), "--with-parent"}, nd.net.o.Args...)
+	args := append([]string{"up", "--data-dir", nd.Dir, "--name", nd.name(), "--slots", strconv.Itoa(nd.net.o.Slots), "--with-parent"}, nd.net.o.Args...)
 	if nd.net.o.Hosts == nil {
 		args = append(args, "--listen", nd.listen)
 	}
@@ -182,10 +186,13 @@ func (nd *Node) begin(bin string) {
 		stdout.Close()
 		t.Fatalf("start node %d: %v", nd.i, err)
 	}
-	ready, exited, cmd := make(chan string, 1), make(chan struct{}), nd.cmd
-	nd.exited = exited
+	ready, exited, ending, cmd := make(chan string, 1), make(chan struct{}), new(atomic.Bool), nd.cmd
+	nd.exited, nd.ending = exited, ending
 	go func() {
 		cmd.Wait()
+		if !ending.Load() {
+			t.Errorf("%s ended by itself (%v)", nd.name(), cmd.ProcessState)
+		}
 		close(exited)
 	}()
 	go func() {
@@ -213,10 +220,10 @@ func (nd *Node) awaitReady() {
 	select {
 	case nd.Ready = <-nd.readyLine:
 	case <-time.After(startTimeout):
-		t.Fatalf("node %d is not ready after %v\n%s", nd.i, startTimeout, nd.Log())
+		t.Fatalf("node %d is not ready after %v", nd.i, startTimeout)
 	}
 	if !strings.HasPrefix(nd.Ready, "ready: ") {
-		t.Fatalf("node %d ended before it was ready\n%s", nd.i, nd.Log())
+		t.Fatalf("node %d ended before it was ready", nd.i)
 	}
 	// On another port its peers would have to find it anew after a restart.
 	if a := listenAddr.FindString(nd.Ready); a != "" {
@@ -243,26 +250,10 @@ func (nd *Node) Log() string {
 // Client talks to the node. It may be used concurrently, and goes on after a restart.
 func (nd *Node) Client() *control.Client { return nd.client }
 
+func (nd *Node) name() string { return fmt.Sprint("node", nd.i) }
+
 // PID is the node's process.
 func (nd *Node) PID() int { return nd.cmd.Process.Pid }
-
-// AwaitPeers waits until the node is connected to n others.
-func (nd *Node) AwaitPeers(n int) {
-	t := nd.net.t
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	for {
-		st, err := nd.client.Status(ctx)
-		if err == nil && st.Peers == n {
-			return
-		}
-		if ctx.Err() != nil {
-			t.Fatalf("node %d: %d peers and not %d after %v: %v\n%s", nd.i, st.Peers, n, startTimeout, err, nd.Log())
-		}
-		time.Sleep(10 * time.Millisecond) // the interface has no event for it
-	}
-}
 
 // Output is what a command did.
 type Output struct {
@@ -295,9 +286,22 @@ func (nd *Node) CLI(args ...string) Output {
 	return Output{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
 }
 
+// willEnd says that the node's process is about to end by what the test does, as leave ends it: else that fails the test.
+func (nd *Node) willEnd() { nd.ending.Store(true) }
+
+func (nd *Node) ended() bool {
+	select {
+	case <-nd.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Kill ends the node as a crash would, and returns when the process is gone.
 func (nd *Node) Kill() {
 	nd.net.t.Helper()
+	nd.willEnd()
 	nd.cmd.Process.Kill()
 	nd.awaitExit("SIGKILL")
 }
@@ -323,6 +327,7 @@ func (nd *Node) Cont() {
 // Down stops the node cleanly, and returns when the process is gone.
 func (nd *Node) Down() {
 	nd.net.t.Helper()
+	nd.willEnd()
 	nd.stdin.Close()
 	nd.awaitExit("the end of its standard input")
 }
@@ -330,9 +335,7 @@ func (nd *Node) Down() {
 // Restart ends the node, cleanly if it still runs, and starts it again on its data directory and port.
 func (nd *Node) Restart() {
 	nd.net.t.Helper()
-	select {
-	case <-nd.exited:
-	default:
+	if !nd.ended() {
 		if nd.frozen {
 			nd.Cont()
 		}
@@ -377,6 +380,7 @@ func (n *Net) end() {
 			if nd.frozen {
 				thaw(nd.cmd.Process)
 			}
+			nd.willEnd()
 			nd.stdin.Close()
 			select {
 			case <-nd.exited:
