@@ -284,3 +284,14 @@ func (e *endpoints) forget(now time.Time) {
 		}
 	}
 }
+
+// reachable leaves out what cannot lead from here to a peer that is at other: another machine's loopback.
+func reachable(addrs []ma.Multiaddr, other ma.Multiaddr) []ma.Multiaddr {
+	local := manet.IsIPLoopback(other)
+	return slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
+		if _, ok := plausible(a); !ok {
+			return true
+		}
+		return kind(a) != circuit && (manet.IsIPUnspecified(a) || (!local && manet.IsIPLoopback(a)))
+	})
+}

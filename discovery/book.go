@@ -135,3 +135,36 @@ func replaceFile(path string, raw []byte) error {
 	}
 	return nil
 }
+
+// bookSave is how soon after a change the address book is written, and how long after that at the earliest the next time.
+const bookSave = time.Second
+
+// save has the address book written soon.
+func (d *Discovery) save() {
+	if d.saveAt.IsZero() {
+		d.saveAt = time.Now().Add(bookSave / 4)
+		if early := d.saved.Add(bookSave); d.saveAt.Before(early) {
+			d.saveAt = early
+		}
+	}
+}
+
+// saveDue writes the address book if that is due, and returns when it is.
+func (d *Discovery) saveDue() time.Duration {
+	if d.saveAt.IsZero() {
+		return time.Hour
+	}
+	if left := time.Until(d.saveAt); left > 0 {
+		return left
+	}
+	d.saveBook()
+	return time.Hour
+}
+
+func (d *Discovery) saveBook() {
+	err := d.book.save(func(p peer.ID) bool { return d.peers[p] != nil })
+	if err != nil {
+		d.log.Warn("the address book cannot be written", "err", err)
+	}
+	d.saveAt, d.saved = time.Time{}, time.Now()
+}

@@ -3,10 +3,8 @@ package discovery
 import (
 	"bytes"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +18,6 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"meshnode/discovery/members"
-	"meshnode/protocol"
 )
 
 // testNode is a node of a test: a membership, a host on loopback and a Discovery that runs.
@@ -191,97 +188,6 @@ func TestJoinerFindsTheThird(t *testing.T) {
 	}
 }
 
-// A member that nobody tells the newcomer's address still meets it: those who know it are told of the newcomer.
-func TestMembersHearOfANewcomer(t *testing.T) {
-	t.Parallel()
-	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
-	a.admit(t, b.Membership)
-	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	// c has a host and no Discovery: it dials a only.
-	c := member(t, t.TempDir(), "c")
-	a.admit(t, c)
-	listen, err := ma.NewMultiaddr("/ip4/127.0.0.1/tcp/0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	h, err := NewHost(HostConfig{Members: c, Listen: []ma.Multiaddr{listen}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	if err := h.Connect(t.Context(), peer.AddrInfo{ID: a.Self(), Addrs: a.host.Addrs()}); err != nil {
-		t.Fatal(err)
-	}
-	until(t, 5*time.Second, "b knows c", func() bool { return b.state(c.Self()).Name == "c" })
-}
-
-func TestAddressBookAfterRestart(t *testing.T) {
-	t.Parallel()
-	dirA, dirB := t.TempDir(), t.TempDir()
-	a, b := start(t, dirA, "a"), start(t, dirB, "b")
-	a.admit(t, b.Membership)
-	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	until(t, 5*time.Second, "a knows b's address", func() bool { return len(a.state(b.Self()).Addrs) > 0 })
-	a.stop()
-	until(t, 5*time.Second, "b has lost a", func() bool { return !b.has(a) })
-	if s := b.state(a.Self()); s.Reason == "" || s.State == Connected || s.LastSeen.IsZero() {
-		t.Errorf("b says of a: %+v", s)
-	}
-	at := b.host.Addrs()[0].String()
-	b.stop()
-	// b comes back where it was, but without its book; a comes back elsewhere. Only a's book leads from one to the other.
-	if err := os.Remove(filepath.Join(dirB, "membership", bookFile)); err != nil {
-		t.Fatal(err)
-	}
-	b, a = startAt(t, at, false, dirB, "b"), start(t, dirA, "a")
-	until(t, 8*time.Second, "they connect again", func() bool { return a.has(b) && b.has(a) })
-}
-
-func TestRedial(t *testing.T) {
-	t.Parallel()
-	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
-	a.admit(t, b.Membership)
-	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	for range 2 {
-		old := a.host.Network().ConnsToPeer(b.Self())
-		for _, c := range old {
-			c.Close()
-		}
-		until(t, 4*time.Second, "they connect again", func() bool {
-			now := a.host.Network().ConnsToPeer(b.Self())
-			return len(now) == 1 && !slices.Contains(old, now[0]) && a.has(b) && b.has(a)
-		})
-	}
-}
-
-// While nobody answers, a reason and the next try are told.
-func TestReasons(t *testing.T) {
-	t.Parallel()
-	a := start(t, t.TempDir(), "a")
-	b := member(t, t.TempDir(), "b")
-	a.admit(t, b)
-	until(t, 3*time.Second, "a knows b", func() bool { return a.state(b.Self()).Name == "b" })
-	if s := a.state(b.Self()); s.State != Unknown || !strings.Contains(s.Reason, "no address") {
-		t.Errorf("without an address: %+v", s)
-	}
-	a.hint(b.Self(), "/ip4/127.0.0.1/tcp/1")
-	until(t, 8*time.Second, "two dials", func() bool { return strings.Count(a.log.String(), "msg=dial") >= 2 })
-	s := a.state(b.Self())
-	if s.State != Waiting || !strings.Contains(s.Reason, "nothing listens there") || strings.Contains(s.Reason, "\n") || s.Via != "test" || s.NextTry.IsZero() || time.Until(s.NextTry) > 2*time.Second {
-		t.Errorf("after two dials: %+v, next in %v", s, time.Until(s.NextTry))
-	}
-	// At its address is somebody else now.
-	c := start(t, t.TempDir(), "c")
-	a.admit(t, c.Membership)
-	for _, x := range c.host.Addrs() {
-		a.hint(b.Self(), x.String())
-	}
-	until(t, 5*time.Second, "told so", func() bool { return strings.Contains(a.state(b.Self()).Reason, "another node is at this address") })
-	if len(a.host.Network().ConnsToPeer(b.Self())) != 0 {
-		t.Error("connected to b")
-	}
-}
-
 func (n *testNode) hint(p peer.ID, addr string) {
 	a, err := ma.NewMultiaddr(addr)
 	if err != nil {
@@ -317,87 +223,6 @@ func TestHintsOfStrangersAreNotDialled(t *testing.T) {
 		t.Fatal("a member is not dialled:", err)
 	}
 	c.Close()
-}
-
-func TestGivenAddress(t *testing.T) {
-	t.Parallel()
-	dirB := t.TempDir()
-	a := start(t, t.TempDir(), "a")
-	b := member(t, dirB, "b")
-	a.admit(t, b)
-	// c joins too, and b and c never heard of each other, nor do they hear of a: it is stopped.
-	dirC := t.TempDir()
-	c := member(t, dirC, "c")
-	a.admit(t, c)
-	a.stop()
-	nb := start(t, dirB, "b")
-	nc := start(t, dirC, "c", nb.addr(), "127.0.0.1:1", "/dns4/localhost/tcp/2")
-	until(t, 8*time.Second, "they connect", func() bool { return nb.has(nc) && nc.has(nb) })
-	until(t, 3*time.Second, "the wrong ones have a reason", func() bool {
-		n := 0
-		for _, s := range nc.d.Known() {
-			if s.Peer == "" && strings.Contains(s.Reason, "nothing listens") && !s.NextTry.IsZero() {
-				n++
-			}
-		}
-		return n == 2
-	})
-	// A given address of a stranger's says so.
-	x := start(t, t.TempDir(), "x", nb.addr())
-	until(t, 5*time.Second, "the stranger is told", func() bool {
-		k := x.d.Known()
-		return len(k) == 1 && strings.Contains(k[0].Reason, "another mesh")
-	})
-}
-
-// What a person names is connected at once, or it is said why not.
-func TestConnect(t *testing.T) {
-	t.Parallel()
-	dirB, dirC := t.TempDir(), t.TempDir()
-	a := start(t, t.TempDir(), "a")
-	b, c := member(t, dirB, "b"), member(t, dirC, "c")
-	a.admit(t, b)
-	a.admit(t, c)
-	a.stop()
-	nb, nc := start(t, dirB, "b"), start(t, dirC, "c")
-	x := start(t, t.TempDir(), "x")
-	connect := func(n *testNode, addr string) (peer.ID, error) {
-		t.Helper()
-		g, err := ParseGiven(addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		return n.d.Connect(ctx, g)
-	}
-	if p, err := connect(nc, nb.addr()); err != nil || p != nb.Self() || !nc.d.connected(nb.Self()) {
-		t.Fatalf("%v, %v", p, err)
-	}
-	if _, err := connect(nc, nc.addr()); !errors.Is(err, ErrSelf) {
-		t.Errorf("itself: %v", err)
-	}
-	var e *ConnectError
-	if _, err := connect(nc, x.addr()); !errors.As(err, &e) || !e.Refused || !strings.Contains(e.Reason, "another mesh") {
-		t.Errorf("a stranger: %v", err)
-	}
-	if _, err := connect(nc, "127.0.0.1:1"); !errors.As(err, &e) || e.Refused || !strings.Contains(e.Reason, "nothing listens") {
-		t.Errorf("nobody: %v", err)
-	}
-	if err := nc.d.Reach(t.Context(), x.Self()); !errors.Is(err, ErrNotMember) {
-		t.Errorf("a stranger by its id: %v", err)
-	}
-	if err := nc.d.Reach(t.Context(), nc.Self()); !errors.Is(err, ErrSelf) {
-		t.Errorf("itself by its id: %v", err)
-	}
-	// A member that is away, and comes back where it was.
-	nb.stop()
-	until(t, 5*time.Second, "it is gone", func() bool { return !nc.d.connected(nb.Self()) })
-	short, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-	defer cancel()
-	if err := nc.d.Reach(short, nb.Self()); !errors.As(err, &e) || e.Refused {
-		t.Errorf("a member that is away: %v", err)
-	}
 }
 
 func TestOneConnection(t *testing.T) {
@@ -458,90 +283,4 @@ func TestLeaveAndJoinElsewhere(t *testing.T) {
 	c.admit(t, b.Membership)
 	until(t, 5*time.Second, "b and c connect", func() bool { return c.has(b) && b.has(c) })
 	until(t, 5*time.Second, "a is told why", func() bool { return strings.Contains(a.state(b.Self()).Reason, "another mesh") })
-}
-
-func TestParseGiven(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		"192.168.1.5:4001":              "tcp 192.168.1.5:4001",
-		"laptop.local:4001":             "tcp laptop.local:4001",
-		"[::1]:80":                      "tcp [::1]:80",
-		"/ip4/192.168.1.5/tcp/4001":     "tcp4 192.168.1.5:4001",
-		"/dns4/laptop.example/tcp/4001": "tcp4 laptop.example:4001",
-		"/ip6/::1/tcp/4001/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo": "tcp6 [::1]:4001",
-	} {
-		g, err := ParseGiven(in)
-		if err != nil || g.Network+" "+g.Host != want || g.Text != in || (g.Peer != "") != strings.Contains(in, "p2p") {
-			t.Errorf("%s: %+v, %v", in, g, err)
-		}
-	}
-	for _, in := range []string{
-		"", "laptop", ":4001", "laptop:", "laptop:http", "laptop:0", "laptop:65536", "lap top:1", "http://x:1", "/", "/ip4", "/ip4/1.2.3.4", "/ip4/1.2.3.4/tcp/0",
-		"/ip4/1.2.3.4/udp/1/quic-v1", "/ip4/1.2.3.4/tcp/1/ws", "/unix/x", "/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo", strings.Repeat("x", 1000) + ":1", "a\nb:1",
-	} {
-		if g, err := ParseGiven(in); err == nil || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "address ") {
-			t.Errorf("%q: %+v, %v", in, g, err)
-		}
-	}
-}
-
-func TestKeptPort(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	m := member(t, dir, "a")
-	open := func() (host.Host, string) {
-		h, err := NewHost(HostConfig{Members: m, Dir: filepath.Join(dir, "membership")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := h.Addrs()[0].ValueForProtocol(ma.P_TCP)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return h, p
-	}
-	h1, p1 := open()
-	h2, p2 := open() // taken
-	if p2 == p1 {
-		t.Error("two hosts at one port")
-	}
-	h1.Close()
-	h2.Close()
-	h3, p3 := open()
-	h3.Close()
-	if p3 != p2 {
-		t.Errorf("port %s after a restart, %s before", p3, p2)
-	}
-}
-
-// News from a member is checked like a stranger's word.
-func TestNewsAreChecked(t *testing.T) {
-	t.Parallel()
-	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
-	a.admit(t, b.Membership)
-	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
-	stranger := member(t, t.TempDir(), "stranger")
-	news := &protocol.MemberNews{Members: []*protocol.MemberRecord{
-		{Chain: stranger.Own().Chain(), Addresses: [][]byte{{4, 127, 0, 0, 1, 6, 0, 1}}},
-		{}, {Chain: &protocol.Chain{}}, {Chain: a.Own().Chain(), Addresses: [][]byte{{1}, nil}},
-	}}
-	if err := send(t.Context(), b.host, a.Self(), news, protocol.Spoken); err != nil {
-		t.Fatal(err)
-	}
-	s, err := b.host.NewStream(t.Context(), a.Self(), protocol.MembersProtocol)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.SetDeadline(time.Now().Add(5 * time.Second))
-	s.Write([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}) // 4 GiB are coming
-	if _, err := s.Read(make([]byte, 1)); err == nil {
-		t.Error("a stream that breaks the protocol is answered")
-	}
-	until(t, 5*time.Second, "logged", func() bool { return strings.Contains(a.log.String(), "protocol violated") })
-	if _, ok := a.Certificate(stranger.Self()); ok || a.state(stranger.Self()).Name != "" {
-		t.Error("a stranger's certificate was taken from news")
-	}
-	if !a.has(b) {
-		t.Error("the connection broke")
-	}
 }

@@ -232,3 +232,10 @@ func connectError(err error) error {
 	var rejected *members.Rejected
 	return &ConnectError{Reason: reasonOf(err), Refused: errors.As(err, &refused) || errors.As(err, &rejected) || wrongSecret(err)}
 }
+
+type givenState struct {
+	peer   peer.ID // found there
+	self   bool
+	reason string
+	next   time.Time
+}

@@ -13,13 +13,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/miekg/dns"
-	ma "github.com/multiformats/go-multiaddr"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 
-	"meshnode/discovery/members"
 	"meshnode/protocol"
 )
 
@@ -63,9 +60,6 @@ var (
 	group4 = &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353}
 	group6 = &net.UDPAddr{IP: net.ParseIP("ff02::fb"), Port: 5353}
 )
-
-// serviceName is what a mesh's nodes announce: meshes do not see each other. At most 15 characters (RFC 6763).
-func serviceName(mesh members.MeshID) string { return "_mn-" + mesh.String()[:11] + "._udp" }
 
 // lan is one service on the local networks: what is said and asked there. It belongs to the goroutine of run, but for use and
 // ask.
@@ -540,117 +534,5 @@ func (l *lan) takeQuestion(m *dns.Msg, faces map[int]*lanFace) {
 			}
 		}
 		return
-	}
-}
-
-// lanName is the name of a peer in its mesh's service: the end of its peer ID, which is enough to tell members apart.
-func lanName(p peer.ID, service string) string {
-	s := strings.ToLower(p.String())
-	return s[max(0, len(s)-16):] + "." + service
-}
-
-// LANNames are the names, fully qualified, by which nodes of the mesh are asked for in a local network: of all, and of p alone.
-func (d *Discovery) LANNames(p peer.ID) (all, one string) {
-	all = serviceName(d.members.Mesh()) + ".local."
-	return all, lanName(p, all)
-}
-
-// announce runs mDNS until ctx ends, for the mesh that the node is in.
-func (d *Discovery) announce(ctx context.Context) {
-	for ctx.Err() == nil {
-		changed := d.news.wait()
-		mesh := d.members.Mesh()
-		l := newLAN(serviceName(mesh), d.log)
-		l.name = lanName(d.host.ID(), l.service)
-		l.text = func(f face) []string {
-			var text []string
-			for _, a := range listens(d.host, []face{f}) {
-				if len(text) < maxOwnAddrs {
-					text = append(text, dnsaddr+a.String()+"/p2p/"+d.host.ID().String())
-				}
-			}
-			return text
-		}
-		l.heard = func(text []string) {
-			if p, addrs := peerIn(text); p != "" && p != d.host.ID() {
-				d.do(ctx, func() { d.heardOnLAN(p, addrs) })
-			}
-		}
-		l.known = func() map[string]bool {
-			names := map[string]bool{}
-			for _, p := range d.host.Network().Peers() {
-				names[lanName(p, l.service)] = true
-			}
-			return names
-		}
-		run, stop := context.WithCancel(ctx)
-		var running sync.WaitGroup
-		running.Go(func() { l.run(run) })
-		d.do(ctx, func() {
-			d.lan = l
-			l.use(d.nets, true)
-		})
-		for d.members.Mesh() == mesh && ctx.Err() == nil {
-			select {
-			case <-ctx.Done():
-			case <-changed:
-				changed = d.news.wait()
-			}
-		}
-		stop()
-		running.Wait()
-	}
-}
-
-// dnsaddr begins each address in the text of a node: as of libp2p's mDNS.
-const dnsaddr = "dnsaddr="
-
-// peerIn reads who a node says that it is, and its addresses. Anybody may have written it.
-func peerIn(text []string) (p peer.ID, addrs []ma.Multiaddr) {
-	for _, t := range text {
-		s, ok := strings.CutPrefix(t, dnsaddr)
-		if !ok {
-			continue
-		}
-		info, err := peer.AddrInfoFromString(s)
-		if err != nil || (p != "" && info.ID != p) {
-			continue
-		}
-		p = info.ID
-		for _, a := range info.Addrs {
-			if members.Dialable(a) && len(addrs) < protocol.MaxMemberAddresses {
-				addrs = append(addrs, a)
-			}
-		}
-	}
-	return p, addrs
-}
-
-// FindOnLAN is a members.LANFinder: it asks the local network for a member of a mesh, by mDNS, without a host of its own. It
-// returns as soon as the peer has answered, after six seconds at the latest.
-func FindOnLAN(ctx context.Context, mesh members.MeshID, p peer.ID) []ma.Multiaddr {
-	ctx, cancel := context.WithTimeout(ctx, lanSearch)
-	defer cancel()
-	l := newLAN(serviceName(mesh), slog.New(slog.DiscardHandler))
-	found := make(chan []ma.Multiaddr, 1)
-	l.asking = lanName(p, l.service)
-	l.heard = func(text []string) {
-		if who, addrs := peerIn(text); who == p && len(addrs) > 0 {
-			select {
-			case found <- addrs:
-			default:
-			}
-		}
-	}
-	var running sync.WaitGroup
-	defer running.Wait()
-	defer cancel()
-	running.Go(func() { l.run(ctx) })
-	running.Go(func() { watchNetworks(ctx, func(n networks) { l.use(n, false) }) })
-	select {
-	case <-ctx.Done():
-		return nil
-	case addrs := <-found:
-		return addrs
 	}
 }

@@ -300,3 +300,59 @@ func TestLogIsNotFlooded(t *testing.T) {
 		t.Errorf("%d lines, want at most %d", n, most)
 	}
 }
+
+// News from a member is checked like a stranger's word.
+func TestNewsAreChecked(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
+	a.admit(t, b.Membership)
+	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
+	stranger := member(t, t.TempDir(), "stranger")
+	news := &protocol.MemberNews{Members: []*protocol.MemberRecord{
+		{Chain: stranger.Own().Chain(), Addresses: [][]byte{{4, 127, 0, 0, 1, 6, 0, 1}}},
+		{}, {Chain: &protocol.Chain{}}, {Chain: a.Own().Chain(), Addresses: [][]byte{{1}, nil}},
+	}}
+	if err := send(t.Context(), b.host, a.Self(), news, protocol.Spoken); err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.host.NewStream(t.Context(), a.Self(), protocol.MembersProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetDeadline(time.Now().Add(5 * time.Second))
+	s.Write([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}) // 4 GiB are coming
+	if _, err := s.Read(make([]byte, 1)); err == nil {
+		t.Error("a stream that breaks the protocol is answered")
+	}
+	until(t, 5*time.Second, "logged", func() bool { return strings.Contains(a.log.String(), "protocol violated") })
+	if _, ok := a.Certificate(stranger.Self()); ok || a.state(stranger.Self()).Name != "" {
+		t.Error("a stranger's certificate was taken from news")
+	}
+	if !a.has(b) {
+		t.Error("the connection broke")
+	}
+}
+
+// A member that nobody tells the newcomer's address still meets it: those who know it are told of the newcomer.
+func TestMembersHearOfANewcomer(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, t.TempDir(), "a"), start(t, t.TempDir(), "b")
+	a.admit(t, b.Membership)
+	until(t, 5*time.Second, "a and b connect", func() bool { return a.has(b) && b.has(a) })
+	// c has a host and no Discovery: it dials a only.
+	c := member(t, t.TempDir(), "c")
+	a.admit(t, c)
+	listen, err := ma.NewMultiaddr("/ip4/127.0.0.1/tcp/0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := NewHost(HostConfig{Members: c, Listen: []ma.Multiaddr{listen}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Connect(t.Context(), peer.AddrInfo{ID: a.Self(), Addrs: a.host.Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, 5*time.Second, "b knows c", func() bool { return b.state(c.Self()).Name == "c" })
+}
