@@ -3,6 +3,7 @@ package discovery
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -13,6 +14,25 @@ import (
 	"meshnode/discovery/members"
 	"meshnode/protocol"
 )
+
+// TestNewsOfNothing: a certificate of half a million parts, of two bytes each, is refused before they are made.
+func TestNewsOfNothing(t *testing.T) {
+	t.Parallel()
+	part, err := proto.Marshal(&protocol.Chain{Certificates: []*protocol.Certificate{{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := bytes.Repeat(part, protocol.MaxMemberNews/len(part)-8)
+	head, err := proto.Marshal(&protocol.MemberNews{Renewed: &protocol.Chain{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := append(binary.AppendUvarint(head[:1], uint64(len(chain))), chain...)
+	msg := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
+	if _, err := decodeNews(bytes.NewReader(msg), func(int) (func(), error) { return func() {}, nil }); !errors.Is(err, protocol.ErrProtocol) {
+		t.Errorf("%d parts are taken: %v", len(chain)/len(part), err)
+	}
+}
 
 // FuzzNews: a member's bytes reserve what they take, and addresses and subjects in them are read or left out.
 func FuzzNews(f *testing.F) {

@@ -297,6 +297,9 @@ func decodeNews(r interface {
 		return nil, err
 	}
 	news := &protocol.MemberNews{}
+	if err := protocol.CheckParts(body, news); err != nil {
+		return nil, err
+	}
 	if err := proto.Unmarshal(body, news); err != nil {
 		return nil, fmt.Errorf("%w: %v", protocol.ErrProtocol, err)
 	}

@@ -227,12 +227,8 @@ func readLength(r io.ByteReader, limit int) (int, error) {
 
 func decodeBody(k Kind, body []byte) (Message, error) {
 	m := newMessage(k)
-	if len(body) > minPart*maxParts { // else it cannot have more
-		if n, err := countParts(body, m.ProtoReflect().Descriptor(), maxParts); err != nil {
-			return nil, fmt.Errorf("%w: kind %d: %v", ErrProtocol, k, err)
-		} else if n > maxParts {
-			return nil, fmt.Errorf("%w: kind %d: more than %d parts", ErrProtocol, k, maxParts)
-		}
+	if err := CheckParts(body, m); err != nil {
+		return nil, fmt.Errorf("kind %d: %w", k, err)
 	}
 	// Unknown fields are dropped so that nobody can have us keep a megabyte of them in each outcome.
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, m); err != nil {
@@ -242,6 +238,21 @@ func decodeBody(k Kind, body []byte) (Message, error) {
 		return nil, fmt.Errorf("%w: %T: %v", ErrProtocol, m, err)
 	}
 	return m, nil
+}
+
+// CheckParts refuses a body that is to be read into m and would take many times its size then: one of more parts than a frame may have.
+func CheckParts(body []byte, m proto.Message) error {
+	if len(body) <= minPart*maxParts { // it cannot have more
+		return nil
+	}
+	n, err := countParts(body, m.ProtoReflect().Descriptor(), maxParts)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrProtocol, err)
+	}
+	if n > maxParts {
+		return fmt.Errorf("%w: more than %d parts", ErrProtocol, maxParts)
+	}
+	return nil
 }
 
 // countParts counts the messages and listed strings nested in body, a message of type d, and stops above limit.

@@ -347,6 +347,9 @@ func readMsg(r io.Reader, m proto.Message, limit int) error {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return err
 	}
+	if err := protocol.CheckParts(body, m); err != nil {
+		return err
+	}
 	if err := proto.Unmarshal(body, m); err != nil {
 		return fmt.Errorf("%w: %v", protocol.ErrProtocol, err)
 	}

@@ -1,9 +1,11 @@
 package members
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +35,7 @@ import (
 	"github.com/multiformats/go-multibase"
 	"github.com/multiformats/go-multihash"
 	mss "github.com/multiformats/go-multistream"
+	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
 )
@@ -513,5 +516,19 @@ func TestProbe(t *testing.T) {
 	}
 	if n := count(); n != 0 {
 		t.Errorf("%d Connected events for probes", n)
+	}
+}
+
+// TestRevocationSetOfNothing: half a million revocations of two bytes each are refused before they are made.
+func TestRevocationSetOfNothing(t *testing.T) {
+	t.Parallel()
+	one, err := proto.Marshal(&protocol.AdmissionDone{Revoked: []*protocol.Revocation{{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := bytes.Repeat(one, protocol.MaxRevocationSet/len(one))
+	msg := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
+	if err := readMsg(bytes.NewReader(msg), &protocol.AdmissionDone{}, protocol.MaxRevocationSet); !errors.Is(err, protocol.ErrProtocol) {
+		t.Errorf("%d revocations are taken: %v", len(body)/len(one), err)
 	}
 }
