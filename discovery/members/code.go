@@ -1,7 +1,6 @@
 package members
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
 )
@@ -392,11 +390,11 @@ func (m *Membership) redeemCode(c *code, joiner peer.ID, name string) (*protocol
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range c.Bound {
-		chain := &protocol.Chain{}
-		if bytes.Equal(b.Key, key) && proto.Unmarshal(b.Chain, chain) == nil {
-			return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}, nil
-		}
+	if err := m.revokedKey(key); err != nil {
+		return nil, err
+	}
+	if chain := m.boundTo(&c.ticket, key); chain != nil {
+		return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}, nil
 	}
 	if c.standing(m.now()) != CodeOpen {
 		return nil, ErrWrongSecret

@@ -456,6 +456,9 @@ func (x *pact) joinedByCode(given *code, right bool, from string) error {
 	if errors.Is(err, ErrWrongSecret) {
 		return x.deny(protocol.Denial_WRONG_SECRET, wrongCodeReason)
 	}
+	if errors.Is(err, ErrRevoked) {
+		return x.deny(protocol.Denial_REVOKED, revokedReason)
+	}
 	if err != nil {
 		m.log.Error("cannot answer a join by code", "peer", x.c.RemotePeer(), "err", err)
 		return x.deny(protocol.Denial_CANNOT_ISSUE, "the node that gave out this code cannot give a certificate now: look into its log")

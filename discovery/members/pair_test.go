@@ -604,3 +604,44 @@ func TestPairStorm(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// TestCodeAfterLeaving: a machine that left, and uses the code again, gets a certificate that is good; one that was revoked hears so.
+func TestCodeAfterLeaving(t *testing.T) {
+	t.Parallel()
+	a, b, c := open(t, "", Options{}), open(t, "", Options{}), open(t, "", Options{})
+	at := CodeOptions{At: []Place{placeOf(t, listen(t, a))}}
+	text := inviteCode(t, a, InviteOptions{Uses: 3})
+	for _, m := range []*Membership{b, c} {
+		if _, err := m.JoinCode(ctx(t), text, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 10*time.Second, "the inviter knows both", func() bool { return a.knows(b.Self()) && a.knows(c.Self()) })
+	farewell, err := b.Farewell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.AddRevocations(farewell...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Revoke(c.Self(), RevokeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Membership{b, c} {
+		if _, _, err := m.Leave(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.JoinCode(ctx(t), text, at); err != nil {
+		t.Fatal(err)
+	}
+	if err, _ := admission(b, a); err != nil {
+		t.Errorf("joined again, and not let in: %v", err)
+	}
+	if _, err := c.JoinCode(ctx(t), text, at); !refusedAs(err, protocol.Denial_REVOKED) || !c.Alone() {
+		t.Errorf("a revoked machine is told %v", err)
+	}
+	if s, _ := a.CodeState(text); s.Wrong != 0 || s.Standing != CodeUsed || len(s.Joined) != 3 {
+		t.Errorf("%+v", s)
+	}
+}

@@ -251,13 +251,10 @@ func (m *Membership) redeem(r *protocol.JoinRequest, joiner peer.ID, source stri
 		return deny(protocol.Denial_TICKET_EXPIRED, "this ticket expired on %s: ask for a new one (meshnode invite)", time.Unix(t.Expires, 0).UTC().Format("2006-01-02 15:04 MST"))
 	}
 	if err := m.revokedKey(key); err != nil {
-		return deny(protocol.Denial_REVOKED, "this node was revoked in that mesh: give it a new identity (meshnode leave) and join again")
+		return deny(protocol.Denial_REVOKED, revokedReason)
 	}
-	for _, b := range t.Bound {
-		chain := &protocol.Chain{}
-		if bytes.Equal(b.Key, key) && proto.Unmarshal(b.Chain, chain) == nil && m.stillGood(chain) {
-			return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}
-		}
+	if chain := m.boundTo(t, key); chain != nil {
+		return &protocol.AdmissionReply{Chain: m.own.chain, Issued: chain}
 	}
 	if len(t.Bound) >= t.Uses {
 		return deny(protocol.Denial_TICKET_USED, "this ticket was used already: ask for a new one (meshnode invite)")
@@ -279,10 +276,20 @@ func (m *Membership) metKey(key []byte) *Cert {
 	return m.met[p]
 }
 
-// stillGood reports whether a certificate that was given out before has not been revoked, or given up, since. The caller holds mu.
-func (m *Membership) stillGood(chain *protocol.Chain) bool {
-	c, err := verify(chain, MeshID(m.st.Mesh), m.now())
-	return err == nil && m.rev.voidedBy(c) == nil
+const revokedReason = "this node was revoked in that mesh: give it a new identity (meshnode leave) and join again"
+
+// boundTo is the certificate that a key got for the ticket before; nil if there is none, or it was revoked or given up since. The caller holds mu.
+func (m *Membership) boundTo(t *ticket, key []byte) *protocol.Chain {
+	for _, b := range t.Bound {
+		chain := &protocol.Chain{}
+		if !bytes.Equal(b.Key, key) || proto.Unmarshal(b.Chain, chain) != nil {
+			continue
+		}
+		if c, err := verify(chain, MeshID(m.st.Mesh), m.now()); err == nil && m.rev.voidedBy(c) == nil {
+			return chain
+		}
+	}
+	return nil
 }
 
 // admit signs a certificate for a ticket's next user and puts both on disk. The caller holds mu.
