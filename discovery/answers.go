@@ -155,7 +155,7 @@ func advice(system string, answers []Answer) string {
 	case has(OtherVersion):
 		return "update meshnode on the older of the two machines"
 	case has(Revoked):
-		return "it was revoked: if that was not meant, invite it anew"
+		return "this node was revoked: meshnode leave here gives it a new identity, for meshnode join with a new ticket"
 	case has(OtherMesh):
 		return "one of the two is in another mesh now: invite it again, meshnode invite here and meshnode join there; or forget it"
 	case has(Expired):

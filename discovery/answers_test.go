@@ -34,7 +34,7 @@ func TestAnswerOf(t *testing.T) {
 		{fmt.Errorf("start: %w", &protocol.Incompatible{Theirs: protocol.Versions{4}, Ours: protocol.Spoken}), OtherVersion, "update meshnode"},
 		{&members.Refused{Denial: protocol.Denial_OTHER_MESH, Reason: "not admitted: another mesh"}, OtherMesh, "invite it again"},
 		{&members.Refused{Denial: protocol.Denial_EXPIRED, Reason: "not admitted: expired"}, Expired, "renews it"},
-		{&members.Refused{Denial: protocol.Denial_REVOKED, Reason: "not admitted: revoked"}, Revoked, "invite it anew"},
+		{&members.Refused{Denial: protocol.Denial_REVOKED, Reason: "not admitted: revoked"}, Revoked, "meshnode leave here"},
 		{&members.Refused{Denial: protocol.Denial_BAD_CERTIFICATE, Reason: "not admitted: forged"}, NotAdmitted, "log of the other node"},
 		{&members.Rejected{Err: fmt.Errorf("%w: x", members.ErrOtherMesh)}, OtherMesh, "invite it again"},
 		{&members.Rejected{Err: fmt.Errorf("%w: x", members.ErrExpired)}, Expired, "renews it"},

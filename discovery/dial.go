@@ -211,7 +211,7 @@ func (d *Discovery) dial(p peer.ID, k *known) {
 	k.round++
 	ways := d.circuits(p, k)
 	if err != nil && len(ways) == 0 {
-		k.reason, k.next = err.Error(), now.Add(noWayRetry-noWayRetry/10+rand.N(noWayRetry/5))
+		k.reason, k.code, k.next = err.Error(), "", now.Add(noWayRetry-noWayRetry/10+rand.N(noWayRetry/5))
 		if errors.Is(err, errHeldBack) {
 			k.lastDial = now
 			k.next = k.again(now)
@@ -291,6 +291,7 @@ func (d *Discovery) dialled(p peer.ID, k *known, tried []ma.Multiaddr, c network
 		d.log.Warn("member of another version", "peer", p.String(), "name", k.cert.Name, "err", err)
 	}
 	k.reason = reasonOf(err)
+	k.code, _ = AnswerOf(err)
 	if next := k.nextTry(err); k.dialing == 0 && (k.next.IsZero() || next.Before(k.next)) {
 		k.next = next
 	}

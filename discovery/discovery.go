@@ -110,6 +110,7 @@ type known struct {
 	learnt    time.Time // that it is a member
 	greeted   time.Time // since it is up
 	reason    string
+	code      Code                   // of reason; "" if it is no answer to a dial
 	version   *protocol.Incompatible // why it is not connected
 }
 
@@ -340,7 +341,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 		for _, stop := range k.stopDials {
 			(*stop)() // it came from the other side; libp2p would go on, and a hole punch would join what is no punch
 		}
-		k.next, k.reason = time.Time{}, ""
+		k.next, k.reason, k.code = time.Time{}, "", ""
 		if _, ok := d.members.Certificate(p); !ok { // expired between the exchange and now, or forgotten
 			d.host.Network().ClosePeer(p)
 			return
@@ -352,7 +353,7 @@ func (d *Discovery) connChanged(p peer.ID) {
 	d.outbox.drop(p)
 	d.book.seen(p, k.lastSeen)
 	d.save()
-	k.reason = "the connection was lost"
+	k.reason, k.code = "the connection was lost", ""
 	d.log.Info("member disconnected", "peer", p.String(), "name", k.cert.Name)
 	if k.cert.Brief {
 		d.forgetBrief(p)
@@ -483,7 +484,7 @@ func (d *Discovery) upkeep() {
 		d.book.seen(p, time.Now())
 		d.save()
 		if _, ok := d.members.Certificate(p); !ok {
-			k.reason = "its certificate has ended"
+			k.reason, k.code = "its certificate has ended", Expired
 			d.log.Warn("certificate ended", "peer", p.String(), "name", k.cert.Name)
 			d.host.Network().ClosePeer(p)
 		} else if d.members.Renew(k.cert) != nil {

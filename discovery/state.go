@@ -16,6 +16,7 @@ type State struct {
 	Name     string  // from its certificate, or the address as it was given
 	State    Standing
 	Reason   string    // why it is not connected; a sentence
+	Fix      string    // what to do about that; "" if it is not known
 	Via      string    // where its first address was heard: "itself", "given", "ticket", "mDNS", "member NAME", "DHT"; "" if it has none
 	NextTry  time.Time // zero: none is planned, or it is being dialled now
 	LastSeen time.Time // connected until then; zero: never
@@ -50,9 +51,12 @@ func (d *Discovery) show() {
 		if len(k.addrs) > 0 {
 			s.Via = k.addrs[0].source
 		}
+		if k.code != "" {
+			s.Fix = Advice([]Answer{{Code: k.code}})
+		}
 		switch {
 		case k.up:
-			s.State, s.Reason, s.LastSeen, s.NextTry, s.Version = Connected, "", time.Now(), time.Time{}, nil
+			s.State, s.Reason, s.Fix, s.LastSeen, s.NextTry, s.Version = Connected, "", "", time.Now(), time.Time{}, nil
 		case k.dialing > 0:
 			s.State = Dialing
 			if s.Reason == "" {

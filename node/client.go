@@ -902,8 +902,13 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		}
 		p := at(id)
 		p.Name, p.Reason = cmp.Or(n.labelOf(id), k.Name, p.Name), k.Reason
-		if k.Version != nil {
+		switch {
+		case k.Version != nil:
 			p.fix = k.Version.Fix()
+		case k.Peer == "":
+			p.fix = fixGiven
+		default:
+			p.fix = k.Fix
 		}
 		if wait := time.Until(k.NextTry); p.Reason != "" && wait > 0 {
 			p.Reason += fmt.Sprintf("; next try in %s", inWords(wait))
@@ -1017,6 +1022,8 @@ func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
 // inviteError is what a person is told.
 func inviteError(err error) error {
 	switch {
+	case errors.Is(err, members.ErrRevoked):
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "to be a member again: meshnode leave, then meshnode join with a new ticket"}
 	case errors.Is(err, members.ErrNotAdmin):
 		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of meshnode invite --mine"}
 	case err != nil:

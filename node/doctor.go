@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,6 +20,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"meshnode/discovery"
+	"meshnode/discovery/members"
 	"meshnode/node/doctor"
 	"meshnode/protocol"
 	"meshnode/tasks/executor"
@@ -37,6 +39,9 @@ const (
 	doctorTime = 20 * time.Second
 )
 
+// fixGiven is what to do about an address of --peer where nobody was found.
+const fixGiven = "see that a node runs there and listens on that port (meshnode status there says so), or leave the address out"
+
 // Doctor implements clientAPI.
 func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
@@ -48,6 +53,9 @@ func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	m.Service, _ = n.finder.LANNames(n.host.ID())
 	m.Serves = func(ctx context.Context, addr string) error {
 		_, _, err := n.members.Probe(ctx, "tcp", addr, n.host.ID())
+		if refused := (*members.Refused)(nil); errors.As(err, &refused) {
+			return nil // a node that was revoked refuses itself: that is an answer
+		}
 		return err
 	}
 	looks := []func(context.Context) []doctor.Finding{
@@ -151,7 +159,7 @@ func (n *Node) examine(ctx context.Context, known []discovery.State) []doctor.Fi
 		switch {
 		case st.Peer == "": // a given address, where nobody was found yet
 			f.State, f.Text = doctor.Warn, fmt.Sprintf("nobody was found at %s, which was given with --peer: %s", name, cmp.Or(st.Reason, "it is being tried"))
-			f.Fix = "see that a node runs there and listens on that port (meshnode status there says so), or leave the address out"
+			f.Fix = fixGiven
 			continue
 		case n.host.Network().Connectedness(st.Peer) != network.NotConnected:
 			n.sayConnected(st.Peer, name, f)

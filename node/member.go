@@ -278,7 +278,7 @@ func (n *Node) Recover(ctx context.Context, code string) (string, error) {
 	case errors.Is(err, members.ErrLeaveFirst):
 		return "", &Error{Code: CodeRefused, Message: "the code is of another mesh than the one that this node is in with others", Fix: "leave that one first: meshnode leave"}
 	case errors.Is(err, members.ErrRevoked):
-		return "", &Error{Code: CodeRefused, Message: err.Error(), Fix: "meshnode leave, then start the node and recover again"}
+		return "", &Error{Code: CodeRefused, Message: err.Error(), Fix: "meshnode leave gives this node a new identity; then start it, and recover again"}
 	case err != nil:
 		return "", &Error{Code: CodeBadRequest, Message: err.Error(), Fix: "copy the whole code as it was shown when the mesh was made"}
 	}

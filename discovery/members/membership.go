@@ -482,7 +482,7 @@ func (m *Membership) Recover(code string) error {
 	same := mesh == MeshID(m.st.Mesh)
 	switch {
 	case same && m.void != nil:
-		return fmt.Errorf("%w: this node %s; %s", ErrRevoked, departure(m.void), "leave first (meshnode leave), which gives it a new identity, then recover")
+		return revokedError{m.void}
 	case !same && !m.alone():
 		return ErrLeaveFirst
 	case !same:

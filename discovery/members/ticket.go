@@ -166,7 +166,7 @@ func (m *Membership) issuer() (signer, error) {
 		return signer{key: ed25519.NewKeyFromSeed(m.st.Root)}, nil
 	}
 	if m.void != nil {
-		return signer{}, fmt.Errorf("%w: it is no member any more: it %s", ErrNotAdmin, departure(m.void))
+		return signer{}, fmt.Errorf("%w: %w", ErrNotAdmin, revokedError{m.void})
 	}
 	if m.now().After(m.own.NotAfter) {
 		return signer{}, fmt.Errorf("%w: its certificate ended on %s; join again with a ticket from an admin", ErrNotAdmin, m.own.NotAfter.UTC().Format(time.DateOnly))
