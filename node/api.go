@@ -259,6 +259,8 @@ type Joined struct {
 	Mine bool   `json:"mine,omitempty"` // as a machine of the same owner, which runs all that the others do
 }
 
+var _ clientAPI = (*Node)(nil)
+
 // The methods of Node that serve clients, as an interface here only to have one list of them with their
 // contracts; *Node satisfies it.
 type clientAPI interface {

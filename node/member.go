@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
+	"meshnode/discovery"
 	"meshnode/discovery/members"
 	"meshnode/protocol"
 	"meshnode/tasks"
@@ -151,6 +153,40 @@ func decodePeer(id string) (peer.ID, error) {
 		return "", &Error{Code: CodeNoPeer, Message: fmt.Sprintf("no member %.80q", id), Fix: "meshnode peers lists them"}
 	}
 	return p, nil
+}
+
+// Invite implements clientAPI.
+func (n *Node) Invite(ctx context.Context, o InviteOptions) (string, error) {
+	var addrs []ma.Multiaddr
+	addrs = append(addrs, n.host.Addrs()...)
+	t, err := n.members.Invite(members.InviteOptions{
+		Mine: o.Mine, Guest: o.Guest, Expires: o.Expires, Uses: o.Uses, Runtimes: o.Runtimes, Addrs: addrs,
+	})
+	return t, inviteError(err)
+}
+
+// inviteError is what a person is told.
+func inviteError(err error) error {
+	switch {
+	case errors.Is(err, members.ErrRevoked):
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "to be a member again: meshnode leave, then meshnode join with a new ticket"}
+	case errors.Is(err, members.ErrNotAdmin):
+		return &Error{Code: CodeRefused, Message: err.Error(), Fix: "invite from the machine that made the mesh, or from one that joined with a ticket of meshnode invite --mine"}
+	case err != nil:
+		return &Error{Code: CodeBadRequest, Message: err.Error()}
+	}
+	return nil
+}
+
+// Join implements clientAPI.
+func (n *Node) Join(ctx context.Context, ticket string) (string, error) {
+	if err := CheckTicket(ticket); err != nil {
+		return "", err
+	}
+	if err := n.members.Join(ctx, strings.TrimSpace(ticket), members.JoinOptions{Find: discovery.FindOnLAN}); err != nil {
+		return "", &Error{Code: CodeRefused, Message: err.Error()}
+	}
+	return n.members.Mesh().String(), nil
 }
 
 // Revoke implements clientAPI.

@@ -8,7 +8,7 @@
 //   - per peer one reader and one writer of the stream (session.go); the writer also repeats beats while the loop is busy;
 //   - the journal's writer; the executor's slots; fetches of blobs (blob.go); discovery.
 //
-// Clients' calls (client.go) come from package node/control.
+// Clients' calls (submit.go, jobs.go, peers.go and others; listed in api.go) come from package node/control.
 package node
 
 import (
