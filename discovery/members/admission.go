@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 	"unicode"
@@ -379,14 +380,18 @@ func limitTime(ctx context.Context, c net.Conn) {
 }
 
 // logRefused logs a connection that came to nothing, once a minute for each source and reason: the one form of all that
-// strangers do. peer is empty if the connection did not get as far as proving it.
+// strangers do. A source is a network where one machine may have all its addresses, as with IPv6. peer is empty if the connection did not get as far as proving it.
 func (m *Membership) logRefused(p peer.ID, addr ma.Multiaddr, err error) {
-	ip := "?"
+	from := "?"
 	if i, e := manet.ToIP(addr); e == nil {
-		ip = i.String()
+		if ip, ok := netip.AddrFromSlice(i); ok && ip.Unmap().Is6() {
+			from = source(ip).String()
+		} else {
+			from = i.String()
+		}
 	}
 	reason := err.Error()
-	if m.refused.OK(ip + " " + reason[:min(len(reason), 40)]) {
+	if m.refused.OK(from + " " + reason[:min(len(reason), 40)]) {
 		m.log.Warn("connection refused", "peer", p.String(), "addr", addr.String(), "protocol", protocol.ID(protocol.NameAdmission, m.speak[0]), "err", reason)
 	}
 }

@@ -532,3 +532,35 @@ func TestRevocationSetOfNothing(t *testing.T) {
 		t.Errorf("%d revocations are taken: %v", len(body)/len(one), err)
 	}
 }
+
+// TestRefusedAreLoggedBySource: who has many addresses of one network fills the log no more than who has one.
+func TestRefusedAreLoggedBySource(t *testing.T) {
+	t.Parallel()
+	logs := &logged{}
+	m := open(t, "", Options{Logger: logs.logger()})
+	for i := range 50 {
+		m.logRefused("", ma.StringCast(fmt.Sprintf("/ip6/2001:db8::%d/tcp/1", i+1)), errNoneOfUs)
+	}
+	for _, a := range []string{"/ip6/2001:db8:0:1::1/tcp/1", "/ip4/192.0.2.1/tcp/1", "/ip4/192.0.2.2/tcp/1", "/ip4/192.0.2.2/tcp/2"} {
+		m.logRefused("", ma.StringCast(a), errNoneOfUs)
+	}
+	if n := strings.Count(logs.String(), "connection refused"); n != 4 {
+		t.Errorf("%d lines for two networks of IPv6 and two addresses of IPv4", n)
+	}
+}
+
+// TestRelayedWhereverTheRelayIs: tickets and codes are not taken through a relay, be it at an address of one link.
+func TestRelayedWhereverTheRelayIs(t *testing.T) {
+	t.Parallel()
+	for a, want := range map[string]bool{
+		"/ip4/192.0.2.1/tcp/1": false, "/ip6zone/eth0/ip6/fe80::1/tcp/1": false,
+		"/ip4/192.0.2.1/tcp/1/p2p/%s/p2p-circuit": true, "/ip6zone/eth0/ip6/fe80::1/tcp/1/p2p/%s/p2p-circuit": true,
+	} {
+		if strings.Contains(a, "%") {
+			a = fmt.Sprintf(a, newPeer(t))
+		}
+		if got := throughRelay(ma.StringCast(a)); got != want {
+			t.Errorf("%s: through a relay: %v", a, got)
+		}
+	}
+}

@@ -96,8 +96,7 @@ func (s *secured) SecureInbound(ctx context.Context, insecure net.Conn, p peer.I
 			pending.more.Store(n)
 		}
 	}
-	_, relayed := Circuit(remoteOf(insecure))
-	if _, err := s.m.admitIn(c, relayed, grow); err != nil {
+	if _, err := s.m.admitIn(c, throughRelay(remoteOf(insecure)), grow); err != nil {
 		err = refuse(c.RemotePeer(), err)
 		c.Close()
 		return nil, err
@@ -154,6 +153,13 @@ func (o *ongoing) has(p peer.ID) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.n[p] > 0
+}
+
+// throughRelay reports whether a connection from there came through a relay, wherever that is: one in the same link has an address that
+// nobody could dial by it.
+func throughRelay(a ma.Multiaddr) bool {
+	_, err := a.ValueForProtocol(ma.P_CIRCUIT)
+	return err == nil
 }
 
 // remoteOf is where a connection comes from: an address, or a relay's and /p2p-circuit.
