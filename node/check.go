@@ -103,8 +103,7 @@ func (c *checks) leave() {
 
 // checkProtocols are the IDs of the streams of checks; there are none in version 1.
 func (n *Node) checkProtocols() []libp2pproto.ID {
-	vs := slices.DeleteFunc(slices.Clone(n.members.Speaks()), func(v int) bool { return v < 2 })
-	return libp2pproto.ConvertFromStrings(vs.IDs(protocol.NameCheck))
+	return n.fromVersion2(protocol.NameCheck)
 }
 
 func (n *Node) serveChecks() {

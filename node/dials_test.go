@@ -35,7 +35,7 @@ func TestAllDialAtOnce(t *testing.T) {
 				}
 				conns := a.host.Network().ConnsToPeer(b.host.ID())
 				s := a.sessions.get(b.self)
-				if len(conns) != 1 || len(b.host.Network().ConnsToPeer(a.host.ID())) != 1 || s == nil || s.stream.Conn().ID() != conns[0].ID() {
+				if len(conns) != 1 || len(b.host.Network().ConnsToPeer(a.host.ID())) != 1 || s == nil || s.conn().ID() != conns[0].ID() {
 					return ""
 				}
 				all += fmt.Sprint(conns[0].ID(), " ", s.id, ", ")

@@ -66,6 +66,13 @@ func start(t testing.TB, name string, slots int) *Node {
 
 func startIn(t testing.TB, dir, name string, slots int, more ...func(*Config)) (*Node, func()) {
 	t.Helper()
+	n := open(t, dir, name, slots, more...)
+	return n, run(t, n)
+}
+
+// open makes a node that does not run yet.
+func open(t testing.TB, dir, name string, slots int, more ...func(*Config)) *Node {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -84,11 +91,16 @@ func startIn(t testing.TB, dir, name string, slots int, more ...func(*Config)) (
 		t.Fatal(err)
 	}
 	logs.Store(n, log)
+	return n
+}
+
+// run runs a node until the function that it returns is called.
+func run(t testing.TB, n *Node) func() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
 	stopped := false
-	return n, func() {
+	return func() {
 		if stopped {
 			return
 		}
@@ -97,10 +109,10 @@ func startIn(t testing.TB, dir, name string, slots int, more ...func(*Config)) (
 		select {
 		case err := <-done:
 			if err != nil {
-				t.Errorf("node %s: %v", name, err)
+				t.Errorf("node %s: %v", n.Name(), err)
 			}
 		case <-time.After(8 * time.Second):
-			t.Errorf("node %s does not stop", name)
+			t.Errorf("node %s does not stop", n.Name())
 		}
 	}
 }

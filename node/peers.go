@@ -143,7 +143,7 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 			}
 			p.Protocol = s.version
 			// Of one that dialled us, the connection's address is not where it listens: that is known from what it says.
-			if c := s.stream.Conn(); p.Path == "direct" && (c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0) {
+			if c := s.conn(); p.Path == "direct" && (c.Stat().Direction == network.DirOutbound || len(p.Addrs) == 0) {
 				p.Addrs = []string{c.RemoteMultiaddr().String()}
 			}
 		}

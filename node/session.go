@@ -17,7 +17,6 @@ import (
 	libp2pproto "github.com/libp2p/go-libp2p/core/protocol"
 	"google.golang.org/protobuf/proto"
 
-	"meshnode/discovery"
 	"meshnode/protocol"
 	"meshnode/tasks"
 )
@@ -42,13 +41,15 @@ const (
 	byeRead = 300 * time.Millisecond
 	// reopenFirst and reopenMost bound the pause before a stream is opened again on a connection that is there.
 	reopenFirst, reopenMost = 50 * time.Millisecond, 2 * time.Second
+	// moveTime bounds a session's move to another stream: what is still on its way on the first one must be read by then.
+	moveTime = 5 * time.Second
 	// idleAgain is between the times after which a beat is repeated where there are leases, and where there are none.
 	idleAgain = 2 * time.Second
 	// aliveWithin says that another process with a peer's identity is alive: it was read from within the time of a lease.
 	aliveWithin = 3 * time.Second
 )
 
-// sessions are the streams to all peers: one per peer. The node with the lower ID opens it; who the connection
+// sessions are what goes on with all peers: one per peer, on a stream. The node with the lower ID opens it; who the connection
 // was dialled by does not matter.
 type sessions struct {
 	n    *Node
@@ -62,16 +63,19 @@ type sessions struct {
 	wg      sync.WaitGroup
 }
 
-// session is one stream, from its Hello to its end.
+// session is one stream, from its Hello to its end; or two, of which the second goes on where the first ends.
 type session struct {
 	n           *Node
 	id          uint64
 	node        protocol.NodeID
 	peer        peer.ID
-	stream      network.Stream
-	version     int // of the protocol that both speak on it
+	opens       bool           // this side opened it
+	stream      network.Stream // that it begins on
+	version     int            // of the protocol that both speak on it
 	incarnation uint64
 	credit      chan struct{}
+	met         chan struct{} // closed with the first frame after the Hello: the other side has this session, too
+	came        chan struct{} // closed when next is there
 
 	mu      sync.Mutex // guards what follows
 	queue   []tasks.Outgoing
@@ -80,6 +84,11 @@ type session struct {
 	dead    error
 	wake    chan struct{} // has room for one
 	flushed chan struct{} // closed when the writer has ended
+	// next is the stream that it goes on with, nil: none. Once set, it and what belongs to it stay.
+	next     network.Stream
+	nextRead *bufio.Reader
+	moveID   uint64
+	turned   bool // what comes is read from next
 
 	readAt   atomic.Int64 // scheduler time of the last frame read
 	sleptAt  atomic.Int64 // how much the machine had slept then, ns
@@ -87,7 +96,8 @@ type session struct {
 	asleep   atomic.Bool  // its Bye said that it goes to sleep
 	pings    pings
 	clean    atomic.Bool
-	lastBeat *protocol.Beat // the writer's
+	out      network.Stream // this and what follows is the writer's
+	lastBeat *protocol.Beat
 	beatAt   time.Time
 	again    time.Duration
 }
@@ -112,6 +122,11 @@ func (ss *sessions) start() {
 	for _, id := range ss.protocols() {
 		h.SetStreamHandler(id, func(s network.Stream) {
 			ss.run(func() { ss.incoming(s) })
+		})
+	}
+	for _, id := range ss.n.fromVersion2(protocol.NameMove) {
+		h.SetStreamHandler(id, func(s network.Stream) {
+			ss.run(func() { ss.incomingMove(s) })
 		})
 	}
 	h.Network().Notify(&network.NotifyBundle{
@@ -176,10 +191,10 @@ func (ss *sessions) connected(p peer.ID) {
 		}()
 		pause := reopenFirst
 		for ss.n.ctx.Err() == nil && ss.n.host.Network().Connectedness(p) == network.Connected {
-			s, err := ss.openStream(p)
+			s, err := ss.openStream(p, ss.protocols()...)
 			if err == nil {
 				began := time.Now()
-				err = ss.serveBest(s, better)
+				err = ss.serve(s, better)
 				if time.Since(began) > reopenMost {
 					pause = reopenFirst
 				}
@@ -196,43 +211,10 @@ func (ss *sessions) connected(p peer.ID) {
 	})
 }
 
-func (ss *sessions) openStream(p peer.ID) (network.Stream, error) {
+func (ss *sessions) openStream(p peer.ID, ids ...libp2pproto.ID) (network.Stream, error) {
 	ctx, cancel := context.WithTimeout(network.WithNoDial(ss.n.ctx, "stream of a connection"), helloTimeout)
 	defer cancel()
-	return ss.n.host.NewStream(ctx, p, ss.protocols()...) // on a direct connection, if there is one
-}
-
-// serveBest runs a session until it ends. One that goes through a relay moves once a direct connection is there: a new stream takes its
-// place when the Hellos on it have said what each side holds, so that no lease is in doubt in between.
-func (ss *sessions) serveBest(s network.Stream, better <-chan struct{}) error {
-	serve := func(s network.Stream) <-chan error {
-		ended := make(chan error, 1)
-		go func() { ended <- ss.serve(s) }()
-		return ended
-	}
-	ended := serve(s)
-	for {
-		select {
-		case err := <-ended:
-			return err
-		case <-better:
-		}
-		if _, through := discovery.Relayed(s.Conn()); !through {
-			continue
-		}
-		next, err := ss.openStream(s.Conn().RemotePeer())
-		if err != nil {
-			continue // the connection is gone again; if not, the relayed one is closed before long, and that opens one anew
-		}
-		if _, through := discovery.Relayed(next.Conn()); through {
-			next.Reset()
-			continue
-		}
-		old := ended
-		s, ended = next, serve(next)
-		err = <-old // replaced; or lost, like any
-		ss.n.log.Debug("stream moved to a direct connection", "peer", s.Conn().RemotePeer(), "err", err)
-	}
+	return ss.n.host.NewStream(ctx, p, ids...) // on a direct connection, if there is one
 }
 
 func (ss *sessions) incoming(s network.Stream) {
@@ -241,7 +223,7 @@ func (ss *sessions) incoming(s network.Stream) {
 		s.Reset()
 		return
 	}
-	if err := ss.serve(s); err != nil {
+	if err := ss.serve(s, nil); err != nil {
 		ss.n.log.Debug("stream ended", "peer", s.Conn().RemotePeer(), "err", err)
 	}
 }
@@ -257,8 +239,8 @@ func (n *Node) misbehaved(s network.Stream, err error) {
 	n.log.Warn("peer broke the protocol", "peer", s.Conn().RemotePeer(), "addr", s.Conn().RemoteMultiaddr(), "protocol", s.Protocol(), "err", err)
 }
 
-// serve exchanges Hellos and runs a session until it ends.
-func (ss *sessions) serve(stream network.Stream) (err error) {
+// serve exchanges Hellos and runs a session until it ends. The side that opened the stream hears from better of direct connections.
+func (ss *sessions) serve(stream network.Stream, better <-chan struct{}) (err error) {
 	defer stream.Reset()
 	n, remote := ss.n, stream.Conn().RemotePeer()
 	node := protocol.NodeID(remote.String())
@@ -293,9 +275,11 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	stream.SetDeadline(time.Time{})
 
 	s := &session{
-		n: n, node: node, peer: remote, stream: stream, version: int(hello.Version), incarnation: theirs.Incarnation,
+		n: n, node: node, peer: remote, opens: n.host.ID() < remote, stream: stream, out: stream, version: int(hello.Version), incarnation: theirs.Incarnation,
 		credit: make(chan struct{}, sessionCredit), wake: make(chan struct{}, 1), flushed: make(chan struct{}),
+		met: make(chan struct{}), came: make(chan struct{}),
 	}
+	defer s.reset()
 	if err := ss.add(s); err != nil {
 		refusal, _ := protocol.AppendMessage(nil, &protocol.Bye{Reason: err.Error()})
 		stream.SetWriteDeadline(time.Now().Add(byeTime))
@@ -320,6 +304,9 @@ func (ss *sessions) serve(stream network.Stream) (err error) {
 	}
 	n.log.Info("peer connected", "peer", node, "name", theirs.Name, "addr", stream.Conn().RemoteMultiaddr())
 	go s.write()
+	if better != nil {
+		ss.run(func() { ss.follow(s, better) })
+	}
 	err = ss.readError(stream, s.read(r))
 	s.end(err)
 	<-s.flushed
@@ -399,7 +386,7 @@ func (s *session) enqueueLocked(m tasks.Outgoing) {
 			s.dead = fmt.Errorf("it reads too slowly: %d bytes wait for it", s.bytes)
 			s.queue = nil
 			// Not here: the reset waits behind what the peer does not read, and this is the loop.
-			s.n.sessions.run(func() { s.stream.Reset() })
+			s.n.sessions.run(s.reset)
 		}
 	}
 	s.signal()
@@ -427,22 +414,54 @@ func (s *session) end(err error) {
 	s.signal()
 	s.mu.Unlock()
 	if bye == nil {
-		s.stream.Reset() // it may wait, and the loop must not wait for the lock
+		s.reset() // it may wait, and the loop must not wait for the lock
 	}
+}
+
+// streams are those that there are.
+func (s *session) streams() []network.Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next == nil {
+		return []network.Stream{s.stream}
+	}
+	return []network.Stream{s.stream, s.next}
+}
+
+func (s *session) reset() {
+	for _, st := range s.streams() {
+		st.Reset()
+	}
+}
+
+// conn is the connection that it is on, the newer one while it moves.
+func (s *session) conn() network.Conn {
+	all := s.streams()
+	return all[len(all)-1].Conn()
 }
 
 // read hands frames to the loop until the stream ends.
 func (s *session) read(r *bufio.Reader) error {
+	met := s.met
 	for {
 		m, err := protocol.ReadMessage(r)
 		if err != nil {
-			return err
+			return s.whileMoving(err)
 		}
 		s.heard()
+		if met != nil {
+			close(met)
+			met = nil
+		}
 		roundTrip := time.Duration(0)
 		switch m := m.(type) {
 		case *protocol.Hello:
 			return fmt.Errorf("%w: a second hello", protocol.ErrProtocol)
+		case *protocol.Move:
+			if r, err = s.turn(m); err != nil {
+				return err
+			}
+			continue
 		case *protocol.Bye:
 			s.clean.Store(true)
 			s.asleep.Store(m.Asleep)
@@ -502,11 +521,11 @@ func (s *session) write() {
 		if bye != nil {
 			buf, _ = protocol.AppendMessage(buf, bye)
 		}
-		if len(buf) > 0 && !s.flush(buf) {
+		if !s.flush(buf) {
 			return
 		}
 		if bye != nil {
-			s.stream.CloseWrite()
+			s.out.CloseWrite()
 			return
 		}
 		if s.lastBeat != nil {
@@ -554,11 +573,27 @@ func (s *session) fill(b *protocol.Beat) {
 	s.pings.fill(b)
 }
 
+// flush writes frames, each whole: on the other stream, if the session is to go on there.
 func (s *session) flush(buf []byte) bool {
+	if next, last := s.turnWriter(); next != nil {
+		if !s.put(last) {
+			return false
+		}
+		if s.opens {
+			s.out.CloseWrite() // it is still read
+		} else {
+			s.out.Close()
+		}
+		s.out = next
+	}
+	return s.put(buf)
+}
+
+func (s *session) put(buf []byte) bool {
 	for len(buf) > 0 {
 		n := min(len(buf), sessionPiece)
-		s.stream.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := s.stream.Write(buf[:n]); err != nil {
+		s.out.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := s.out.Write(buf[:n]); err != nil {
 			s.end(fmt.Errorf("write: %w", err))
 			return false
 		}
@@ -618,7 +653,7 @@ func (ss *sessions) bye(reason string) {
 	ss.mu.Lock()
 	ss.closed = true
 	ss.mu.Unlock()
-	for _, id := range ss.protocols() {
+	for _, id := range append(ss.protocols(), ss.n.fromVersion2(protocol.NameMove)...) {
 		ss.n.host.RemoveStreamHandler(id)
 	}
 	ss.say(&protocol.Bye{Reason: reason}, byeTime, 0)
@@ -646,7 +681,9 @@ func (ss *sessions) say(bye *protocol.Bye, within, linger time.Duration) {
 		case <-late:
 			late = time.After(0)
 		}
-		s.stream.SetReadDeadline(time.Now().Add(linger)) // its reader returns, and with it the session
+		for _, st := range s.streams() {
+			st.SetReadDeadline(time.Now().Add(linger)) // its reader returns, and with it the session
+		}
 	}
 }
 

@@ -74,6 +74,7 @@ const (
 	KindRevoke
 	KindCancel
 	KindBye
+	KindMove // from version 2 on
 )
 
 // maxBody is the largest body of each kind; 0 is no such kind.
@@ -81,6 +82,7 @@ var maxBody = [...]int{
 	KindHello: MaxBatch, KindBeat: MaxBatch, KindLoad: 64, KindJobInfo: MaxControl, KindStealRequest: 64,
 	KindGrant: MaxBatch, KindRecall: 64, KindGiveBack: MaxBatch, KindResult: MaxBatch,
 	KindResultAnswer: MaxBatch, KindRevoke: MaxBatch, KindCancel: 64, KindBye: 4 << 10,
+	KindMove: 64,
 }
 
 func kindOf(m Message) Kind {
@@ -111,6 +113,8 @@ func kindOf(m Message) Kind {
 		return KindCancel
 	case *Bye:
 		return KindBye
+	case *Move:
+		return KindMove
 	}
 	return 0
 }
@@ -143,6 +147,8 @@ func newMessage(k Kind) Message {
 		return &Cancel{}
 	case KindBye:
 		return &Bye{}
+	case KindMove:
+		return &Move{}
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ func samples() []sample {
 		{"cancel", &Cancel{Epoch: 7, Job: job}},
 		{"bye", &Bye{Reason: "going to sleep"}},
 		{"bye-asleep", &Bye{Reason: "goes to sleep", Asleep: true}},
+		{"move", &Move{Id: 0x0123456789abcdef}},
 	}
 }
 

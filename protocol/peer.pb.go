@@ -1,4 +1,5 @@
-// What two nodes say to each other on the one stream of their pair (PeerProtocol).
+// What two nodes say to each other on the one stream of their pair (PeerProtocol). When it moves to another stream (Move), the two
+// count as one wherever something is said or counted once for each stream.
 //
 // A frame is one byte of kind, a varint length, and one of the messages below; protocol/message.go
 // has the kinds and the largest size of each, checked before a byte of the body is read.
@@ -1331,6 +1332,52 @@ func (x *Bye) GetAsleep() bool {
 	return false
 }
 
+// Move says that what follows comes on another stream (NameMove), which begins with the same Move. It is the last frame of the one that
+// goes on there, once from each side.
+type Move struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"fixed64,1,opt,name=id,proto3" json:"id,omitempty"` // random: the two that belong together
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Move) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 var File_peer_proto protoreflect.FileDescriptor
 
 const file_peer_proto_rawDesc = "" +
@@ -1452,7 +1499,9 @@ const file_peer_proto_rawDesc = "" +
 	"\x03job\x18\x02 \x01(\fR\x03job\"5\n" +
 	"\x03Bye\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06asleep\x18\x02 \x01(\bR\x06asleep*0\n" +
+	"\x06asleep\x18\x02 \x01(\bR\x06asleep\"\x16\n" +
+	"\x04Move\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x06R\x02id*0\n" +
 	"\aRefusal\x12\b\n" +
 	"\x04NONE\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1472,7 +1521,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_peer_proto_goTypes = []any{
 	(Refusal)(0),         // 0: meshnode.Refusal
 	(*Hello)(nil),        // 1: meshnode.Hello
@@ -1490,32 +1539,33 @@ var file_peer_proto_goTypes = []any{
 	(*Revoke)(nil),       // 13: meshnode.Revoke
 	(*Cancel)(nil),       // 14: meshnode.Cancel
 	(*Bye)(nil),          // 15: meshnode.Bye
-	(*Attempts)(nil),     // 16: meshnode.Attempts
-	(*Program)(nil),      // 17: meshnode.Program
-	(*Limits)(nil),       // 18: meshnode.Limits
-	(*Blob)(nil),         // 19: meshnode.Blob
-	(*Outcome)(nil),      // 20: meshnode.Outcome
+	(*Move)(nil),         // 16: meshnode.Move
+	(*Attempts)(nil),     // 17: meshnode.Attempts
+	(*Program)(nil),      // 18: meshnode.Program
+	(*Limits)(nil),       // 19: meshnode.Limits
+	(*Blob)(nil),         // 20: meshnode.Blob
+	(*Outcome)(nil),      // 21: meshnode.Outcome
 }
 var file_peer_proto_depIdxs = []int32{
-	16, // 0: meshnode.Hello.held:type_name -> meshnode.Attempts
-	16, // 1: meshnode.Hello.unanswered:type_name -> meshnode.Attempts
-	16, // 2: meshnode.Beat.held:type_name -> meshnode.Attempts
-	16, // 3: meshnode.Beat.running_of_yours:type_name -> meshnode.Attempts
-	16, // 4: meshnode.Beat.unanswered:type_name -> meshnode.Attempts
-	17, // 5: meshnode.JobInfo.program:type_name -> meshnode.Program
-	18, // 6: meshnode.JobInfo.limits:type_name -> meshnode.Limits
+	17, // 0: meshnode.Hello.held:type_name -> meshnode.Attempts
+	17, // 1: meshnode.Hello.unanswered:type_name -> meshnode.Attempts
+	17, // 2: meshnode.Beat.held:type_name -> meshnode.Attempts
+	17, // 3: meshnode.Beat.running_of_yours:type_name -> meshnode.Attempts
+	17, // 4: meshnode.Beat.unanswered:type_name -> meshnode.Attempts
+	18, // 5: meshnode.JobInfo.program:type_name -> meshnode.Program
+	19, // 6: meshnode.JobInfo.limits:type_name -> meshnode.Limits
 	7,  // 7: meshnode.Grant.jobs:type_name -> meshnode.JobGrant
 	8,  // 8: meshnode.JobGrant.tasks:type_name -> meshnode.Assignment
-	19, // 9: meshnode.Assignment.input_blob:type_name -> meshnode.Blob
-	19, // 10: meshnode.Assignment.blobs:type_name -> meshnode.Blob
-	16, // 11: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
+	20, // 9: meshnode.Assignment.input_blob:type_name -> meshnode.Blob
+	20, // 10: meshnode.Assignment.blobs:type_name -> meshnode.Blob
+	17, // 11: meshnode.GiveBack.attempts:type_name -> meshnode.Attempts
 	0,  // 12: meshnode.GiveBack.why:type_name -> meshnode.Refusal
-	20, // 13: meshnode.Result.outcomes:type_name -> meshnode.Outcome
+	21, // 13: meshnode.Result.outcomes:type_name -> meshnode.Outcome
 	5,  // 14: meshnode.Result.ask:type_name -> meshnode.StealRequest
-	16, // 15: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
-	16, // 16: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
-	16, // 17: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
-	16, // 18: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
+	17, // 15: meshnode.ResultAnswer.accepted:type_name -> meshnode.Attempts
+	17, // 16: meshnode.ResultAnswer.superseded:type_name -> meshnode.Attempts
+	17, // 17: meshnode.ResultAnswer.unknown:type_name -> meshnode.Attempts
+	17, // 18: meshnode.Revoke.attempts:type_name -> meshnode.Attempts
 	19, // [19:19] is the sub-list for method output_type
 	19, // [19:19] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
@@ -1535,7 +1585,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

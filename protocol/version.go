@@ -18,8 +18,9 @@ const (
 	NamePeer      = "peer"
 	NameMembers   = "members"
 	NameBlob      = "blob"
-	// NameCheck is there from version 2 on.
+	// NameCheck and NameMove are there from version 2 on.
 	NameCheck = "check"
+	NameMove  = "move"
 )
 
 // Limits of CheckRequest and CheckAnswer.
