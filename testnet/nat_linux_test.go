@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,8 +182,8 @@ func TestRelay(t *testing.T) {
 	})
 }
 
-// Where only the relay led to the other node, the direct way is tried again. When it opens, what was under way moves to it: no task is lost, and none
-// runs twice.
+// Where only the relay led to the other node, the direct way is tried again. When it opens, what was under way moves to it: the session goes on, no task
+// is lost, and none runs twice.
 func TestDirectLater(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)
@@ -194,33 +196,47 @@ func TestDirectLater(t *testing.T) {
 		return nil
 	}})
 	a, b := n.Node(2), n.Node(3)
-	until := time.Now().Add(time.Minute)
-	jobs, tasks := 0, 0
-	for direct := false; !direct; {
-		if p, _ := a.pathTo(t, b); p == "direct" {
-			direct = true // one job more
-		} else if time.Now().After(until) {
-			t.Fatalf("connected by %q all the time", p)
-		}
-		if jobs == 1 {
-			l.Pass(routers[0], routers[1])
-		}
-		args := []string{"submit", "--json", "--stats", sumPrimes, ":::"}
-		for i := range 200 {
-			args = append(args, strconv.Itoa(20000+i))
-		}
-		out := a.CLI(args...)
-		lines := strings.Split(strings.TrimSpace(out.Stdout), "\n")
-		if out.Code != 0 || len(lines) != 201 || strings.Count(out.Stdout, `"attempts":1,`) != 200 || !strings.Contains(lines[len(lines)-1], `"reissued":0`) {
-			t.Fatalf("job %d: exit code %d, %d lines, %d tasks ran once: %.2000s\n%s", jobs, out.Code, len(lines), strings.Count(out.Stdout, `"attempts":1,`), lines[len(lines)-1], out.Stderr)
-		}
-		jobs, tasks = jobs+1, tasks+200
+	n.within(10*time.Second, "connected through the relay", func() bool { p, _ := a.pathTo(t, b); return p == "relay" })
+	args := []string{"submit", "--json", "--stats", sumPrimes, ":::"}
+	for i := range 200 {
+		args = append(args, strconv.Itoa(20000+i))
 	}
-	if !strings.Contains(a.Log()+b.Log(), "stream moved to a direct connection") {
-		t.Error("no stream moved")
+	// Two clients, so that there is work at every moment.
+	var clients sync.WaitGroup
+	var jobs atomic.Int64
+	moved := make(chan struct{})
+	for range 2 {
+		clients.Go(func() {
+			for more := true; more && !t.Failed(); jobs.Add(1) {
+				select {
+				case <-moved:
+					more = false // one job more
+				default:
+				}
+				out := a.CLI(args...)
+				lines := strings.Split(strings.TrimSpace(out.Stdout), "\n")
+				if out.Code != 0 || len(lines) != 201 || strings.Count(out.Stdout, `"attempts":1,`) != 200 || !strings.Contains(lines[len(lines)-1], `"reissued":0`) {
+					t.Errorf("job %d: exit code %d, %d lines, %d tasks ran once: %.2000s\n%s", jobs.Load(), out.Code, len(lines), strings.Count(out.Stdout, `"attempts":1,`), lines[len(lines)-1], out.Stderr)
+				}
+			}
+		})
 	}
-	t.Logf("%d jobs of %d tasks, while the way changed", jobs, tasks)
+	stop := sync.OnceFunc(func() { close(moved); clients.Wait() })
+	defer stop()
+	n.within(30*time.Second, "jobs end", func() bool { return jobs.Load() > 0 })
+	l.Pass(routers[0], routers[1])
+	n.within(time.Minute, "connected directly", func() bool { p, _ := a.pathTo(t, b); return p == "direct" })
+	stop()
+	t.Logf("%d jobs of 200 tasks, while the way changed", jobs.Load())
 	n.within(10*time.Second, "the relayed connection is closed", func() bool {
 		return strings.Contains(a.Log()+b.Log(), "a direct connection took the relayed one's place")
 	})
+	if p, _ := a.pathTo(t, b); p != "direct" {
+		t.Errorf("connected by %q", p)
+	}
+	for _, nd := range []*Node{a, b} {
+		if log := nd.Log(); !strings.Contains(log, "stream moved to a direct connection") || strings.Contains(log, "peer disconnected") {
+			t.Error("a session did not move, or ended")
+		}
+	}
 }
