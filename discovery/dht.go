@@ -137,18 +137,23 @@ func (d *Discovery) lookFor(ctx context.Context, table *dht.IpfsDHT, p peer.ID) 
 		defer close(done)
 		for e := range events {
 			if e.Type == routing.PeerResponse {
-				for _, i := range e.Responses[:min(len(e.Responses), maxDHTPeers)] {
-					if i != nil && i.ID != d.host.ID() {
-						addrs := slices.Clone(i.Addrs[:min(len(i.Addrs), protocol.MaxMemberAddresses)])
-						d.do(d.ctx, func() { d.hint(i.ID, hearsay, fromDHT, addrs...) })
-					}
-				}
+				d.takeAnswer(e.Responses, func(f func()) { d.do(d.ctx, f) })
 			}
 		}
 	}()
 	table.FindPeer(ctx, p) // what it found, the events told
 	cancel()
 	<-done
+}
+
+// takeAnswer takes a member's answer as hints; do runs in Run's goroutine what it is given.
+func (d *Discovery) takeAnswer(peers []*peer.AddrInfo, do func(func())) {
+	for _, i := range peers[:min(len(peers), maxDHTPeers)] {
+		if i != nil && i.ID != d.host.ID() {
+			addrs := slices.Clone(i.Addrs[:min(len(i.Addrs), protocol.MaxMemberAddresses)])
+			do(func() { d.hint(i.ID, hearsay, fromDHT, addrs...) })
+		}
+	}
 }
 
 // maxDHTPeers of one answer are looked at: Kademlia's is twenty, and the one that was asked for.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
@@ -346,11 +347,7 @@ func (d *Discovery) askRelay(p peer.ID) {
 	d.spawn(func() {
 		ctx, cancel := context.WithTimeout(network.WithNoDial(d.ctx, "reservation at a connected member"), reserveTimeout)
 		defer cancel()
-		_, err := client.Reserve(ctx, d.host, peer.AddrInfo{ID: p})
-		var refused client.ReservationError
-		if errors.As(err, &refused) && refused.Status == pb.Status_MALFORMED_MESSAGE && strings.Contains(refused.Reason, "expiration date in the past") {
-			err = nil // by the relay's clock, or by ours: times are told here in durations
-		}
+		err := reserveAt(ctx, d.host, p)
 		d.do(d.ctx, func() {
 			if d.ways.held[p] != r {
 				return
@@ -371,6 +368,16 @@ func (d *Discovery) askRelay(p peer.ID) {
 			}
 		})
 	})
+}
+
+// reserveAt makes a reservation at a relay.
+func reserveAt(ctx context.Context, h host.Host, relay peer.ID) error {
+	_, err := client.Reserve(ctx, h, peer.AddrInfo{ID: relay})
+	var refused client.ReservationError
+	if errors.As(err, &refused) && refused.Status == pb.Status_MALFORMED_MESSAGE && strings.Contains(refused.Reason, "expiration date in the past") {
+		return nil // by the relay's clock, or by ours: times are told here in durations
+	}
+	return err
 }
 
 func (d *Discovery) nameOf(p peer.ID) string {
