@@ -27,6 +27,7 @@ type entry struct {
 	Addrs    []string  `json:"addresses"`
 	LastSeen time.Time `json:"last_seen"`
 	Relays   bool      `json:"relays,omitempty"` // it did when it was connected last
+	Name     string    `json:"name,omitempty"`   // what it said last that it is called: its certificate has the name that it joined with
 }
 
 // openBook reads the book; an unreadable one is an empty one.
@@ -56,7 +57,7 @@ func openBook(dir string) (*book, error) {
 func (b *book) put(p peer.ID, addrs []ma.Multiaddr, now time.Time) (changed bool) {
 	e := &entry{LastSeen: now}
 	if old := b.peers[p]; old != nil {
-		e.Relays = old.Relays
+		e.Relays, e.Name = old.Relays, old.Name
 	}
 	for _, a := range best(addrs) {
 		e.Addrs = append(e.Addrs, a.String())
@@ -81,6 +82,20 @@ func (b *book) relays(p peer.ID, it bool) bool {
 		return false
 	}
 	e.Relays, b.dirty = it, true
+	return true
+}
+
+// named notes what a peer says that it is called, and reports whether that is new.
+func (b *book) named(p peer.ID, name string) bool {
+	e := b.peers[p]
+	if e == nil {
+		e = &entry{LastSeen: time.Now()}
+		b.peers[p] = e
+	}
+	if e.Name == name {
+		return false
+	}
+	e.Name, b.dirty = name, true
 	return true
 }
 

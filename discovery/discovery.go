@@ -107,6 +107,7 @@ type known struct {
 	lastDial  time.Time
 	followed  time.Time // the last pairing with it, by the secret
 	lastSeen  time.Time
+	name      string    // what it said last that it is called
 	learnt    time.Time // that it is a member
 	greeted   time.Time // since it is up
 	reason    string
@@ -273,7 +274,7 @@ func (d *Discovery) sync() {
 		d.peers[c.Peer] = k
 		k.addrs.take(now, itself, "itself", d.book.addrs(c.Peer)...)
 		if e := d.book.peers[c.Peer]; e != nil {
-			k.lastSeen = e.LastSeen
+			k.lastSeen, k.name = e.LastSeen, e.Name
 			if now.Sub(e.LastSeen) < seenLately {
 				k.hot = now.Add(hot)
 			}
@@ -367,6 +368,17 @@ func (d *Discovery) connChanged(p peer.ID) {
 	if k.version != nil {
 		k.reason, k.next = k.version.Error(), k.nextTry(k.version)
 	}
+}
+
+// Named keeps what a member says that it is called, for when it is away.
+func (d *Discovery) Named(ctx context.Context, p peer.ID, name string) {
+	d.do(ctx, func() {
+		if k := d.peers[p]; k != nil && !k.cert.Brief {
+			if k.name = name; d.book.named(p, name) {
+				d.save()
+			}
+		}
+	})
 }
 
 // oneConnection closes what is too much when both sides dialled. Only the lower peer ID closes: two judges could each

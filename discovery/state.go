@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 // State is what is known of a member, or of a given address where no member was found yet.
 type State struct {
 	Peer     peer.ID // empty for a given address that is no member yet
-	Name     string  // from its certificate, or the address as it was given
+	Name     string  // what it said last that it is called, or its certificate does; or the address as it was given
 	State    Standing
 	Reason   string    // why it is not connected; a sentence
 	Fix      string    // what to do about that; "" if it is not known
@@ -44,7 +45,7 @@ func (d *Discovery) show() {
 	out := make([]State, 0, len(d.peers)+len(d.given))
 	for _, p := range d.order() {
 		k := d.peers[p]
-		s := State{Peer: p, Name: k.cert.Name, Reason: k.reason, NextTry: k.next, LastSeen: k.lastSeen, State: Waiting, Version: k.version}
+		s := State{Peer: p, Name: cmp.Or(k.name, k.cert.Name), Reason: k.reason, NextTry: k.next, LastSeen: k.lastSeen, State: Waiting, Version: k.version}
 		for _, h := range k.addrs {
 			s.Addrs = append(s.Addrs, h.addr)
 		}

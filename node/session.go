@@ -289,6 +289,8 @@ func (ss *sessions) serve(stream network.Stream, better <-chan struct{}) (err er
 	}
 	s.heard()
 	n.names.Store(node, theirs.Name)
+	own := theirs.Name
+	n.tasks.Go(func() { n.finder.Named(n.ctx, remote, own) })
 	theirs.Name = cmp.Or(n.members.Label(remote), theirs.Name)
 	up := tasks.PeerUp{
 		Peer: node, Session: s.id, Hello: theirs,
