@@ -5,11 +5,13 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
 	"meshnode/protocol"
@@ -195,6 +197,109 @@ func FuzzRevocation(f *testing.F) {
 		}
 		if set.voidedBy(m.own) != nil && string(r.body.Key) != string(m.own.body.Key) {
 			t.Errorf("%v voids another certificate", r.body)
+		}
+	})
+}
+
+// FuzzRevocationsTold: whatever a member sends as the revocations that it holds, nobody is put out by it.
+func FuzzRevocationsTold(f *testing.F) {
+	m, lap, guest := open(f, "", Options{Volatile: true}), open(f, "", Options{Volatile: true}), open(f, "", Options{Volatile: true})
+	admit(f, m, lap, InviteOptions{Mine: true})
+	admit(f, m, guest, InviteOptions{})
+	// One of a key that nobody has, and what lap cannot revoke.
+	stranger, _ := keyOf(newPeer(f))
+	m.mu.Lock()
+	good, err := m.signRevocation(signer{key: ed25519.NewKeyFromSeed(m.st.Root)}, &protocol.RevocationBody{Key: stranger}, nil)
+	bad, err2 := lap.signRevocation(signer{key: lap.rawKey, chain: lap.own.chain}, &protocol.RevocationBody{Key: guest.own.body.Key}, guest.own.chain)
+	m.mu.Unlock()
+	if err := errors.Join(err, err2); err != nil {
+		f.Fatal(err)
+	}
+	for _, done := range []*protocol.AdmissionDone{{}, {Revoked: []*protocol.Revocation{good, bad, {}}}, {Refused: "no", Revoked: []*protocol.Revocation{bad}, Issued: lap.own.chain}} {
+		var b bytes.Buffer
+		if err := writeMsg(&b, done); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		done := &protocol.AdmissionDone{}
+		if readMsg(bytes.NewReader(b), done, protocol.MaxRevocationSet) != nil {
+			return
+		}
+		m.hearRefusal(done)
+		if _, err := m.hearHeld(done.Revoked, lap.own.chain, lap.Self()); err != nil {
+			t.Errorf("lap is put out: %v", err)
+		}
+		if m.knows(guest.Self()) != true || m.void != nil {
+			t.Error("somebody is put out")
+		}
+	})
+}
+
+// FuzzVersionsAsked: whatever was asked for before the security protocol is one line about a version, or nothing; and so is what is answered.
+func FuzzVersionsAsked(f *testing.F) {
+	f.Add([]byte("\x13/multistream/1.0.0\n\x10/meshnode/tls/9\n"))
+	f.Add([]byte("\x13/multistream/1.0.0\n\x03na\n"))
+	f.Add([]byte("/meshnode/tls/99999999999999999999\n/meshnode/tls/-1\n/meshnode/\n\n"))
+	f.Add(bytes.Repeat([]byte("x"), maxAsked*2/3))
+	m := open(f, "", Options{Volatile: true})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var a asked
+		a.add(b)
+		a.add(b)
+		if len(a.b) > maxAsked {
+			t.Errorf("%d bytes are kept", len(a.b))
+		}
+		said := a.incompatible(m.speak)
+		if said != nil && (said.Error() == "" || len(said.Error()) > 1000 || strings.ContainsAny(said.Error(), "\n\x1b")) {
+			t.Errorf("%q", said)
+		}
+		if err := m.otherVersion(&script{r: bytes.NewReader(b)}); err == nil {
+			t.Error("a version in common among those that this node does not speak")
+		}
+	})
+}
+
+// FuzzAddressesTold: what is told as addresses is dialled as addresses with a peer, at most sixteen, or not at all.
+func FuzzAddressesTold(f *testing.F) {
+	f.Add([]byte{4, 127, 0, 0, 1, 6, 0, 1})
+	f.Add(ma.StringCast("/ip4/127.0.0.1/tcp/1/p2p/" + newPeer(f).String()).Bytes())
+	f.Add(ma.StringCast("/ip4/127.0.0.1/udp/1/p2p/" + newPeer(f).String()).Bytes())
+	f.Add(ma.StringCast("/dns4/x/tcp/1/p2p/" + newPeer(f).String() + "/p2p-circuit").Bytes())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		for _, info := range multiaddrs(slices.Repeat([][]byte{b, nil}, 20)) {
+			for _, a := range info.Addrs {
+				if n++; !Dialable(a) || info.ID.Validate() != nil {
+					t.Errorf("%v of %v", a, info.ID)
+				}
+			}
+		}
+		if n > protocol.MaxMemberAddresses {
+			t.Errorf("%d addresses", n)
+		}
+		if a, err := ma.NewMultiaddrBytes(b); err == nil {
+			if relay, ok := Circuit(a); ok && (!throughRelay(a) || relay.Validate() != nil || Dialable(a)) {
+				t.Errorf("%v leads through %v", a, relay)
+			}
+			throughRelay(a)
+		}
+	})
+}
+
+// FuzzRecoveryCode: any text is the code of one root key, or an error.
+func FuzzRecoveryCode(f *testing.F) {
+	f.Add(recoveryCode(make([]byte, 32)))
+	f.Add("")
+	f.Add(strings.Repeat("a", 56))
+	f.Fuzz(func(t *testing.T, s string) {
+		seed, err := parseRecoveryCode(s)
+		if err != nil {
+			return
+		}
+		if again, err := parseRecoveryCode(recoveryCode(seed)); len(seed) != ed25519.SeedSize || err != nil || !bytes.Equal(seed, again) {
+			t.Errorf("%q is %x, %v", s, seed, err)
 		}
 	})
 }
