@@ -168,18 +168,7 @@ func reissued(t *testing.T, nd *Node) uint32 {
 // awaitReissue waits until more tasks of the newest job were granted anew than before, and says how long that took.
 func awaitReissue(t *testing.T, nd *Node, before uint32, most time.Duration) time.Duration {
 	t.Helper()
-	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		j, err := nd.Client().Job(t.Context(), "@last")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if j.Reissued > before {
-			return time.Since(began)
-		}
-		if time.Since(began) > most {
-			t.Fatalf("tasks of the lost node were not granted anew in %v: %+v", most, j)
-		}
-	}
+	return nd.net.Await(most, "tasks of the lost node are granted anew", func() bool { return reissued(t, nd) > before })
 }
 
 func TestNodeKilledInAJob(t *testing.T) {
@@ -322,19 +311,14 @@ func TestKilledNodeLeavesNoProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	var workers []*process.Process
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	n.Await(20*time.Second, "a worker computes", func() bool {
 		st, err := node.Client().Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		workers, _ = p.Children()
-		if busy(workers) && st.Running == 1 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("no worker computes: %+v", st)
-		}
-	}
+		return busy(workers) && st.Running == 1
+	})
 	node.Kill()
 	for _, w := range workers {
 		for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {

@@ -46,14 +46,10 @@ func TestNoMoreFiles(t *testing.T) {
 		c.Close()
 	}
 	held = nil
-	for {
-		if _, err := nd.Client().Status(ctx); err == nil {
-			break
-		} else if ctx.Err() != nil {
-			t.Fatalf("it does not answer: %v", err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	n.Await(startTimeout, "it answers again", func() bool {
+		_, err := nd.peers()
+		return err == nil
+	})
 	if c := strings.Count(nd.Log(), "limit hit: open files"); c > 2 {
 		t.Errorf("logged %d times", c)
 	}
