@@ -47,8 +47,16 @@ func (d *Discovery) heardOnLAN(p peer.ID, addrs []ma.Multiaddr) {
 				delete(d.unmet, q)
 			}
 		}
-		if len(d.unmet) >= maxUnmet || len(addrs) == 0 {
+		if len(addrs) == 0 {
 			return
+		}
+		for q, o := range d.unmet {
+			if len(d.unmet) < maxUnmet {
+				break
+			}
+			if !o.asking { // any: those that are made up are to keep nobody out
+				delete(d.unmet, q)
+			}
 		}
 		u = &unmet{wait: firstProbe, next: now}
 		d.unmet[p] = u
