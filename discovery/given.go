@@ -121,7 +121,7 @@ func (d *Discovery) seek(ctx context.Context, g Given) {
 				}
 				d.do(ctx, func() {
 					d.notMet(g, reasonOf(err))
-					d.given[g.Text] = givenState{reason: reasonOf(err), next: time.Now().Add(next)}
+					d.given[g.Text] = givenState{reason: reasonOf(err), fix: d.givenFix(g, err), next: time.Now().Add(next)}
 				})
 				if !d.pause(ctx, next) {
 					return
@@ -237,5 +237,17 @@ type givenState struct {
 	peer   peer.ID // found there
 	self   bool
 	reason string
+	fix    string // what to do about the reason
 	next   time.Time
+}
+
+// givenFix is what to do where no member was found at a given address.
+func (d *Discovery) givenFix(g Given, err error) string {
+	switch code, _ := AnswerOf(err); {
+	case code == OtherMesh && d.secret == "" && g.Secret == "":
+		return "the two are not in one mesh: meshnode invite on one machine, meshnode join TICKET on the other"
+	case code == Revoked, code == Expired, code == OtherVersion:
+		return Advice([]Answer{{Code: code}})
+	}
+	return "see that a node runs there and listens on that port (meshnode status there says so), or leave the address out"
 }

@@ -72,7 +72,7 @@ func (d *Discovery) show() {
 	}
 	for _, g := range d.givens {
 		if st := d.given[g.Text]; st.peer == "" && !st.self {
-			s := State{Name: g.Text, State: Waiting, Reason: st.reason, NextTry: st.next}
+			s := State{Name: g.Text, State: Waiting, Reason: st.reason, Fix: st.fix, NextTry: st.next}
 			if st.reason == "" {
 				s.State = Dialing
 			}

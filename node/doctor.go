@@ -39,9 +39,6 @@ const (
 	doctorTime = 20 * time.Second
 )
 
-// fixGiven is what to do about an address of --peer where nobody was found.
-const fixGiven = "see that a node runs there and listens on that port (meshnode status there says so), or leave the address out"
-
 // Doctor implements clientAPI.
 func (n *Node) Doctor(ctx context.Context) (doctor.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
@@ -159,7 +156,7 @@ func (n *Node) examine(ctx context.Context, known []discovery.State) []doctor.Fi
 		switch {
 		case st.Peer == "": // a given address, where nobody was found yet
 			f.State, f.Text = doctor.Warn, fmt.Sprintf("nobody was found at %s, which was given with --peer: %s", name, cmp.Or(st.Reason, "it is being tried"))
-			f.Fix = fixGiven
+			f.Fix = cmp.Or(st.Fix, "run this again in a moment")
 			continue
 		case n.host.Network().Connectedness(st.Peer) != network.NotConnected:
 			n.sayConnected(st.Peer, name, f)

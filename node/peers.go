@@ -74,8 +74,6 @@ func (n *Node) Peers(ctx context.Context) ([]Peer, error) {
 		switch {
 		case k.Version != nil:
 			p.fix = k.Version.Fix()
-		case k.Peer == "":
-			p.fix = fixGiven
 		default:
 			p.fix = k.Fix
 		}
