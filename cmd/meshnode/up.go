@@ -303,6 +303,7 @@ func (c *cli) serve(cmd *cobra.Command, f *upFlags, log *slog.Logger) error {
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
+	go giveBackMemory(ctx)
 	if f.withParent {
 		go func() {
 			io.Copy(io.Discard, c.stdin)
