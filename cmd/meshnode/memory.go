@@ -10,13 +10,14 @@ import (
 // When memory goes back to the system.
 const (
 	memoryLook = 5 * time.Second
-	// quietBytes is the most that a node allocates in memoryLook while nothing happens: beats with 300 members are less.
+	// quietBytes is the most that a node allocates in memoryLook while nothing happens: beats with 59 members are less (TestSixty).
 	quietBytes = 4 << 20
-	// busyBytes allocated since memory was last given back are worth to look what of it can be. Go collects a heap of the usual size as often.
+	// busyBytes allocated since memory was last given back are worth a collection to see what of them is not used.
 	busyBytes = 16 << 20
 )
 
 // giveBackMemory gives memory that is not used any more back to the system whenever the node has been busy and is quiet again, until ctx ends.
+// serve runs it in a goroutine of its own, one for the process.
 // Go does so by itself within some minutes. The owner of the machine should not have to wait for it: a node that was busy with coming
 // into a mesh of sixty has 5 MB less then.
 func giveBackMemory(ctx context.Context) {
